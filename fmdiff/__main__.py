@@ -1,0 +1,5 @@
+import sys
+
+from fmdiff.cli import main
+
+sys.exit(main())

@@ -1,0 +1,399 @@
+"""Checkpoint files: written whole or not at all, verified when read, never able to run code.
+
+A checkpoint is `torch.save` of one dict of plain containers and tensors:
+
+    format     "fmdiff"
+    version    1
+    step       int, optimiser steps done
+    spec       nested dict, everything needed to rebuild the field
+    weights    {"raw": state_dict, "0.9999": state_dict of that EMA, ...}
+    training   optimizer, loops, config ...; absent in an exported file
+    checksums  {dotted path of a tensor: SHA-256 of its dtype, shape and bytes}
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import logging
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError
+
+FORMAT, VERSION = "fmdiff", 1
+LAST = "last.ckpt"
+NUMBERED = re.compile(r"(\d{7,})\.ckpt")
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(FmdiffError):
+    """A checkpoint whose bytes are not those that were written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"checkpoint {path} is damaged: {reason}")
+
+
+def name(step: int) -> str:
+    """The file name of the checkpoint of a step."""
+    return f"{step:07d}.ckpt"
+
+
+def write(path: str | Path, content: dict) -> None:
+    """Write content to path so that at every instant path is the old file or the whole new one.
+
+    content: dicts (keys str or int), lists, tuples, str, int, float, bool, None and dense tensors
+    of any dtype, shape and device; stored on the CPU, without what lies behind a view. Format,
+    version and checksums are added. A process writes one checkpoint of a folder at a time.
+
+    Raises TypeError, before anything is written, naming the dotted key of a value of another type;
+    OSError if the file cannot be written (the old one is then intact).
+    """
+    path = Path(path)
+    plain = _plain({**content, "checksums": {}}, "", {})
+    checksums: dict[str, str] = {}
+    for key, tensor in _tensors(plain):
+        if key in checksums:
+            raise TypeError(f"checkpoint content holds two tensors called {key!r}")
+        checksums[key] = _digest(tensor)
+    plain |= {"format": FORMAT, "version": VERSION, "checksums": checksums}
+    _sweep(path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(plain, file)
+            except RuntimeError as error:
+                # closing a half-written archive fails once more and hides what went wrong first
+                first = error.__context__
+                raise first if isinstance(first, OSError) else error from None
+            _sync(file)
+        with temporary.open("rb") as file:
+            _check_archive(temporary, file)
+        _put(temporary, path)
+    except Damaged as error:
+        raise OSError(errno.EIO, f"written but not read back ({error})", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_last(numbered: Path) -> None:
+    """Make `last.ckpt` beside a numbered checkpoint the same file, or a copy without hard links.
+
+    Raises OSError; the old `last.ckpt` is then intact.
+    """
+    last = numbered.with_name(LAST)
+    temporary = _temporary(last)
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(numbered, temporary)
+        except OSError:
+            shutil.copyfile(numbered, temporary)
+            with temporary.open("rb+") as file:
+                _sync(file)
+        _put(temporary, last)
+    finally:
+        # renaming one link of a file onto another of the same file succeeds and leaves both
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
+    """The content of a checkpoint, every tensor checked against its checksum, no code executed.
+
+    Raises FmdiffError: missing, damaged (Damaged, naming the tensor if it can), of another
+    program, of a newer format, or asking for code.
+    """
+    path = Path(path)
+    torch.empty(0, device=map_location)  # a missing device must not be taken for a bad file
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise FmdiffError(f"checkpoint {path} cannot be opened: {error.strerror}") from error
+    with file:
+        _check_archive(path, file)
+        content = _load(path, file, map_location)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        holds = f"keys {list(content)[:8]}" if isinstance(content, dict) else type(content)
+        raise FmdiffError(f"{path} is not an fmdiff checkpoint (it holds {holds})")
+    if content.get("version") != VERSION:  # 1 is the first
+        newer = f"a newer fmdiff (format version {content.get('version')}, this is {VERSION})"
+        raise FmdiffError(f"checkpoint {path} was written by {newer}")
+    try:
+        fault = _tensor_fault(content)
+    except RecursionError:
+        fault = "it nests too deeply"
+    if fault:
+        raise Damaged(path, fault)
+    return content
+
+
+def newest_good(folder: str | Path) -> tuple[Path, dict] | None:
+    """The undamaged checkpoint of the highest step in a run folder and its content.
+
+    None if the folder holds no checkpoint. Each damaged one passed over is logged as a warning.
+    Raises FmdiffError if all are damaged, or if the newest is readable by another fmdiff only.
+    """
+    damages: list[str] = []
+    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+        try:
+            content = read(path)
+        except Damaged as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            logger.warning("%s; falling back to %s", damage, path)
+        return path, content
+    if damages:
+        raise FmdiffError(f"no checkpoint in {folder} can be read: {damages[0]}")
+    return None
+
+
+def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
+    """The checkpoint file that `ckpt=spec` means.
+
+    spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
+    (the newest run under outputs). Raises FmdiffError naming spec and checkpoints found nearby.
+    """
+    outputs = Path(outputs)
+    if str(spec) == "last":
+        files = _newest_first(_in_outputs(outputs))
+        if not files:
+            raise FmdiffError(f"ckpt=last: no run under {outputs} holds a checkpoint")
+        path = files[0].parent
+    else:
+        path = Path(spec).expanduser()
+    if path.is_file():
+        return path
+    good = newest_good(path) if path.exists() else None
+    if good is None:
+        what = "is a folder without checkpoints" if path.exists() else "does not exist"
+        raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
+    logger.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
+    return good[0]
+
+
+# Content
+
+
+def _plain(value: Any, key: str, seen: dict) -> Any:
+    """value with dicts and compact CPU tensors only; seen keeps shared tensors shared."""
+    if isinstance(value, Tensor):
+        return _compact(value, key, seen)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_plain(v, f"{key}.{i}", seen) for i, v in enumerate(value))
+    if type(value) in (dict, OrderedDict):
+        for k in value:
+            if type(k) not in (str, int):
+                raise TypeError(f"checkpoint content at {key!r} has the key {k!r}, not str or int")
+        return {k: _plain(v, f"{key}.{k}" if key else str(k), seen) for k, v in value.items()}
+    raise TypeError(
+        f"checkpoint content at {key!r} is a {type(value).__module__}.{type(value).__qualname__}; "
+        "only plain containers, str, int, float, bool, None and dense tensors can be read back"
+    )
+
+
+def _dense(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return plain and not tensor.is_quantized and not tensor.is_meta
+
+
+def _compact(tensor: Tensor, key: str, seen: dict) -> Tensor:
+    if not _dense(tensor):
+        raise TypeError(f"checkpoint content at {key!r} is not a plain dense tensor")
+    storage = tensor.untyped_storage()
+    place = (storage.data_ptr(), tensor.device, tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    view = (*place, tensor.storage_offset(), tensor.shape, tensor.stride())
+    if view not in seen:
+        compact = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if compact.untyped_storage().nbytes() != compact.nbytes:
+            compact = compact.clone()
+        seen[view] = compact
+    return seen[view]
+
+
+def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(dotted path, tensor) of every tensor in nested containers."""
+    if isinstance(value, Tensor):
+        yield key, value
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for k, v in items:
+            yield from _tensors(v, f"{key}.{k}" if key else str(k))
+
+
+def _digest(tensor: Tensor) -> str:
+    tensor = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    if tensor.nbytes:
+        digest.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
+    return digest.hexdigest()
+
+
+def _tensor_fault(content: dict) -> str | None:
+    """What is wrong with the first tensor that is not as its checksum says, or None."""
+    checksums = content.get("checksums")
+    if not isinstance(checksums, dict):
+        return "it has no checksums"
+    missing = set(checksums)
+    for key, tensor in _tensors(content):
+        if key not in checksums:
+            return f"tensor {key!r} has no checksum"
+        if not _dense(tensor) or _digest(tensor) != checksums[key]:
+            return f"tensor {key!r} does not match its checksum"
+        missing.discard(key)
+    return f"tensor {min(missing)!r} is missing" if missing else None
+
+
+# Reading
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Raise Damaged unless file is a zip archive whose members all match their CRC-32."""
+    size, head = os.fstat(file.fileno()).st_size, file.read(4)
+    try:
+        if not zipfile.is_zipfile(file):
+            if b"PK\x03\x04".startswith(head):
+                raise Damaged(path, f"it was cut short (it ends after {size:,} bytes)")
+            raise Damaged(path, f"its {size:,} bytes are no checkpoint (they begin {head!r})")
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            packed = [m.filename for m in archive.infolist() if m.compress_type]  # never ours
+            bad = packed[0] if packed else archive.testzip()
+    except Damaged:
+        raise
+    except Exception as error:  # zipfile meets a wrong byte with some ten kinds of exception
+        raise Damaged(path, f"its zip archive is broken ({type(error).__name__})") from error
+    if bad is not None:
+        raise Damaged(path, _blame(path, bad))
+    if not any(n.endswith("/data.pkl") for n in names):
+        some = ", ".join(names[:4]) or "nothing"
+        raise FmdiffError(f"{path} is not an fmdiff checkpoint (a zip archive of {some})")
+
+
+def _blame(path: Path, member: str) -> str:
+    """The tensor stored in a bad member of the archive, or else the member."""
+    with contextlib.suppress(Exception):
+        content = torch.load(path, mmap=True, weights_only=True) if "/data/" in member else {}
+        if content and (fault := _tensor_fault(content)):
+            return fault
+    return f"its part {member!r} is not as it was written"
+
+
+def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
+    # Not mapped: a mapped page may be read again from the disk after it was verified. The one
+    # copy held is the result. The messages of torch advise what must not be done, so none is kept.
+    file.seek(0)
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise FmdiffError(
+            f"{path} is refused: it asks for code to be run "
+            f"({asked[1] if asked else 'not named'}), and an fmdiff checkpoint holds plain data"
+        ) from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        raise Damaged(path, f"torch cannot read it ({type(error).__name__})") from error
+
+
+# Writing
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename, and make the rename last."""
+    os.replace(temporary, path)
+    # the new file is whole and in place by now; not every file system can sync a folder
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _sweep(path: Path) -> None:
+    """Delete temporaries beside path whose writers are dead."""
+    pattern = re.compile(rf"(?:.+\.ckpt|{re.escape(path.name)})\.tmp-([1-9]\d*)")
+    for file in path.parent.iterdir():
+        match = pattern.fullmatch(file.name)
+        if match and not _alive(int(match[1])):
+            file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    # Our own is stale too: in a container every start may have the same process id.
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
+# Looking for
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run folder, and last.ckpt unless it is a link to one."""
+    numbered = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name)]
+    last = folder / LAST
+    if last.exists() and not any(last.samefile(p) for p in numbered):
+        numbered.append(last)
+    return numbered
+
+
+def _step(path: Path) -> float:
+    """The step of a checkpoint, without reading its tensors; inf if it cannot be told."""
+    match = NUMBERED.fullmatch(path.name)
+    if match:
+        return int(match[1])
+    try:
+        return float(torch.load(path, mmap=True, weights_only=True)["step"])
+    except Exception:
+        return float("inf")  # tried first, so that its damage is reported
+
+
+def _in_outputs(outputs: Path) -> list[Path]:
+    """The checkpoints of runs (NAME/DATE) and of the jobs of sweeps (NAME/DATE/N)."""
+    found = [*outputs.glob("*/*/*.ckpt"), *outputs.glob("*/*/*/*.ckpt")]
+    return [p for p in found if p.name == LAST or NUMBERED.fullmatch(p.name)]
+
+
+def _newest_first(paths) -> list[Path]:
+    return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _nearby(path: Path, outputs: Path) -> str:
+    """Up to five checkpoints around a path that was not one, the nearest folder first."""
+    found: dict[Path, None] = {}
+    for folder in (path, path.parent, path.parent.parent):
+        found |= dict.fromkeys(_newest_first([*folder.glob("*.ckpt"), *folder.glob("*/*.ckpt")]))
+    found |= dict.fromkeys(_newest_first(_in_outputs(outputs)))
+    if not found:
+        return f"no checkpoint was found nearby or under {outputs}"
+    return "checkpoints nearby: " + ", ".join(map(str, list(found)[:5]))

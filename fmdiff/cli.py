@@ -1,0 +1,279 @@
+"""The command line: `fmdiff COMMAND group=choice key=value ...`.
+
+A command is a function here and a YAML of its name. Its docstring is its help: the first line,
+and the examples below it. Everything slow is imported where it is used.
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fmdiff import __version__, help
+from fmdiff.errors import FmdiffError, nearest
+
+COMMANDS: dict[str, Callable[..., None]] = {}
+OUTCOMES = {
+    0: "ok",
+    1: "bug",
+    2: "user error",
+    3: "diverged",
+    130: "interrupted",
+    143: "interrupted",
+}
+# what starting the other processes of a run leaves behind
+LAUNCH_VARIABLES = (
+    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
+)
+
+log = logging.getLogger("fmdiff")
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function of (cfg) or, if it writes, of (cfg, folder) a command of its name."""
+    COMMANDS[function.__name__] = function
+    return function
+
+
+@command
+def train(cfg: Any, folder: Path) -> None:
+    """Fit a network to a data set along a path; resumable.
+
+    fmdiff train
+    fmdiff train model=unet data=mnist trainer.max_time=01:00:00 out=outputs/mnist
+    fmdiff train resume=outputs/mnist trainer.max_steps=20000
+    fmdiff train -m data=moons,rings optim.lr=1e-3,3e-4
+    """
+    from fmdiff.training import train
+
+    train(cfg, folder)
+
+
+@command
+def sample(cfg: Any, folder: Path) -> None:
+    """Points or images from a checkpoint or from an exact field.
+
+    fmdiff sample ckpt=last
+    fmdiff sample ckpt=outputs/mnist classes=[3,7] guidance=cfg guidance.w=2 n=100
+    fmdiff sample model=exact data=gmm4 solver=euler steps=10
+    """
+    from fmdiff.sample import sample
+
+    sample(cfg, folder)
+
+
+@command
+def info(cfg: Any) -> None:
+    """What a checkpoint holds.
+
+    fmdiff info ckpt=last
+    """
+    from fmdiff.info import info
+
+    info(cfg)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; the exit code (0 ok, 1 bug, 2 user error, 3 diverged, 130, 143)."""
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "20000"  # idle threads must not keep the cores busy
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+    except FmdiffError as error:
+        where = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
+        print(f"fmdiff{where}: {error}", file=sys.stderr)
+        code = error.code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `fmdiff ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(help.overview(COMMANDS))
+    elif "--version" in argv:
+        print(f"fmdiff {__version__}")
+    elif argv[0] in ("-sc", "--shell-completion"):
+        return _complete(argv)
+    elif argv[0] not in COMMANDS:
+        what = "flag before the command" if argv[0].startswith("-") else "command"
+        raise FmdiffError(f"unknown {what} {argv[0]!r}; {nearest(argv[0], COMMANDS)}")
+    elif argv[1:2] == ["--worker"]:
+        return _worker(argv[0], Path(argv[2]))
+    else:
+        return _hydra(argv[0], argv[1:])
+    return 0
+
+
+def _hydra(name: str, words: list[str]) -> int:
+    """Run or show a command as `hydra.main` does, once its words are known to be right."""
+    from fmdiff import compose
+
+    args, flags = compose.parse(words)
+    if args.help:
+        print(help.of_command(name, COMMANDS[name], compose.config_folders(args)))
+        return 0
+    overrides, sweep = args.overrides, None
+    if not (args.hydra_help or args.info or args.shell_completion):
+        overrides, sweep = compose.prepare(name, args)
+    import hydra
+
+    def task(cfg: Any) -> None:
+        _job(name, cfg)
+
+    run = hydra.main(str(compose.config_folder()), name, **compose.VERSION_BASE)(task)
+    saved, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides]
+    try:
+        run()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = saved
+    return max(code, _table(sweep)) if sweep else code
+
+
+def _job(name: str, cfg: Any) -> None:
+    """One job of `hydra.main`: SystemExit if it failed, except where a sweep goes on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from fmdiff import compose
+    from fmdiff.run import JOBS
+
+    compose.register_resolvers()
+    OmegaConf.resolve(cfg)
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    sweep = settings.mode == RunMode.MULTIRUN
+    if sweep and "out" in cfg:
+        folder = Path(settings.sweep.dir)
+        if cfg.out is None or Path(cfg.out).expanduser() == folder:
+            cfg.out = settings.runtime.output_dir
+    code = _run(name, cfg, overrides)
+    if sweep:
+        line = (
+            settings.job.num,
+            " ".join(overrides),
+            OUTCOMES.get(code, code),
+            code,
+            cfg.get("out"),
+        )
+        with (Path(settings.sweep.dir) / JOBS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    if code and (not sweep or code >= 128):  # what stops one job by a signal stops the sweep
+        raise SystemExit(code)
+
+
+def _run(name: str, cfg: Any, overrides: list[str]) -> int:
+    """Call a command in its run folder; its exit code, the error said."""
+    from fmdiff.run import open_run
+
+    function, run, code = COMMANDS[name], None, 0
+    try:
+        if "folder" in inspect.signature(function).parameters:
+            run = open_run(cfg, name, overrides)
+            with _launching(name, run.folder):
+                function(cfg, run.folder)
+        else:
+            function(cfg)
+        sys.stdout.flush()
+    except FmdiffError as error:
+        log.error("fmdiff %s: %s", name, error)
+        code = error.code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    except Exception:
+        log.exception("fmdiff %s: this is a bug", name)
+        code = 1
+    finally:
+        if run is not None:
+            run.close(discard=code == 2)
+    return code
+
+
+@contextlib.contextmanager
+def _launching(name: str, folder: Path) -> Iterator[None]:
+    """Lightning starts a run's other processes by sys.argv: make it `NAME --worker FOLDER`.
+
+    It would add Hydra's own arguments, so Hydra seems absent meanwhile; afterwards all it set is
+    put back, so that the next job of a sweep starts its processes anew.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    argv, settings = sys.argv, HydraConfig.instance().cfg
+    environment = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
+    sys.argv = [argv[0], name, "--worker", str(folder)]
+    HydraConfig.instance().cfg = None
+    try:
+        yield
+    finally:
+        sys.argv, HydraConfig.instance().cfg = argv, settings
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for variable, value in environment.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
+
+
+def _worker(name: str, folder: Path) -> int:
+    """Another process of a run that is open already; rank 0 reports what goes wrong in all."""
+    from fmdiff.resume import load_config
+
+    # Lightning kills rank 0 when another process fails, before rank 0 has said why
+    with contextlib.suppress(FmdiffError, KeyboardInterrupt):
+        COMMANDS[name](load_config(folder), folder)
+    return 0
+
+
+def _table(sweep: Path) -> int:
+    """Print how the jobs of a sweep ended; the largest exit code."""
+    from fmdiff.run import JOBS
+
+    jobs = sorted(json.loads(line) for line in (sweep / JOBS).read_text().splitlines())
+    rows = [("job", "result", "folder", "overrides")]
+    rows += [(str(num), str(result), str(out or ""), words) for num, words, result, _, out in jobs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    return max((job[3] for job in jobs), default=1)
+
+
+def _complete(argv: list[str]) -> int:
+    """Tab completion: the command itself, and after it what Hydra knows."""
+    line = os.environ.get("COMP_LINE", "")
+    if "query" not in argv[-1]:
+        return _hydra(next(iter(COMMANDS)), argv)  # (un)install: the same for every command
+    match = re.match(r"(\s*\S+)\s+(\S*)(?=(\s?))", line)
+    if not match or not match[3]:
+        given = match[2] if match else ""
+        print("\n".join(name for name in COMMANDS if name.startswith(given)))
+    elif match[2] in COMMANDS:
+        rest = line[match.end() :]
+        os.environ["COMP_LINE"] = match[1] + rest
+        os.environ["COMP_POINT"] = str(len(match[1] + rest))
+        folder = re.search(r"(?:--config-dir|-cd)[= ](\S+)", rest)
+        own = ["--config-dir", folder[1]] if folder else []
+        with contextlib.redirect_stderr(io.StringIO()):  # a half-typed word is no error
+            _hydra(match[2], [*own, *argv])
+    return 0

@@ -1,0 +1,71 @@
+"""What every data set offers to training, sampling and evaluation."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+@dataclass(kw_only=True, eq=False)
+class Data(ABC):
+    """A data set: x float32 (B, *shape), y int64 (B,), or None without classes.
+
+    Raises FmdiffError for a key of the wrong type or range.
+    """
+
+    batch_size: int  # samples per optimiser step, over all devices
+    conditional: bool
+
+    shape: ClassVar[tuple[int, ...]]
+    labels: ClassVar[int] = 1  # kinds of label the data come with
+
+    def __post_init__(self) -> None:
+        self.require("batch_size", int, "an integer >= 1", lambda v: v >= 1)
+        self.require("conditional", bool, "true or false")
+        if self.conditional and self.labels == 1:
+            raise FmdiffError(
+                f"data.conditional=true: {type(self).__name__} has no classes; "
+                "set data.conditional=false"
+            )
+
+    def require(self, name: str, kind, allowed: str, test=lambda value: True) -> None:
+        value = getattr(self, name)
+        # bool is an int in Python, but `true` is no batch size
+        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not right or not test(value):
+            raise FmdiffError(f"data.{name}={value} must be {allowed}")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 when unconditional; `classes` itself is the null label."""
+        return self.labels if self.conditional else 0
+
+    def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to fetch
+        """Fetch what is missing: call once per machine before several processes read it."""
+
+    @cached_property
+    @abstractmethod
+    def std(self) -> float:
+        """Standard deviation of all elements of the training data as the network sees them."""
+
+    @abstractmethod
+    def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
+        """`rows` of the global batch of training step `step`: a pure function of (seed, step)."""
+
+    @abstractmethod
+    def held_out(self, n: int, device="cpu") -> Batch:
+        """The first n of fixed data never trained on (fewer if there are fewer)."""
+
+    @abstractmethod
+    def sample(self, start: int, stop: int, seed: int) -> Batch:
+        """Real data number start ... stop - 1 of a seed, as a reference; row i depends on
+        (seed, i) alone."""
+
+    def labelled(self, x: Tensor, label: Tensor, device) -> Batch:
+        return x.to(device), label.to(device) if self.classes else None

@@ -1,0 +1,154 @@
+"""Image data sets, held as one uint8 tensor on the training device: a batch is an index gather."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from importlib.resources import files as package_files
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmdiff.data import files
+from fmdiff.data.base import Batch, Data
+from fmdiff.errors import FmdiffError
+from fmdiff.randomness import generator, positions
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """x = pixels / 127.5 - 1: uint8 0 ... 255 of any shape to float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Pixels round(127.5 (x + 1)) of images x (B, C, H, W), clamped to [-1, 1]: (B, H, W, C)."""
+    pixels = x.float().clamp(-1, 1).add(1).mul(127.5).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(kw_only=True, eq=False)
+class Images(Data):
+    """x (B, C, H, W) in [-1, 1], each training image once per epoch; `flip` mirrors half."""
+
+    flip: bool
+
+    labels = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("flip", bool, "true or false")
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """One split: images uint8 (N, C, H, W) and labels int64 (N,)."""
+
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        return self.read(True)
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        return self.read(False)
+
+    @cached_property
+    def std(self) -> float:
+        count = self.train[0].flatten().bincount(minlength=256).double().cpu()
+        value = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+        mean = (count * value).sum() / count.sum()
+        return ((count * (value - mean) ** 2).sum() / count.sum()).sqrt().item()
+
+    def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
+        images, labels = self.train = self.train[0].to(device), self.train[1].to(device)
+        index = positions(seed, step, self.batch_size, len(labels))[rows].to(device)
+        x = from_uint8(images[index])
+        if self.flip:
+            draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
+            x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
+        return self.labelled(x, labels[index], device)
+
+    def held_out(self, n: int, device="cpu") -> Batch:
+        images, labels = self.test
+        return self.labelled(from_uint8(images[:n]), labels[:n], device)
+
+    def sample(self, start: int, stop: int, seed: int) -> Batch:
+        """Test images start ... stop - 1 in the order of a seed.
+
+        Raises FmdiffError when the split has fewer.
+        """
+        images, labels = self.test
+        if stop > len(labels):
+            raise FmdiffError(
+                f"n={stop} real images were asked for as a reference, but the test split of "
+                f"{type(self).__name__} has {len(labels)}; choose n <= {len(labels)}"
+            )
+        order = torch.randperm(len(labels), generator=generator(seed, "reference"))[start:stop]
+        return self.labelled(from_uint8(images[order]), labels[order], "cpu")
+
+
+class Digits(Images):
+    """1,797 digits of 8 x 8 pixels (UCI, see DIGITS.md), part of the package; 297 are the test."""
+
+    shape = (1, 8, 8)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        with (
+            package_files("fmdiff.data").joinpath("digits.npz").open("rb") as file,
+            np.load(file) as archive,
+        ):
+            levels, labels = archive["images"].astype(np.int64), archive["labels"]
+        split = slice(None, -297) if train else slice(-297, None)
+        pixels = (levels[split, None] * 255 + 8) // 16  # 0 ... 16 to the nearest of 0 ... 255
+        return torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels[split]).long()
+
+
+@dataclass(kw_only=True, eq=False)
+class Downloaded(Images):
+    """A torchvision data set under `root` (null: $FMDIFF_DATA, else the user's cache folder).
+
+    Raises FmdiffError when its files are missing and cannot be downloaded, or are damaged.
+    """
+
+    root: str | None
+
+    name: ClassVar[str]  # in files.SOURCES, and of the YAML; the class is named as torchvision's
+
+    def prepare(self) -> None:
+        where = files.data_root(self.root)
+        if not files.unpacked(self.name, where):
+            try:
+                self._torchvision(train=True, download=True)
+            except (RuntimeError, OSError, EOFError, HTTPException) as error:
+                files.remove_empty_folders(self.name, where)
+                raise files.unavailable(self.name, where, error) from error
+        files.check(self.name, where)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        self.prepare()  # so that torchvision unpickles nothing unchecked
+        split = self._torchvision(train=train, download=False)
+        channels, height, width = self.shape
+        images = torch.as_tensor(split.data).view(-1, height, width, channels)
+        return images.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(split.targets)
+
+    def _torchvision(self, train: bool, download: bool):
+        # here, not above: it takes seconds to import, and sampling does without
+        from torchvision import datasets
+
+        dataset = getattr(datasets, type(self).__name__)
+        return dataset(files.data_root(self.root), train=train, download=download)
+
+
+class MNIST(Downloaded):
+    name = "mnist"
+    shape = (1, 28, 28)
+
+
+class FashionMNIST(Downloaded):
+    name = "fashion_mnist"
+    shape = (1, 28, 28)
+
+
+class CIFAR10(Downloaded):
+    name = "cifar10"
+    shape = (3, 32, 32)

@@ -1,0 +1,242 @@
+"""Toy distributions: i.i.d. draws from a formula, unscaled, labelled by mode, ring or arm.
+
+A new one is a class with `draw`, or with `curve` for a noisy curve, or with `pattern` for a
+Gaussian mixture, and a YAML in configs/data.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from fmdiff.data.base import Batch, Data
+from fmdiff.randomness import BLOCK, generator
+
+
+class Toy(Data):
+    shape = (2,)
+
+    @abstractmethod
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """n i.i.d. points: x float32 (n, *shape) and label int64 (n,) in 0 ... labels - 1."""
+
+    @cached_property
+    def std(self) -> float:
+        return self.draw(65_536, generator(0, "std"))[0].std().item()
+
+    def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
+        x, label = self.draw(self.batch_size, generator(seed, "data", step))
+        return self.labelled(x[rows], label[rows], device)
+
+    def held_out(self, n: int, device="cpu") -> Batch:
+        return self.labelled(*self._rows(0, n, 0, "held_out"), device)
+
+    def sample(self, start: int, stop: int, seed: int) -> Batch:
+        return self.labelled(*self._rows(start, stop, seed, "reference"), "cpu")
+
+    def _rows(self, start: int, stop: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        drawn = [self.draw(BLOCK, generator(seed, purpose, block)) for block in blocks]
+        rows = slice(start - blocks.start * BLOCK, stop - blocks.start * BLOCK)
+        return torch.cat([x for x, _ in drawn])[rows], torch.cat([y for _, y in drawn])[rows]
+
+
+def _draw_labels(toy: Toy, n: int, generator: Generator) -> Tensor:
+    return torch.randint(toy.labels, (n,), generator=generator)
+
+
+def _plane(*coordinates: Tensor) -> Tensor:
+    return torch.stack(coordinates, dim=-1)
+
+
+# --- Gaussian mixtures ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class GaussianMixture(Toy):
+    """p(x) = 1/K sum_k N(x; scale m_k, noise^2 I), m_k the rows of `pattern`; label k."""
+
+    scale: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("scale", int | float, "a number > 0", lambda v: v > 0)
+        self.require("noise", int | float, "a number > 0", lambda v: v > 0)
+
+    @abstractmethod
+    def pattern(self) -> Tensor:
+        """The means (K, d) at scale 1, float64."""
+
+    @cached_property
+    def _means(self) -> Tensor:
+        return (self.scale * self.pattern()).float()
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = _draw_labels(self, n, generator)
+        eps = torch.randn(n, *self.shape, generator=generator)
+        return self._means[label].add_(eps, alpha=self.noise), label
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64."""
+        means = self.scale * self.pattern()
+        k, d = means.shape
+        covs = self.noise**2 * torch.eye(d, dtype=torch.float64).repeat(k, 1, 1)
+        return torch.full((k,), 1 / k, dtype=torch.float64), means, covs
+
+    def off_support(self, x: Tensor) -> Tensor:
+        """Which of x (B, d) lie farther than 4 noise from every mean: bool (B,).
+
+        Of exact draws this is P(chi^2_d > 16): 0.034 % in the plane, 0.006 % on the line.
+        """
+        return torch.cdist(x, self._means.to(x)).amin(-1) > 4 * self.noise
+
+
+class EightGaussians(GaussianMixture):
+    """m_k = (cos(pi k / 4), sin(pi k / 4)), k = 0 ... 7."""
+
+    labels = 8
+
+    def pattern(self) -> Tensor:
+        angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+        return _plane(angle.cos(), angle.sin())
+
+
+class FourGaussians(GaussianMixture):
+    """m_k = (+-1, +-1)."""
+
+    labels = 4
+
+    def pattern(self) -> Tensor:
+        return torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
+
+
+class TwoModes(GaussianMixture):
+    """m_k = +-1 on the line: shape (1,)."""
+
+    shape = (1,)
+    labels = 2
+
+    def pattern(self) -> Tensor:
+        return torch.tensor([[-1], [1]], dtype=torch.float64)
+
+
+# --- noisy curves --------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class Curves(Toy):
+    """x = curve(u, label) + noise eps, u ~ U(0, 1), eps ~ N(0, I), every label equally likely."""
+
+    noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("noise", int | float, "a number > 0", lambda v: v > 0)
+
+    @abstractmethod
+    def curve(self, u: Tensor, label: Tensor) -> Tensor:
+        """The noiseless point (n, 2) at u (n,) in [0, 1] of curve number label (n,)."""
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = _draw_labels(self, n, generator)
+        u = torch.rand(n, generator=generator)
+        eps = torch.randn(n, 2, generator=generator)
+        return self.curve(u, label).add_(eps, alpha=self.noise), label
+
+    def off_support(self, x: Tensor) -> Tensor:
+        """Which of x (B, 2) lie farther than 4 noise from every curve: bool (B,).
+
+        The curves are taken at 501 values of u, closer together than the default noise.
+        """
+        u = torch.linspace(0, 1, 501).repeat(self.labels)
+        points = self.curve(u, torch.arange(self.labels).repeat_interleave(501)).to(x)
+        near = [
+            torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").amin(-1)
+            for part in x.split(4096)  # 4096 x 2004 distances are 33 MB
+        ]
+        return torch.cat(near) > 4 * self.noise
+
+
+class Moons(Curves):
+    """(cos a, sin a) and (1 - cos a, 1/2 - sin a), a = pi u."""
+
+    labels = 2
+
+    def curve(self, u: Tensor, label: Tensor) -> Tensor:
+        a, sign = math.pi * u, 1 - 2 * label
+        return _plane(sign * a.cos() + label, sign * a.sin() + label / 2)
+
+
+class Rings(Curves):
+    """k (cos a, sin a), a = 2 pi u, k = 1 ... 4: four concentric rings of equal weight."""
+
+    labels = 4
+
+    def curve(self, u: Tensor, label: Tensor) -> Tensor:
+        a = 2 * math.pi * u
+        return _plane(a.cos(), a.sin()) * (label + 1)[:, None]
+
+
+class SwissRoll(Curves):
+    """a (cos a, sin a) / 3.5, a = 3 pi / 2 (1 + 2 u): one spiral of radius 1.3 to 4."""
+
+    def curve(self, u: Tensor, label: Tensor) -> Tensor:
+        a = 1.5 * math.pi * (1 + 2 * u)
+        return _plane(a * a.cos(), a * a.sin()) / 3.5
+
+
+class Spirals(Curves):
+    """+-a (cos a, sin a) / 3, a = 3 pi sqrt(u): two arms from the origin to radius pi."""
+
+    labels = 2
+
+    def curve(self, u: Tensor, label: Tensor) -> Tensor:
+        a = 3 * math.pi * u.sqrt()
+        radius = a * (1 - 2 * label) / 3
+        return _plane(radius * a.cos(), radius * a.sin())
+
+
+# --- others --------------------------------------------------------------------------------------
+
+
+class Checkerboard(Toy):
+    """Uniform on the 8 dark squares of a 4 x 4 board on [-4, 4]^2: density 1/32; label = square.
+
+    Square (i, j), [2i - 4, 2i - 2) x [2j - 4, 2j - 2), is dark when i + j is even.
+    """
+
+    labels = 8
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = _draw_labels(self, n, generator)
+        i = label // 2
+        corner = _plane(i, 2 * (label % 2) + i % 2)
+        return (torch.rand(n, 2, generator=generator) + corner).mul_(2).sub_(4), label
+
+    def off_support(self, x: Tensor) -> Tensor:
+        """Which of x (B, 2) lie in a light square or outside the board: bool (B,)."""
+        square = (x / 2 + 2).floor()
+        outside = (square < 0) | (square > 3)
+        return outside.any(-1) | (square.sum(-1) % 2 != 0)
+
+
+class Pinwheel(Toy):
+    """x = 2 R(2 pi k / 5 + exp(z_1) / 4) z, z ~ N((1, 0), diag(0.3^2, 0.1^2)): five bent arms.
+
+    R(a) is the rotation by a, k the label (after Johnson et al., 2016).
+    """
+
+    labels = 5
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = _draw_labels(self, n, generator)
+        radial, tangential = torch.randn(2, n, generator=generator)
+        radial, tangential = 1 + 0.3 * radial, 0.1 * tangential
+        a = label * (2 * math.pi / 5) + radial.exp() / 4
+        cos, sin = a.cos(), a.sin()
+        x = _plane(cos * radial - sin * tangential, sin * radial + cos * tangential)
+        return x.mul_(2), label

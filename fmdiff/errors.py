@@ -1,0 +1,30 @@
+"""The errors a user can cause or must hear about; everything else is a bug and keeps its traceback."""
+
+
+class FmdiffError(Exception):
+    """A bad input: one sentence naming the option, what was given and what is allowed. Exit 2."""
+
+    code = 2
+
+
+class Diverged(FmdiffError):
+    """Training met a non-finite loss or gradient. Exit 3."""
+
+    code = 3
+
+
+class Interrupted(FmdiffError):
+    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 143)."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+def nearest(given: str, choices) -> str:
+    """' Did you mean X?' plus the valid choices, for the end of a sentence."""
+    import difflib
+
+    names = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(given), names, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "Choose from: " + ", ".join(names)

@@ -1,0 +1,204 @@
+"""Ground truth: fields known in closed form, standing wherever a network could.
+
+All of them hold for every path, and answer with conditional expectations given x_t that are
+computed from the posterior without dividing by beta.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
+from fmdiff.path import CondOT, Kind, Path, expand
+from fmdiff.randomness import noise
+
+
+def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor | float:
+    """0 where a component may explain a sample of class y, -inf elsewhere: (B, K)."""
+    if y is None or labels is None:
+        return 0.0
+    y = y.to(labels.device)[:, None]
+    allowed = (y == labels) | (y == classes)
+    return torch.zeros_like(allowed, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
+
+
+class Mixture(Field):
+    r"""The marginal field of a Gaussian mixture sum_k w_k N(m_k, C_k) along any path.
+
+    p_t = sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + beta^2 I. With posterior weights
+    rho_k(x_t) and u_k = S_k^{-1} (x_t - alpha m_k):
+
+        E[x | x_t] = sum_k rho_k (m_k + alpha C_k u_k),   E[eps | x_t] = beta sum_k rho_k u_k,
+        score = -sum_k rho_k u_k.
+
+    weights (K,), means (K, d), covs (K, d, d). Component k has the label labels[k].
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        weights: Tensor,
+        means: Tensor,
+        covs: Tensor,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.path, self.shape = path, (means.shape[-1],)
+        self.labels, self.y = labels, None
+        self.classes = 0 if labels is None else int(labels.max()) + 1
+        self.log_weights = (weights / weights.sum()).double().log()
+        self.means = means.double()
+        self.variances, self.axes = torch.linalg.eigh(covs.double())  # (K, d), (K, d, d)
+        self.variances = self.variances.clamp(min=0)
+
+    def _posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log w_k N(x_t; alpha m_k, S_k) (B, K); along C_k's axes: u_k, C_k u_k; and alpha."""
+        a, b = (expand(c, x_t)[..., None] for c in (self.path.alpha(t), self.path.beta(t)))
+        means, axes = self.means.to(x_t), self.axes.to(x_t)
+        variances = self.variances.to(x_t)
+        spread = a**2 * variances + b**2  # (K, d) or (B, K, d)
+        offset = torch.einsum("kde,bkd->bke", axes, x_t[:, None] - a * means)
+        u = offset / spread
+        log_p = self.log_weights.to(x_t) - 0.5 * ((offset * u) + (2 * torch.pi * spread).log()).sum(-1)
+        log_p = log_p + _label_mask(self.labels, self.y, self.classes)
+        return log_p.to(x_t), u, variances * u, a
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t): (B,)."""
+        return self._posterior(x_t, t)[0].logsumexp(-1)
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        self.evaluations += len(x_t)
+        log_p, u, cu, a = self._posterior(x_t, t)
+        rho = log_p.softmax(-1)
+        axes = self.axes.to(x_t)
+        u = torch.einsum("bk,kde,bke->bd", rho, axes, u)
+        if kind == "score":
+            return -u
+        x = rho @ self.means.to(x_t) + a[..., 0] * torch.einsum("bk,kde,bke->bd", rho, axes, cu)
+        return self.path.mix(x, expand(self.path.beta(t), x_t) * u, t, kind)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        one = torch.ones((), dtype=torch.float64)
+        if kind == "score" or all(torch.isfinite(c) for c in self.path.row(kind, one)):
+            return 0.0, 1.0
+        return 0.0, self.path.time_of_r(1 - 1e-6 * one).item()
+
+    def sample(self, start: int, stop: int, seed: int) -> Tensor:
+        """Samples number start ... stop - 1 of a seed (n, d), float32; sample i never changes."""
+        uniform = torch.special.ndtr(noise(start, stop, (1,), seed, "component").double())
+        masked = self.log_weights + _label_mask(self.labels, self.y, self.classes)
+        below = masked.softmax(-1).cumsum(-1).expand(stop - start, -1)
+        k = (uniform > below[:, :-1]).sum(-1)
+        z = noise(start, stop, self.shape, seed, "mixture").double() * self.variances[k].sqrt()
+        return (self.means[k] + torch.einsum("bde,be->bd", self.axes[k], z)).float()
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        """Exact samples of p_t: a sample of the mixture, noised with eps."""
+        return self.path.mix(self.sample(first, first + len(eps), seed).to(eps), eps, t)
+
+    def bind(self, y: Tensor) -> "Mixture":
+        bound = copy.copy(self)
+        bound.y, bound.evaluations = y, 0
+        return bound
+
+    def to(self, device, dtype: torch.dtype) -> "Mixture":
+        return self
+
+
+class Empirical(Field):
+    """The ideal field of a finite data set: what a network with no error would learn from it.
+
+    E[x | x_t] = sum_i softmax_i(-|x_t - alpha x_i|^2 / (2 beta^2)) x_i (Karras et al. 2022,
+    appendix B.3). data (N, *shape), labels (N,) int64.
+    """
+
+    def __init__(self, path: Path, data: Tensor, labels: Tensor | None, classes: int) -> None:
+        self.path, self.shape = path, tuple(data.shape[1:])
+        self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
+        self.labels, self.classes, self.y = labels, classes, None
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        self.evaluations += len(x_t)
+        rows = max(1, 2**24 // len(self.data))  # bounds the (rows, N) table of weights
+        parts = []
+        for i in range(0, len(x_t), rows):
+            part, time = x_t[i : i + rows].flatten(1), t[i : i + rows] if t.ndim else t
+            a, b = (expand(c, part) for c in (self.path.alpha(time), self.path.beta(time)))
+            near = (a * (part @ self.data.to(part).T)).double() - a**2 * self.norms / 2
+            mask = _label_mask(self.labels, None if self.y is None else self.y[i : i + rows], self.classes)
+            weights = (near / b**2 + mask).softmax(-1).to(part)
+            parts.append(weights @ self.data.to(part))
+        x = torch.cat(parts).view_as(x_t)
+        return self.path.convert(x, x_t, t, "x", kind)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        edge = torch.tensor(1 - 1e-3, dtype=torch.float64)
+        return 0.0, self.path.time_of_r(edge).item()
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        """Exact samples of p_t: a member of the data set, noised with eps."""
+        uniform = torch.special.ndtr(noise(first, first + len(eps), (1,), seed, "member").double())
+        if self.y is None or self.labels is None:
+            index = (uniform[:, 0] * len(self.data)).long()
+        else:
+            allowed = (self.labels == self.y[:, None]) | (self.y[:, None] == self.classes)
+            rank = (uniform[:, 0] * allowed.sum(1)).long() + 1
+            index = (allowed.cumsum(1) < rank[:, None]).sum(1)
+        index = index.clamp(max=len(self.data) - 1)
+        return self.path.mix(self.data[index].to(eps).view_as(eps), eps, t)
+
+    def bind(self, y: Tensor) -> "Empirical":
+        bound = copy.copy(self)
+        bound.y, bound.evaluations = y, 0
+        return bound
+
+    def to(self, device, dtype: torch.dtype) -> "Empirical":
+        moved = copy.copy(self)
+        moved.data, moved.norms = self.data.to(device, dtype), self.norms.to(device)
+        moved.labels = None if self.labels is None else self.labels.to(device)
+        return moved
+
+
+class RealData(Field):
+    """Fresh real data as a field whose interval is the point t = 1: nothing is left to solve."""
+
+    def __init__(self, data) -> None:
+        self.path, self.data = CondOT(), data
+        self.shape, self.classes, self.y = data.shape, 0, None
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        return self.data.sample(first, first + len(eps), seed)[0].to(eps)
+
+    def to(self, device, dtype: torch.dtype) -> "RealData":
+        return self
+
+
+def exact(data, path: Path) -> Mixture:
+    """model=exact: the closed-form field of a data set that is a Gaussian mixture.
+
+    Raises FmdiffError when the data set has no closed form.
+    """
+    if not hasattr(data, "mixture"):
+        raise FmdiffError(
+            f"model=exact needs data with a closed form (gmm4, 8gaussians, two_modes), and "
+            f"{type(data).__name__} has none; choose one of these, or model=empirical"
+        )
+    weights, means, covs = data.mixture()
+    labels = torch.arange(len(weights)) if data.classes else None
+    return Mixture(path, weights, means, covs, labels)
+
+
+def empirical(data, path: Path, n: int) -> Empirical:
+    """model=empirical: the ideal field of the first n examples (seed 0) of a data set."""
+    x, y = data.examples(n)
+    return Empirical(path, x, y, data.classes)
+
+
+def real_data(data, path: Path) -> RealData:
+    """model=data: the data set itself, in the files a sample run writes."""
+    return RealData(data)

@@ -1,0 +1,211 @@
+"""Fields: what solvers, plots and metrics see of a model.
+
+A field answers `field(x_t, t) -> v` and `field.predict(x_t, t, kind)` for x_t (B, *shape) and t of
+shape () or (B,), and says by `field.interval(kind)` where it may be asked. A network, a guided
+pair, an exact mixture (exact.py) and a field seen along another path are all fields.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.path import CondOT, Kind, Path, expand
+
+# A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
+# one minus it; beyond it a single jump to the estimate of x loses less than the network's error.
+EDGE = 0.01
+
+
+class Field:
+    """The interface; `shape` and `classes` are the data's, `evaluations` counts rows asked."""
+
+    path: Path
+    shape: tuple[int, ...]
+    classes: int = 0
+    evaluations: int = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The velocity v (B, *shape)."""
+        return self.predict(x_t, t, "v")
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        """The conditional expectation of the quantity `kind` given x_t: (B, *shape)."""
+        raise NotImplementedError
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        """[lo, hi], the times at which `kind` is finite and trained."""
+        raise NotImplementedError
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        """States at time t for noise eps (B, *shape) of the samples first, first + 1, ..."""
+        raise NotImplementedError
+
+    def bind(self, y: Tensor) -> "Field":
+        """The same field with the class labels y (B,) fixed."""
+        raise NotImplementedError
+
+    def to(self, device, dtype: torch.dtype) -> "Field":
+        raise NotImplementedError
+
+
+class NetField(Field):
+    """A trained network as a field.
+
+    The network sees x_t and predicts its quantity at unit scale. With s = data_std and (a, b) the
+    row of a quantity, its root mean square is rms = sqrt(a^2 s^2 + b^2), and
+
+        prediction = rms(prediction) net(x_t / rms(x_t), 1000 t, y).
+
+    1 / rms(x_t) is EDM's c_in on every path (arXiv:2206.00364, table 1). For the score the scale
+    of the output is about 1 / beta, as in Song et al. 2021.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: Path,
+        prediction: Kind,
+        data_std: float,
+        t_eps: float,
+        shape: tuple[int, ...],
+        classes: int = 0,
+        y: Tensor | None = None,
+    ) -> None:
+        self.net, self.path, self.prediction = net, path, prediction
+        self.data_std, self.t_eps = data_std, t_eps
+        self.shape, self.classes, self.y = tuple(shape), classes, y
+
+    def rms(self, kind: Kind, t: Tensor) -> Tensor:
+        a, b = self.path.row(kind, t)
+        return (a * a * self.data_std**2 + b * b).sqrt()
+
+    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's own prediction at x_t."""
+        self.evaluations += len(x_t)
+        time = expand(t, x_t)
+        scaled = x_t / self.rms("x_t", time)
+        out = self.net(scaled, 1000 * t.to(x_t).expand(len(x_t)), self.y)
+        return out * self.rms(self.prediction, time).to(out)
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        return self.path.convert(self.output(x_t, t), x_t, t, self.prediction, kind)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        # the conversion is affine: its slope at the two ends tells where it is finite
+        slope = self.path.convert(
+            torch.ones_like(ends), torch.zeros_like(ends), ends, self.prediction, kind
+        ).abs()
+        trained = torch.tensor([self.t_eps, 1 - self.t_eps], dtype=torch.float64)
+        edges = self.path.time_of_r(torch.tensor([EDGE, 1 - EDGE], dtype=torch.float64))
+        lo = 0.0 if slope[0] < 1 / EDGE else max(edges[0], trained[0]).item()
+        finite = torch.isfinite(self.rms(self.prediction, ends[1])) and slope[1] < 1 / EDGE
+        hi = 1.0 if finite else min(edges[1], trained[1]).item()
+        return lo, hi
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        """N(0, alpha^2 data_std^2 + beta^2): x_t to second order; beta eps where alpha is 0."""
+        return self.rms("x_t", t) * eps
+
+    def bind(self, y: Tensor) -> "NetField":
+        bound = copy.copy(self)
+        bound.y, bound.evaluations = y, 0
+        return bound
+
+    def to(self, device, dtype: torch.dtype) -> "NetField":
+        self.net.to(device=device, dtype=dtype)
+        return self
+
+
+class Guided(Field):
+    """Classifier-free guidance (Ho & Salimans 2022) of a field bound to labels.
+
+    v = (1 - w) v(x_t, null) + w v(x_t, y): w = 1 is no guidance. The formula holds for every kind,
+    since kinds are affine in each other with the same coefficients in both branches. The two
+    branches are asked in one batch and count as two evaluations.
+    """
+
+    def __init__(self, field: Field, y: Tensor, w: float) -> None:
+        self.path, self.shape, self.classes = field.path, field.shape, field.classes
+        self.conditional = field.bind(y)
+        self.both = field.bind(torch.cat([torch.full_like(y, field.classes), y]))
+        self.w = w
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        return self.both.evaluations
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        twice = torch.cat([t, t]) if t.ndim else t
+        null, conditional = self.both.predict(torch.cat([x_t, x_t]), twice, kind).chunk(2)
+        return torch.lerp(null, conditional, self.w)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        return self.both.interval(kind)
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        return self.conditional.start(eps, t, first, seed)
+
+
+def unguided(field: Field, y: Tensor | None) -> Field:
+    """guidance=none: the conditional branch alone (the whole field when there are no classes)."""
+    return field if y is None else field.bind(y)
+
+
+def cfg(field: Field, y: Tensor | None, w: float) -> Field:
+    """guidance=cfg: classifier-free guidance of scale w; w = 1 asks the conditional branch alone.
+
+    Raises FmdiffError when the model has no classes.
+    """
+    if y is None:
+        raise FmdiffError(
+            "guidance=cfg needs a model trained with classes, and this one was trained without; "
+            "choose guidance=none, or train with data.conditional=true"
+        )
+    return field.bind(y) if w == 1 else Guided(field, y, w)
+
+
+class Along(Field):
+    """A field seen along another path: an exact change of coordinates.
+
+    All Gaussian paths share the straight one: times correspond by r = alpha / (alpha + beta), and
+    x_t / (alpha + beta) is the same point on each. `field.predict(..., "straight")` is finite
+    wherever the field is, so that is what the inner field is asked for.
+    """
+
+    def __init__(self, field: Field, path: Path) -> None:
+        self.field, self.path = field, path
+        self.shape, self.classes = field.shape, field.classes
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        return self.field.evaluations
+
+    def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner path's time, and inner state / outer state, at the outer time u."""
+        t = self.field.path.time_of_r(self.path.r(u))
+        inner, outer = self.field.path, self.path
+        return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        inner, scale = self._inner(t)
+        if kind in ("x", "eps"):  # the same on every path
+            return self.field.predict(expand(scale, x_t) * x_t, inner, kind)
+        straight = self.field.predict(expand(scale, x_t) * x_t, inner, "straight")
+        return self.path.convert(straight, x_t, t, "straight", kind)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        ends = torch.tensor(self.field.interval("straight"), dtype=torch.float64)
+        lo, hi = self.path.time_of_r(self.field.path.r(ends)).tolist()
+        return lo, hi
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        inner, scale = self._inner(t)
+        return self.field.start(eps, inner, first, seed) / scale
+
+
+def Straight(field: Field) -> Field:
+    """The field in straight coordinates x_r = r x + (1 - r) eps, where v is `straight`."""
+    return field if isinstance(field.path, CondOT) else Along(field, CondOT())

@@ -1,0 +1,124 @@
+"""Parts that several networks share: time and class conditioning, normalisation, attention."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with every parameter set to zero: a branch that starts as 'no change'."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with up to 32 groups of at least 4 channels.
+
+    One channel a group would be instance norm, which forgets the brightness of its map.
+    """
+    return nn.GroupNorm(math.gcd(32, channels // 4, channels), channels)
+
+
+class Sinusoid(nn.Module):
+    """Features of time: cos(w_i t) and sin(w_i t), w_i = 10000^(-i / half), half = features / 2.
+
+    (B,) in [0, 1000] -> (B, features). A time in [0, 1] would leave them nearly constant: the
+    longest period is 2 pi 10^4 and the shortest 2 pi. Source: Vaswani et al. 2017; Ho et al. 2020.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        half = features // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """One vector for time and label: MLP(sinusoid(t)) + table[y].
+
+    t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
+    classes == 0 -> (B, width).
+    """
+
+    def __init__(self, features: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.time = nn.Sequential(
+            Sinusoid(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        embedding = self.time(t)
+        return embedding if self.label is None else embedding + self.label(y)
+
+
+class Attention(nn.Module):
+    """Residual self-attention over the places of a map: h + W softmax(Q K^T / sqrt(d)) V.
+
+    (B, C, H, W) -> the same. Heads have d = gcd(head_channels, C) channels. Starts as the
+    identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
+    """
+
+    def __init__(self, channels: int, head_channels: int) -> None:
+        super().__init__()
+        self.heads = channels // math.gcd(head_channels, channels)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        heads = self.qkv(self.norm(h)).unflatten(1, (3, self.heads, -1)).flatten(4)
+        # Contiguous (B, heads, places, d): any other stride falls silently onto a slow path.
+        q, k, v = heads.permute(1, 0, 2, 4, 3).contiguous()
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return h + self.out(mixed.transpose(2, 3).reshape(h.shape))
+
+
+class ResBlock(nn.Module):
+    """conv(SiLU(norm(.))) twice around a shortcut, conditioned in between, then attention.
+
+    h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W). The embedding
+    shifts the map before the second norm, or with scale_shift scales and shifts it after:
+    norm(h) (1 + a) + b. Source: Ho et al. 2020; Dhariwal & Nichol 2021.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        width: int,
+        dropout: float,
+        scale_shift: bool,
+        attention: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm_in = group_norm(channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.scale_shift = scale_shift
+        self.embed = nn.Linear(width, channels_out * (2 if scale_shift else 1))
+        self.norm_out = group_norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.attention = attention or nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        residual = self.conv_in(F.silu(self.norm_in(h)))
+        condition = self.embed(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            residual = torch.addcmul(shift, self.norm_out(residual), 1 + scale)
+        else:
+            residual = self.norm_out(residual + condition)
+        residual = self.conv_out(self.dropout(F.silu(residual)))
+        return self.attention(self.shortcut(h) + residual)

@@ -1,0 +1,56 @@
+"""The network for points: a few linear layers, so that a training step takes milliseconds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.models.layers import Sinusoid, zeroed
+from fmdiff.randomness import generator
+
+TIME_FEATURES = 64
+
+
+class MLP(nn.Module):
+    """`layers` hidden SiLU layers on [x_t, cos and sin of x_t F, sinusoid(t)].
+
+    x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
+    null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
+    fixed entries from N(0, scale^2) and is stored with the weights; the label's vector is added
+    in the first layer.
+
+    Raises FmdiffError for images. Source: Tancik et al. 2020 (Fourier features).
+    """
+
+    fourier: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        hidden: int,
+        layers: int,
+        frequencies: int,
+        scale: float,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 1:
+            raise FmdiffError(
+                f"model=mlp takes points, but the data has shape {tuple(shape)}; "
+                "choose model=unet for images"
+            )
+        (size,) = shape
+        drawn = torch.randn(size, frequencies, generator=generator(0, "fourier"), device="cpu")
+        self.register_buffer("fourier", scale * drawn)
+        self.time = Sinusoid(TIME_FEATURES)
+        self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
+        self.label = nn.Embedding(classes + 1, hidden) if classes else None
+        rest = [part for _ in range(layers - 1) for part in (nn.SiLU(), nn.Linear(hidden, hidden))]
+        self.rest = nn.Sequential(*rest, nn.SiLU(), zeroed(nn.Linear(hidden, size)))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        angles = x_t @ self.fourier
+        h = self.first(torch.cat([x_t, angles.cos(), angles.sin(), self.time(t)], dim=1))
+        return self.rest(h if self.label is None else h + self.label(y))

@@ -1,0 +1,117 @@
+"""The U-Net for images, from digits of 8x8 on two CPU cores to CIFAR-10's usual network."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
+
+SMALLEST = 4  # a map is not halved below this many pixels a side
+
+
+def resolutions(height: int, width: int, levels: int) -> list[tuple[int, int]]:
+    """The sizes of at most `levels` maps: halved while both sides are even and halves are >= 4."""
+    sizes = [(height, width)]
+    while len(sizes) < levels and all(n % 2 == 0 and n // 2 >= SMALLEST for n in sizes[-1]):
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    return sizes
+
+
+class UNet(nn.Module):
+    """A U-Net of residual blocks and attention that fits its number of levels to the image.
+
+    x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
+    is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. Level i
+    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
+    levels whose map would be odd or below 4x4 are left out. `attention` lists the levels with
+    attention: 0 is the full image, -1 the lowest map; the middle always has it.
+
+    Raises FmdiffError for points and for a level that does not exist.
+    Source: Ho et al. 2020; Dhariwal & Nichol 2021.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        head_channels: int,
+        dropout: float,
+        scale_shift: bool,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise FmdiffError(
+                f"model=unet takes images, but the data has shape {tuple(shape)}; "
+                "choose model=mlp for points"
+            )
+        _, height, breadth = shape
+        levels = len(resolutions(height, breadth, len(multipliers)))
+        absent = [level for level in attention if not -levels <= level < levels]
+        if absent:
+            raise FmdiffError(
+                f"model.attention={list(attention)} names level {absent[0]}, but data of shape "
+                f"{tuple(shape)} has levels 0 to {levels - 1} (-1 is the lowest)"
+            )
+        attentive = {level % levels for level in attention}
+        widths = [channels * m for m in multipliers[:levels]]
+        embedding = 4 * channels
+
+        def block(channels_in: int, channels_out: int, attend: bool) -> ResBlock:
+            heads = Attention(channels_out, head_channels) if attend else None
+            return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
+
+        self.conditioning = Conditioning(channels, embedding, classes)
+        self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips = [current := channels]
+        for level, width in enumerate(widths):
+            if level:
+                self.shrink.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
+                skips.append(current)
+            stage = nn.ModuleList()
+            for _ in range(blocks):
+                stage.append(block(current, width, level in attentive))
+                skips.append(current := width)
+            self.down.append(stage)
+
+        self.middle = nn.ModuleList(
+            [block(current, current, True), block(current, current, False)]
+        )
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            if level < levels - 1:
+                self.grow.append(nn.Conv2d(current, current, 3, padding=1))
+            stage = nn.ModuleList()
+            for _ in range(blocks + 1):
+                stage.append(block(current + skips.pop(), width, level in attentive))
+                current = width
+            self.up.append(stage)
+        self.last = nn.Sequential(
+            group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        embedding = self.conditioning(t, y)
+        skips = [h := self.first(x_t)]
+        for level, stage in enumerate(self.down):
+            if level:
+                skips.append(h := self.shrink[level - 1](h))
+            for block in stage.children():
+                skips.append(h := block(h, embedding))
+        for block in self.middle:
+            h = block(h, embedding)
+        for level, stage in enumerate(self.up):
+            if level:
+                h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            for block in stage.children():
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.last(h)

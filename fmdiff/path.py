@@ -1,0 +1,273 @@
+r"""Gaussian probability paths: x_t = alpha(t) x + beta(t) eps.
+
+Time runs from t = 0 (noise) to t = 1 (data); this is the one place where that is decided. `x` is
+a data sample, `eps` standard normal noise independent of it. On such a path every quantity of
+interest is linear in (x, eps), so it is a *row* (a, b) meaning a x + b eps:
+
+    x_t = (alpha, beta)        x = (1, 0)              eps = (0, 1)
+    v   = (alpha', beta')      score = (0, -1/beta)    v_sh = (-beta, alpha)
+    straight = (1, -1)
+
+`v` is the velocity (Lipman et al. 2023, arXiv:2210.02747), `score` = grad log p_t(x_t | x)
+(Vincent 2011), `v_sh` the v of Salimans & Ho 2022 (arXiv:2202.00512, appendix D), `straight`
+the velocity in straight coordinates (see field.Along). Two rows and one 2x2 solve convert any
+quantity into any other; conditional expectations given x_t convert by the same rule, because it
+is affine for fixed x_t.
+
+Every path reaches the same straight path x_r = r x + (1 - r) eps by rescaling,
+r = alpha / (alpha + beta), x_r = x_t / (alpha + beta).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """t of shape () or (B,) made broadcastable against x (B, *)."""
+    return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
+
+
+class Path:
+    """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1]."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def beta(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1]
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return torch.func.jvp(self.beta, (t,), (torch.ones_like(t),))[1]
+
+    def row(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b), each shaped like t, such that the quantity is a x + b eps."""
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        if kind == "x_t":
+            return self.alpha(t), self.beta(t)
+        if kind == "x":
+            return one, zero
+        if kind == "eps":
+            return zero, one
+        if kind == "v":
+            return self.d_alpha(t), self.d_beta(t)
+        if kind == "score":
+            return zero, -1 / self.beta(t)
+        if kind == "v_sh":
+            return -self.beta(t), self.alpha(t)
+        if kind == "straight":
+            return one, -one
+        raise ValueError(f"unknown kind {kind!r}")
+
+    def mix(self, x: Tensor, eps: Tensor, t: Tensor, kind: Kind = "x_t") -> Tensor:
+        """The quantity `kind` of the pairs (x, eps), both (B, *), at t () or (B,): a x + b eps."""
+        a, b = self.row(kind, expand(t, x))
+        return a * x + b * eps
+
+    def convert(
+        self,
+        value: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        source: Kind,
+        target: Kind,
+        floor: float = 0.0,
+    ) -> Tensor:
+        """The quantity `target`, given the quantity `source` at the point x_t (B, *).
+
+        With rows x_t = (a, b), source = (c, d), target = (p, q), Cramer's rule gives
+
+            target = [(p d - q c) x_t + (q a - p b) source] / (a d - b c).
+
+        The determinant is -beta for source x, alpha for eps, and its absolute value is kept at or
+        above `floor` (0 while sampling; in a loss this is JiT's clamp, arXiv:2511.13720). The
+        score is -eps / beta, with beta floored likewise. Where a determinant vanishes the source
+        is blind (eps at alpha = 0, x at beta = 0) and the result is not finite.
+        """
+        if source == target:
+            return value
+        t = expand(t, x_t)
+        a, b = self.alpha(t), self.beta(t)
+        if source == "score":
+            return self.convert(-b * value, x_t, t, "eps", target, floor)
+        if target == "score":
+            return -self.convert(value, x_t, t, source, "eps", floor) / b.clamp(min=floor)
+        (c, d), (p, q) = self.row(source, t), self.row(target, t)
+        det = a * d - b * c
+        if floor:
+            det = torch.where(det < 0, det.clamp(max=-floor), det.clamp(min=floor))
+        return ((p * d - q * c) * x_t + (q * a - p * b) * value) / det
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / beta^2), increasing in t."""
+        return 2 * (self.alpha(t).log() - self.beta(t).log())
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        """The inverse of logsnr, clamped to [0, 1]; by bisection unless a path knows better."""
+        low, high = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.logsnr(middle) < logsnr
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def r(self, t: Tensor) -> Tensor:
+        """Straight time alpha / (alpha + beta)."""
+        a = self.alpha(t)
+        return a / (a + self.beta(t))
+
+    def time_of_r(self, r: Tensor) -> Tensor:
+        """The inverse of r, clamped to [0, 1]; logit r = logsnr / 2."""
+        return self.time_of_logsnr(2 * (r.log() - torch.log1p(-r))).clamp(0, 1)
+
+
+class CondOT(Path):
+    """alpha = t, beta = 1 - t: straight lines (Lipman et al. 2023; rectified flow)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(logsnr / 2)
+
+    def r(self, t: Tensor) -> Tensor:
+        return t
+
+    def time_of_r(self, r: Tensor) -> Tensor:
+        return r
+
+
+class Polynomial(Path):
+    """alpha = t^n, beta = 1 - t^n."""
+
+    def __init__(self, n: float = 2) -> None:
+        self.n = n
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t**self.n
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1 - t**self.n
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return self.n * t ** (self.n - 1)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -self.n * t ** (self.n - 1)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(logsnr / 2) ** (1 / self.n)
+
+
+class Cosine(Path):
+    """alpha = sin(pi t / 2), beta = cos(pi t / 2) (Nichol & Dhariwal 2021, without offset)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - t))  # exactly 0 at t = 1, unlike cos
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * self.beta(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * self.alpha(t)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(logsnr / 2))
+
+
+class LinearVP(Path):
+    """alpha = t, beta = sqrt(1 - t^2): variance preserving and linear in t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t
+
+    def beta(self, t: Tensor) -> Tensor:
+        return ((1 - t) * (1 + t)).sqrt()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -t / self.beta(t)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(logsnr).sqrt()
+
+
+class VP(Path):
+    """The variance-preserving diffusion of Song et al. 2021 (arXiv:2011.13456, eq. 32).
+
+    alpha = exp(-T/2), beta = sqrt(1 - exp(-T)), T = (1-t)^2 (rate_max - rate_min)/2
+    + (1-t) rate_min. alpha(0) is small but not 0: about 0.0066 with the usual rates.
+    """
+
+    def __init__(self, rate_min: float = 0.1, rate_max: float = 20.0) -> None:
+        self.rate_min, self.rate_max = rate_min, rate_max
+
+    def _integral(self, t: Tensor) -> Tensor:
+        u = 1 - t
+        return u * u * (self.rate_max - self.rate_min) / 2 + u * self.rate_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._integral(t) / 2)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(-self._integral(t))).sqrt()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        rate = (1 - t) * (self.rate_max - self.rate_min) + self.rate_min
+        return rate / 2 * self.alpha(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -self.alpha(t) * self.d_alpha(t) / self.beta(t)  # alpha^2 + beta^2 = 1
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        span = self.rate_max - self.rate_min
+        integral = torch.nn.functional.softplus(-logsnr).clamp(max=span / 2 + self.rate_min)
+        root = (self.rate_min**2 + 2 * span * integral).sqrt()
+        return 1 - 2 * integral / (self.rate_min + root)
+
+
+class VE(Path):
+    """The variance-exploding diffusion: alpha = 1, beta = noise_max^(1-t) noise_min^t.
+
+    Song et al. 2021, eq. 30. The start is N(0, noise_max^2) plus the data, the end keeps noise of
+    std noise_min, which the final jump removes.
+    """
+
+    def __init__(self, noise_min: float = 0.01, noise_max: float = 50.0) -> None:
+        self.noise_min, self.noise_max = noise_min, noise_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.noise_max ** (1 - t) * self.noise_min**t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return -math.log(self.noise_max / self.noise_min) * self.beta(t)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return (math.log(self.noise_max) + logsnr / 2) / math.log(self.noise_max / self.noise_min)

@@ -1,0 +1,393 @@
+"""Pictures: image grids, points, trajectories and animations.
+
+Image grids are numpy and Pillow alone; matplotlib is imported by the functions that draw points,
+without pyplot, so nothing here keeps state and the same input gives the same bytes.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fmdiff.errors import FmdiffError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey: told apart by lightness and by hue
+INK, FRAME = "#333333", "#C8C8C8"
+GRID_WIDTH, TILE_WIDTH = 768, 160  # pixels: what a magnified grid and one of its tiles may take
+DPI = 200
+LINES = 300  # trajectories drawn in a fan; more of them hide each other
+
+ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
+STILL = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+# what matplotlib would stamp into a file: its own version and the date
+STAMPS = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
+
+
+def grid(
+    images: np.ndarray,
+    labels: Sequence | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Images side by side, row by row, small ones magnified by an integer without smoothing.
+
+    images: uint8 (N, H, W, C), C = 1 or 3. labels: N captions, written under the tiles.
+    columns: default, near sqrt(N) and a divisor of N if one is near. scale: default, so that the
+    grid is about 768 pixels wide. Returns an RGB picture.
+
+    Raises FmdiffError for another dtype or shape, no image, or a wrong number of labels.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise FmdiffError(
+            f"a grid takes uint8 images (N, H, W, 1 or 3), not {images.dtype} {images.shape}"
+        )
+    n, height, width, _ = images.shape
+    if n == 0:
+        raise FmdiffError("a grid needs at least one image, n=0 was given")
+    if labels is not None and len(labels) != n:
+        raise FmdiffError(f"{len(labels)} labels were given for {n} images")
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise FmdiffError(f"{name}={value} of an image grid must be at least 1")
+
+    root = math.isqrt(n - 1) + 1
+    near = next((c for c in range(root, 2 * root) if n % c == 0), root)
+    columns = min(columns or near, n)
+    scale = scale or max(1, min(GRID_WIDTH // (columns * width), TILE_WIDTH // width))
+    images = np.broadcast_to(images, (n, height, width, 3)).repeat(scale, 1).repeat(scale, 2)
+    _, height, width, _ = images.shape
+    gap = max(2, width // 24)
+    font_size = min(14, max(9, width // 5))
+    caption = font_size + 3 if labels is not None else 0
+
+    rows = -(-n // columns)
+    size = (gap + columns * (width + gap), gap + rows * (height + caption + gap))
+    picture = Image.new("RGB", size, "white")
+    for i, tile in enumerate(images):
+        left = gap + i % columns * (width + gap)
+        top = gap + i // columns * (height + caption + gap)
+        picture.paste(Image.fromarray(tile), (left, top))
+        if labels is not None:
+            strip = _caption(str(labels[i]), width, caption, font_size)
+            picture.paste(strip, (left, top + height))
+    return picture
+
+
+def _caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
+    """Centred text on white, cut at the edges so that it cannot reach the neighbours."""
+    strip = Image.new("RGB", (width, height), "white")
+    font = ImageFont.load_default(font_size)
+    start = max(0.0, (width - font.getlength(text)) / 2)
+    ImageDraw.Draw(strip).text((start, height / 2), text, fill=INK, font=font, anchor="lm")
+    return strip
+
+
+def panels(
+    width: float, height: float, columns: int = 1, ratios: Sequence[float] | None = None
+) -> tuple["Figure", list["Axes"]]:
+    """A white figure of width x height inches with a row of quiet axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, gridspec_kw={"width_ratios": ratios})[0]
+    for ax in axes:
+        ax.tick_params(length=2.5, width=0.6, color=FRAME, labelcolor=INK, labelsize=7)
+        ax.locator_params(nbins=5)
+        for spine in ax.spines.values():
+            spine.set(color=FRAME, linewidth=0.6)
+    return figure, list(axes)
+
+
+def scatter(
+    points: np.ndarray, data: np.ndarray | None = None, title: str = "samples"
+) -> "Figure":
+    """Samples beside the data on the same axes; in one dimension the histograms of both.
+
+    points, data: (N, d). For d > 2 the first two coordinates are drawn, as the title says. The
+    axes reach a quarter beyond the data (without data, the bulk of the samples); samples outside
+    are counted in the title.
+
+    Raises FmdiffError when samples are not finite.
+    """
+    points = _finite(points, "samples")
+    data = None if data is None else _finite(data, "data points")
+    low, high = _limits(points) if data is None else _limits(data, points)
+    title = _title(title, points, low, high)
+    if len(low) == 1:
+        figure, [ax] = panels(4.6, 2.8)
+        _histogram(ax, points, low, high, data)
+        _write(ax, title, "$x$", "density")
+        if data is not None:
+            ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+        return figure
+    figure, axes = panels(*_size(low, high, 1 if data is None else 2), 1 if data is None else 2)
+    _cloud(axes[0], points, low, high, SAMPLES)
+    _write(axes[0], title)
+    if data is not None:
+        _cloud(axes[1], data, low, high, DATA)
+        _write(axes[1], "data")
+        axes[1].tick_params(labelleft=False)
+    return figure
+
+
+def fan(trajectories: np.ndarray, times: np.ndarray, data: np.ndarray | None = None) -> "Figure":
+    """One-dimensional trajectories against t, coloured by where they end, and the end's histogram.
+
+    trajectories: (S + 1, N, 1). times: (S + 1,). data: (M, 1), drawn behind the histogram. At most
+    300 lines are drawn; the histogram counts all.
+
+    Raises FmdiffError for another shape, or when states are not finite.
+    """
+    from matplotlib.collections import LineCollection
+
+    trajectories = np.asarray(trajectories, np.float64)
+    times = np.asarray(times, np.float64)
+    if trajectories.ndim != 3 or trajectories.shape[2] != 1 or len(times) != len(trajectories):
+        raise FmdiffError(
+            "a fan takes 1-D trajectories (S + 1, N, 1) with S + 1 times, "
+            f"not {trajectories.shape} with {len(times)}"
+        )
+    end = _finite(trajectories[-1], "samples")
+    data = None if data is None else _finite(data, "data points")
+    low, high = _limits(_finite(trajectories.reshape(-1, 1), "states of the trajectories"))
+    drawn = trajectories[:, :LINES, 0]
+    shown = drawn.shape[1]
+
+    figure, [ax, side] = panels(5.6, 3.0, 2, ratios=(4, 1))
+    lines = np.stack([np.broadcast_to(times[:, None], drawn.shape), drawn], axis=-1)
+    ax.add_collection(
+        LineCollection(
+            list(lines.swapaxes(0, 1)),
+            array=drawn[-1],
+            cmap="viridis",
+            # leaves out the yellow end of the map, too light on white
+            clim=(drawn[-1].min(), drawn[-1].min() + np.ptp(drawn[-1]) / 0.8),
+            linewidths=0.7,
+            alpha=float(np.clip(6 / math.sqrt(shown), 0.25, 0.8)),
+        )
+    )
+    ax.set(xlim=(times.min(), times.max()), ylim=(low[0], high[0]))
+    title = _title("trajectories", end, low, high)
+    _write(ax, title + (f", {shown} drawn" if shown < len(end) else ""), "$t$", "$x_t$")
+    _histogram(side, end, low, high, data, orientation="horizontal")
+    side.set(xticks=[])
+    side.tick_params(labelleft=False, left=False)
+    for edge in ("top", "right", "bottom"):
+        side.spines[edge].set_visible(False)
+    _write(side, f"$t = {times[-1]:.3g}$")
+    return figure
+
+
+def _finite(points: np.ndarray, what: str) -> np.ndarray:
+    points = np.asarray(points, np.float64)
+    if points.ndim != 2 or 0 in points.shape:
+        raise FmdiffError(f"{what} to be drawn must have the shape (N, d), not {points.shape}")
+    bad = int((~np.isfinite(points)).any(axis=1).sum())
+    if bad:
+        raise FmdiffError(
+            f"{bad} of {len(points)} {what} are not finite (NaN or infinity) and cannot be drawn"
+        )
+    return points
+
+
+def _limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A box around the (first two) coordinates of all points, bounded by the reference's bulk.
+
+    It reaches at most a quarter of the bulk's size beyond it, so strays do not shrink the picture.
+    """
+    low, high = np.quantile(reference[:, :2], (0.001, 0.999), axis=0)
+    reach = 0.25 * ((high - low).max() or 1.0)
+    points = np.concatenate([p[:, :2] for p in (reference, *others)])
+    low, high = np.maximum(points.min(0), low - reach), np.minimum(points.max(0), high + reach)
+    margin = 0.05 * ((high - low).max() or 1.0)
+    return low - margin, high + margin
+
+
+def _title(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    n, d = points.shape
+    outside = int(((points[:, :2] < low) | (points[:, :2] > high)).any(axis=1).sum())
+    return (
+        f"{name} (n={n:,}{f', {outside:,} outside' if outside else ''})"
+        f"{f', coordinates 1 and 2 of {d}' if d > 2 else ''}"
+    )
+
+
+def _size(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, float]:
+    """Width and height in inches at which axes of equal aspect fill the figure."""
+    width, height = 3.4 * (high - low) / (high - low).max()
+    return columns * (float(width) + 0.35), float(height) + 0.6
+
+
+def _write(ax: "Axes", title: str, x: str = "", y: str = "") -> None:
+    ax.set_title(title, fontsize=9, color=INK)
+    ax.set_xlabel(x, fontsize=8, color=INK)
+    ax.set_ylabel(y, fontsize=8, color=INK)
+
+
+def _cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
+    n = len(points)
+    ax.plot(
+        *points[:, :2].T,
+        linestyle="",
+        marker="o",
+        markersize=float(np.clip(60 / math.sqrt(n), 1.4, 4.0)),
+        markeredgewidth=0,
+        alpha=float(np.clip(40 / math.sqrt(n), 0.15, 0.8)),
+        color=color,
+    )
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+
+
+def _histogram(ax: "Axes", points, low, high, data, orientation="vertical") -> None:
+    bins = np.linspace(low[0], high[0], int(np.clip(1.5 * math.sqrt(len(points)), 12, 100)) + 1)
+
+    def draw(values: np.ndarray, **look) -> None:
+        # a density over all values: those outside the axes still count in the total
+        weights = np.full(len(values), 1 / (len(values) * (bins[1] - bins[0])))
+        ax.hist(values[:, 0], bins=list(bins), weights=weights, orientation=orientation, **look)
+
+    if data is not None:
+        draw(data, color=DATA, alpha=0.45, label="data")
+        draw(points, color=SAMPLES, histtype="step", linewidth=1.2, label="samples")
+    else:
+        draw(points, color=SAMPLES, alpha=0.8)
+    ax.set(**{"xlim" if orientation == "vertical" else "ylim": (low[0], high[0])})
+
+
+def image_frames(
+    trajectories: np.ndarray,
+    times: Sequence[float],
+    labels: Sequence | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> list[Image.Image]:
+    """One grid per time with the time under it. trajectories: uint8 (S + 1, N, H, W, C)."""
+    frames = []
+    for images, t in zip(trajectories, times, strict=True):
+        tiles = grid(images, labels, columns, scale)
+        frame = Image.new("RGB", (tiles.width, tiles.height + 24), "white")
+        frame.paste(tiles)
+        frame.paste(_caption(f"t = {t:.2f}", tiles.width, 22, 15), (0, tiles.height))
+        frames.append(frame)
+    return frames
+
+
+def point_frames(
+    trajectories: np.ndarray, times: Sequence[float], data: np.ndarray | None = None
+) -> list[Image.Image]:
+    """One picture of the samples per time, on axes that hold the first, the last and the data.
+
+    trajectories: (S + 1, N, d). data: (M, d), drawn in grey behind the samples.
+
+    Raises FmdiffError when states are not finite.
+    """
+    data = None if data is None else _finite(data, "data points")
+    clouds = [
+        _finite(points, f"samples at t = {t:.3g}")
+        for points, t in zip(trajectories, times, strict=True)
+    ]
+    low, high = _limits(np.concatenate([clouds[0], clouds[-1], *([] if data is None else [data])]))
+    drawn = []
+    for points, t in zip(clouds, times, strict=True):
+        if len(low) == 1:
+            figure, [ax] = panels(4.6, 2.8)
+            _histogram(ax, points, low, high, data)
+        else:
+            figure, [ax] = panels(*_size(low, high, 1))
+            if data is not None:
+                _cloud(ax, data, low, high, FRAME)
+            _cloud(ax, points, low, high, SAMPLES)
+        _write(ax, f"{_title('samples', points, low, high)}, $t = {t:.2f}$")
+        drawn.append((figure, ax))
+    top = max(ax.get_ylim()[1] for _, ax in drawn)  # histograms too keep one scale
+    for _, ax in drawn:
+        ax.set_ylim(top=top)
+    return [render(figure) for figure, _ in drawn]
+
+
+def animation(
+    frames: Sequence[Image.Image],
+    path: str | os.PathLike,
+    milliseconds: int = 60,
+    hold: int = 1500,
+) -> None:
+    """Write frames as a GIF, APNG or WebP, by the suffix, repeating for ever.
+
+    Each frame shows for `milliseconds`, the last for `hold`. A GIF counts in hundredths of a
+    second and has 256 colours; the others are exact. Frames equal to the one before lengthen it.
+
+    Raises FmdiffError for no frames or another suffix.
+    """
+    if not frames:
+        raise FmdiffError("an animation needs at least one frame")
+    form = _format(path, ANIMATED)
+    with _replacing(path) as temporary:
+        frames[0].save(
+            temporary,
+            format=form,
+            save_all=True,
+            append_images=list(frames[1:]),
+            duration=[milliseconds] * (len(frames) - 1) + [hold],
+            loop=0,
+            lossless=True,  # WebP: pixels as drawn; the other formats ignore it
+        )
+
+
+def render(figure: "Figure") -> Image.Image:
+    """The figure as an RGB picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def save(picture: "Image.Image | Figure", path: str | os.PathLike) -> None:
+    """Write a picture (.png .webp .jpg) or a figure (.png .pdf .svg) atomically.
+
+    A reader, or a run cut short, sees the old file or the new one. The same picture gives the
+    same bytes: nothing about the date or the program is stored.
+
+    Raises FmdiffError for another suffix.
+    """
+    if isinstance(picture, Image.Image):
+        form = _format(path, STILL)
+        with _replacing(path) as temporary:
+            picture.save(temporary, format=form)
+        return
+    import matplotlib
+
+    stamp = _format(path, STAMPS)
+    # an SVG names its parts by hashes that are salted with a random number unless told
+    with _replacing(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "fmdiff"}):
+        picture.savefig(temporary, format=Path(path).suffix[1:].lower(), metadata={stamp: None})
+
+
+def _format(path: str | os.PathLike, formats: dict[str, str]) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        raise FmdiffError(f"{os.fspath(path)!r} must end in one of {', '.join(formats)}")
+    return formats[suffix]
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if all goes well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

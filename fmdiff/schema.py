@@ -1,0 +1,231 @@
+"""What each key may hold: types and ranges, checked before any work. One table, one sentence."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from fmdiff.errors import FmdiffError
+
+
+class Rule(NamedTuple):
+    """A test of a value and what a value that passes is called."""
+
+    passes: Callable[[Any], bool]
+    says: str
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: Any, item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(item, value))
+
+
+def _is_decay(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
+
+
+def integer(low: int) -> Rule:
+    return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
+
+
+def number(low: float | None = None, above: float | None = None) -> Rule:
+    says = "a finite number" if low is None and above is None else "a number"
+    says += f" >= {low}" if low is not None else ""
+    says += f" > {above}" if above is not None else ""
+    return Rule(
+        lambda v: _is_number(v) and (low is None or v >= low) and (above is None or v > above),
+        says,
+    )
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(lambda v: v in choices, " or ".join(choices))
+
+
+def or_null(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.passes(v), f"{rule.says}, or null")
+
+
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
+TEXTS = Rule(lambda v: _is_list(v, TEXT.passes), "a list of texts like [mypackage.]")
+DEVICE = Rule(
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", v)),
+    "auto, cpu, cuda or cuda:N",
+)
+FRACTION = Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
+RESUME = Rule(
+    lambda v: v is None or v is True or TEXT.passes(v), "true, last, a run folder, or null"
+)
+CLASSES = Rule(
+    lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(0).passes),
+    "a class, a list of classes like [0,1], or null",
+)
+WEIGHTS = Rule(
+    lambda v: v in ("ema", "raw") or _is_decay(v), "ema, raw or the decay of one average"
+)
+EMA = Rule(lambda v: _is_list(v, _is_decay), "a list of numbers between 0 and 1 like [0.9999]")
+
+
+def seconds(value: Any) -> float | None:
+    """A duration, seconds or "hours:minutes:seconds", in seconds; None for null.
+
+    Raises ValueError for anything else.
+    """
+    if value is None:
+        return None
+    if _is_number(value) and value > 0:
+        return float(value)
+    parts = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", str(value))
+    if parts is None:
+        raise ValueError(value)
+    hours, minutes, rest = map(int, parts.groups())
+    total = 3600 * hours + 60 * minutes + rest
+    if total <= 0:
+        raise ValueError(value)
+    return float(total)
+
+
+def _is_duration(value: Any) -> bool:
+    try:
+        seconds(value)
+    except ValueError:
+        return False
+    return True
+
+
+RULES: dict[str, Rule] = {
+    "seed": integer(0),
+    "device": DEVICE,
+    "threads": or_null(integer(1)),
+    "name": or_null(TEXT),
+    "out": or_null(TEXT),
+    "overwrite": FLAG,
+    "trust": TEXTS,
+    "resume": RESUME,
+    "init": or_null(TEXT),
+    "ckpt": or_null(TEXT),
+    "weights": WEIGHTS,
+    "n": or_null(integer(1)),
+    "steps": integer(1),
+    "batch_size": or_null(integer(1)),
+    "classes": CLASSES,
+    "coordinates": one_of("straight", "native"),
+    "final": one_of("auto", "solver", "denoise"),
+    "dtype": one_of("float32", "float64"),
+    "trajectory": FLAG,
+    "png": FLAG,
+    "data.batch_size": integer(1),
+    "optim.lr": number(above=0),
+    "guidance.w": number(),
+    "solver.rtol": number(above=0),
+    "solver.atol": number(above=0),
+    "trainer.max_steps": integer(1),
+    "trainer.max_time": Rule(_is_duration, 'seconds or "hours:minutes:seconds", or null'),
+    "trainer.warmup": integer(0),
+    "trainer.decay": one_of("constant", "cosine"),
+    "trainer.clip": or_null(number(above=0)),
+    "trainer.accumulate": integer(1),
+    "trainer.ema": EMA,
+    "trainer.ema_warmup": FLAG,
+    "trainer.label_dropout": FRACTION,
+    "trainer.precision": one_of("fp32", "bf16"),
+    "trainer.devices": integer(1),
+    "trainer.inner_steps": or_null(integer(1)),
+    "trainer.log_every": integer(1),
+    "trainer.validate_every": integer(1),
+    "trainer.picture_every": integer(1),
+    "trainer.checkpoint_every": integer(1),
+    "trainer.keep": or_null(integer(1)),
+    "trainer.logger": one_of("tensorboard", "csv", "wandb"),
+    "trainer.skip_nonfinite": integer(0),
+    "trainer.progress": FLAG,
+}
+ABSENT = object()
+
+
+def check(command: str, cfg: DictConfig) -> None:
+    """Refuse a resolved config of a command with a value no run could use: FmdiffError."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise FmdiffError(f"{key}= is needed; --help says what it is")
+    for key, rule in RULES.items():
+        value = _value(cfg, key)
+        if value is not ABSENT and not rule.passes(value):
+            raise FmdiffError(f"{key}={_shown(value)}: must be {rule.says}")
+    for key, value in leaves(OmegaConf.to_container(cfg)):
+        if isinstance(value, float) and math.isnan(value):
+            raise FmdiffError(f"{key}=nan: must be a number")
+    if command in CROSS_CHECKS:
+        CROSS_CHECKS[command](cfg)
+
+
+def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
+    """Refuse a number, flag or list whose default in the chosen YAML is of another type."""
+    for key in sorted(keys):
+        value, usual = _value(cfg, key), _value(default, key)
+        if ABSENT in (value, usual) or value is None or usual is None:
+            continue
+        for kind, says in ((bool, "true or false"), ((int, float), "a number"), (list, "a list")):
+            if isinstance(usual, kind):
+                if not isinstance(value, kind) or isinstance(value, bool) != isinstance(
+                    usual, bool
+                ):
+                    raise FmdiffError(
+                        f"{key}={_shown(value)}: must be {says} like its default {_shown(usual)}"
+                    )
+                break
+
+
+def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, value) of all that is not a mapping."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    try:
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+    except ValueError:  # a part of the key holds no mapping
+        return ABSENT
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_shown, value))}]"
+    named = {None: "null", True: "true", False: "false"}
+    return named[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _check_sample(cfg: DictConfig) -> None:
+    chosen = cfg.choices.get("model")
+    if (cfg.ckpt is None) == (cfg.model is None):
+        given = "both are given" if cfg.ckpt else "neither is given"
+        raise FmdiffError(
+            f"ckpt=RUN, or model=exact with data=NAME, is needed, one of them; {given}"
+        )
+    if cfg.model is None:
+        return
+    if str(cfg.model.get("_target_")).startswith("fmdiff.models."):
+        raise FmdiffError(
+            f"model={chosen} is a network, which samples only after training: give ckpt=RUN, or "
+            "a model without training, exact, empirical or data"
+        )
+    if cfg.data is None:
+        raise FmdiffError(f"model={chosen} needs data=NAME, the data it is to describe")
+
+
+CROSS_CHECKS: dict[str, Callable[[DictConfig], None]] = {"sample": _check_sample}

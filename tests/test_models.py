@@ -1,0 +1,225 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fmdiff.build import build
+from fmdiff.errors import FmdiffError
+from fmdiff.models.layers import Attention, Sinusoid, group_norm
+from fmdiff.models.unet import resolutions
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "model"
+CIFAR = (3, 32, 32)
+SMALL = {"channels": 16}  # enough for every law below
+CASES = [  # name, shape, classes, overrides
+    ("mlp", (1,), 0, {}),
+    ("mlp", (2,), 3, {}),
+    ("mlp", (512,), 0, {"frequencies": 0, "layers": 1}),
+    ("unet", (1, 7, 7), 0, {}),
+    ("unet", (1, 8, 8), 10, {}),
+    ("unet", (1, 28, 28), 10, SMALL),
+    ("unet", (3, 12, 20), 0, {"channels": 12, "scale_shift": False}),
+    ("unet", CIFAR, 10, SMALL),
+    ("unet_cifar", CIFAR, 10, SMALL),
+]
+every_case = pytest.mark.parametrize(("name", "shape", "classes", "overrides"), CASES)
+
+
+def network(name, shape, classes=0, perturbed=False, **overrides):
+    torch.manual_seed(0)
+    spec = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    net = build({**spec, **overrides}, shape=shape, classes=classes).eval()
+    if perturbed:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return net
+
+
+def inputs(shape, classes, n=3):
+    torch.manual_seed(1)
+    y = torch.randint(0, classes + 1, (n,)) if classes else None
+    return torch.randn(n, *shape), 1000 * torch.rand(n), y
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+@every_case
+def test_output_is_zero_at_initialisation_and_has_the_shape_of_the_data(
+    name, shape, classes, overrides
+):
+    out = network(name, shape, classes, **overrides)(*inputs(shape, classes))
+    assert out.shape == (3, *shape)
+    assert (out == 0).all()
+
+
+@every_case
+def test_gradient_reaches_every_parameter(name, shape, classes, overrides):
+    net = network(name, shape, classes, perturbed=True, **overrides)
+    net(*inputs(shape, classes)).square().sum().backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
+
+
+@every_case
+def test_a_sample_does_not_depend_on_the_others(name, shape, classes, overrides):
+    net = network(name, shape, classes, perturbed=True, **overrides)
+    x, t, y = inputs(shape, classes)
+    together = net(x, t, y)
+    alone = net(x[1:2], t[1:2], None if y is None else y[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+    assert together.std() > 1e-3
+
+
+@every_case
+def test_output_depends_on_time_and_label(name, shape, classes, overrides):
+    net = network(name, shape, classes, perturbed=True, **overrides)
+    x = inputs(shape, classes, 1)[0].expand(classes + 1, *shape)
+    t = torch.full((classes + 1,), 500.0)
+    y = torch.arange(classes + 1) if classes else None
+    out = net(x, t, y).flatten(1)
+    apart = torch.cdist(out, out) + torch.eye(classes + 1)
+    assert apart.min() > 1e-3  # every label, the null label included, has its own answer
+    assert (net(x, t + 10, y).flatten(1) - out).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "count"),
+    [
+        ("unet_cifar", CIFAR, 0, 35_746_307),  # the CIFAR-10 network of Tong et al. 2024
+        ("unet", (1, 28, 28), 10, 1.91e6),
+        ("unet", (1, 8, 8), 10, 0.76e6),
+    ],
+)
+def test_number_of_parameters(name, shape, classes, count):
+    with torch.device("meta"):
+        found = parameters(network(name, shape, classes))
+    assert found == count if isinstance(count, int) else abs(found - count) < 0.005e6
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
+def test_the_null_label_is_one_more_row_than_the_classes(name, shape):
+    with_classes = network(name, shape, 10)
+    table = with_classes.get_submodule("label" if name == "mlp" else "conditioning.label")
+    assert table.num_embeddings == 11
+    assert parameters(with_classes) - parameters(network(name, shape)) == table.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "expected"),
+    [
+        ((28, 28), 3, [(28, 28), (14, 14), (7, 7)]),
+        ((28, 28), 4, [(28, 28), (14, 14), (7, 7)]),  # 7 is odd
+        ((8, 8), 3, [(8, 8), (4, 4)]),  # 2 is too small
+        ((32, 32), 2, [(32, 32), (16, 16)]),
+        ((12, 20), 4, [(12, 20), (6, 10)]),  # 3 is too small
+        ((7, 7), 3, [(7, 7)]),
+    ],
+)
+def test_levels_fit_the_image(size, levels, expected):
+    assert resolutions(*size, levels) == expected
+
+
+def test_attention_is_where_it_was_asked_for():
+    def with_attention(net):
+        return [i for i, stage in enumerate(net.down) if isinstance(stage[0].attention, Attention)]
+
+    with torch.device("meta"):
+        assert with_attention(network("unet", (1, 28, 28))) == [2]
+        assert with_attention(network("unet", (1, 8, 8))) == [1]
+        cifar = network("unet_cifar", CIFAR)
+    assert with_attention(cifar) == [1]
+    assert {m.heads for m in cifar.modules() if isinstance(m, Attention)} == {4}
+
+
+def test_attention_equals_the_written_out_formula():
+    torch.manual_seed(0)
+    channels, d, side = 12, 4, 5
+    attention = Attention(channels, d)
+    torch.nn.init.normal_(attention.out.weight)
+    h = torch.randn(2, channels, side, side)
+    weight, bias = attention.qkv.weight[:, :, 0, 0], attention.qkv.bias
+    tokens = attention.norm(h).flatten(2).mT @ weight.T + bias  # (B, places, 3 C)
+    q, k, v = tokens.split(channels, dim=2)
+    heads = []
+    for i in range(0, channels, d):
+        scores = q[..., i : i + d] @ k[..., i : i + d].mT / math.sqrt(d)
+        heads.append(scores.softmax(dim=2) @ v[..., i : i + d])
+    mixed = torch.cat(heads, dim=2) @ attention.out.weight[:, :, 0, 0].T
+    torch.testing.assert_close(attention(h), h + mixed.mT.reshape(h.shape), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_asks_with_contiguous_heads(monkeypatch):
+    seen = []
+
+    def spy(q, k, v):
+        seen.extend([q, k, v])
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    h = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    Attention(8, 4)(h)
+    assert all(part.is_contiguous() and part.shape == (2, 2, 36, 4) for part in seen)
+
+
+def test_time_features_tell_neighbours_apart():
+    t = torch.arange(1001.0)
+    features = torch.nn.functional.normalize(Sinusoid(128)(t), dim=1)
+    assert (features[1:] * features[:-1]).sum(1).max() < 0.99  # t in [0, 1] gives 1 - 1e-7 here
+    assert features[0] @ features[1000] < 0.6
+    assert torch.linalg.matrix_rank(features[::100]) == 11
+
+
+def test_fourier_features_are_fixed_and_saved():
+    first = network("mlp", (2,))
+    torch.manual_seed(5)
+    second = network("mlp", (2,))
+    assert torch.equal(first.fourier, second.fourier)
+    assert "fourier" in first.state_dict()
+    wide = network("mlp", (1000,)).fourier
+    assert wide.std() == pytest.approx(2, rel=0.02) and wide.shape == (1000, 32)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 12, 32, 48, 96, 128, 160, 330])
+def test_group_norm_divides_the_channels_in_groups_of_at_least_four(channels):
+    norm = group_norm(channels)
+    assert norm.num_groups <= 32
+    assert channels < 4 or channels // norm.num_groups >= 4
+
+
+def test_dropout_acts_in_training_only():
+    net = network("unet", (1, 8, 8), perturbed=True, dropout=0.5)
+    arguments = inputs((1, 8, 8), 0)
+    assert torch.equal(net(*arguments), net(*arguments))
+    net.train()
+    assert not torch.equal(net(*arguments), net(*arguments))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
+def test_bfloat16_autocast_stays_close(name, shape):
+    net = network(name, shape, 10, perturbed=True)
+    x, t, y = inputs(shape, 10)
+    exact = net(x, t, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(x, t, y).float()
+    assert (rough - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "overrides", "words"),
+    [
+        ("mlp", (1, 28, 28), {}, ["model=mlp", "(1, 28, 28)", "model=unet"]),
+        ("unet", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
+        ("unet_cifar", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
+        ("unet_cifar", (1, 7, 7), {}, ["model.attention=[1]", "level 1", "(1, 7, 7)", "0 to 0"]),
+        ("unet", (1, 8, 8), {"attention": [-1, 16]}, ["level 16", "0 to 1"]),
+    ],
+)
+def test_refusals_name_the_option_and_the_way_out(name, shape, overrides, words):
+    with pytest.raises(FmdiffError) as refusal:
+        network(name, shape, **overrides)
+    assert all(word in str(refusal.value) for word in words), refusal.value
