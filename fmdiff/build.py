@@ -2,9 +2,10 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, nearest
 
 SAFE = ("fmdiff.", "torch.optim.")  # all that a `_target_` found in a checkpoint may name
 
@@ -51,3 +52,22 @@ def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **ext
         if error.__traceback__ and error.__traceback__.tb_next is not None:
             raise  # raised inside the constructor: a bug, not a wrong keyword
         raise FmdiffError(f"{spec['_target_']}: {error}") from error
+
+
+def named(group: str, name: str, *args: Any, **changes: Any) -> Any:
+    """The object configs/GROUP/NAME.yaml describes, some of its keys changed."""
+    from omegaconf import OmegaConf
+
+    folder = config_folder() / group
+    if not (folder / f"{name}.yaml").is_file():
+        raise FmdiffError(
+            f"unknown {group} {name!r}; {nearest(name, (p.stem for p in folder.glob('*.yaml')))}"
+        )
+    spec = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    return build({**spec, **changes}, *args)  # type: ignore[dict-item]
+
+
+def config_folder() -> Path:
+    """Our configs: fmdiff/configs when installed, ../configs in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())

@@ -30,7 +30,12 @@ OUTCOMES = {
 }
 # what starting the other processes of a run leaves behind
 LAUNCH_VARIABLES = (
-    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"),
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PL_GLOBAL_SEED",
 )
 
 log = logging.getLogger("fmdiff")
@@ -165,13 +170,7 @@ def _job(name: str, cfg: Any) -> None:
             cfg.out = settings.runtime.output_dir
     code = _run(name, cfg, overrides)
     if sweep:
-        line = (
-            settings.job.num,
-            " ".join(overrides),
-            OUTCOMES.get(code, code),
-            code,
-            cfg.get("out"),
-        )
+        line = (settings.job.num, " ".join(overrides), code, cfg.get("out"))
         with (Path(settings.sweep.dir) / JOBS).open("a") as file:
             file.write(json.dumps(line) + "\n")
     if code and (not sweep or code >= 128):  # what stops one job by a signal stops the sweep
@@ -195,6 +194,7 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
         log.error("fmdiff %s: %s", name, error)
         code = error.code
     except KeyboardInterrupt:
+        log.error("fmdiff %s: interrupted", name)
         code = 130
     except BrokenPipeError:
         code = 141
@@ -248,15 +248,17 @@ def _table(sweep: Path) -> int:
     """Print how the jobs of a sweep ended; the largest exit code."""
     from fmdiff.run import JOBS
 
-    jobs = sorted(json.loads(line) for line in (sweep / JOBS).read_text().splitlines())
+    done = sweep / JOBS
+    if not done.is_file():
+        return 1  # no job came to its end, and why has been said
+    jobs = sorted(json.loads(line) for line in done.read_text().splitlines())
     rows = [("job", "result", "folder", "overrides")]
-    rows += [(str(num), str(result), str(out or ""), words) for num, words, result, _, out in jobs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    return max((job[3] for job in jobs), default=1)
+    for num, words, code, folder in jobs:
+        rows.append((str(num), OUTCOMES.get(code, str(code)), folder or "", words))
+    *widths, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    for *cells, words in rows:
+        print("".join(map(str.ljust, cells, widths)) + words)
+    return max(code for _, _, code, _ in jobs)
 
 
 def _complete(argv: list[str]) -> int:

@@ -77,7 +77,8 @@ def key_of(override: str) -> str:
 
 def register_resolvers() -> None:
     """`${choices:}` in a YAML: {group: chosen name} of this composition."""
-    register = OmegaConf.register_new_resolver if VERSION_BASE else OmegaConf.register_resolver
+    name = "register_new_resolver" if VERSION_BASE else "register_resolver"
+    register = getattr(OmegaConf, name)
     register("choices", lambda: OmegaConf.create(_choices(HydraConfig.get())), replace=True)
 
 
@@ -147,7 +148,10 @@ class Composer:
             return None
         cfg = self.compose(overrides, RunMode.MULTIRUN)
         HydraConfig.instance().set_config(cfg)
-        return Path(cfg.hydra.sweep.dir)
+        try:
+            return Path(cfg.hydra.sweep.dir)
+        finally:
+            HydraConfig.instance().cfg = None
 
     def check(self, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         """The resolved job of a composed config whose types and ranges are right."""

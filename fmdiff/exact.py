@@ -60,7 +60,9 @@ class Mixture(Field):
         spread = a**2 * variances + b**2  # (K, d) or (B, K, d)
         offset = torch.einsum("kde,bkd->bke", axes, x_t[:, None] - a * means)
         u = offset / spread
-        log_p = self.log_weights.to(x_t) - 0.5 * ((offset * u) + (2 * torch.pi * spread).log()).sum(-1)
+        log_p = self.log_weights.to(x_t) - 0.5 * (
+            (offset * u) + (2 * torch.pi * spread).log()
+        ).sum(-1)
         log_p = log_p + _label_mask(self.labels, self.y, self.classes)
         return log_p.to(x_t), u, variances * u, a
 
@@ -127,7 +129,9 @@ class Empirical(Field):
             part, time = x_t[i : i + rows].flatten(1), t[i : i + rows] if t.ndim else t
             a, b = (expand(c, part) for c in (self.path.alpha(time), self.path.beta(time)))
             near = (a * (part @ self.data.to(part).T)).double() - a**2 * self.norms / 2
-            mask = _label_mask(self.labels, None if self.y is None else self.y[i : i + rows], self.classes)
+            mask = _label_mask(
+                self.labels, None if self.y is None else self.y[i : i + rows], self.classes
+            )
             weights = (near / b**2 + mask).softmax(-1).to(part)
             parts.append(weights @ self.data.to(part))
         x = torch.cat(parts).view_as(x_t)
@@ -166,13 +170,21 @@ class RealData(Field):
 
     def __init__(self, data) -> None:
         self.path, self.data = CondOT(), data
-        self.shape, self.classes, self.y = data.shape, 0, None
+        self.shape, self.classes, self.y = data.shape, data.classes, None
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         return 1.0, 1.0
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         return self.data.sample(first, first + len(eps), seed)[0].to(eps)
+
+    def labels(self, classes, start: int, stop: int, seed: int) -> Tensor | None:
+        if classes is not None:
+            raise FmdiffError(f"classes={classes}: model=data takes the data as they come")
+        return self.data.sample(start, stop, seed)[1]
+
+    def bind(self, y: Tensor) -> "RealData":
+        return self
 
     def to(self, device, dtype: torch.dtype) -> "RealData":
         return self

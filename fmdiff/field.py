@@ -24,6 +24,7 @@ class Field:
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
+    branches: int = 1  # evaluations of the model that one question costs
     evaluations: int = 0
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -46,8 +47,28 @@ class Field:
         """The same field with the class labels y (B,) fixed."""
         raise NotImplementedError
 
+    def labels(
+        self, classes: list[int] | int | None, start: int, stop: int, seed: int
+    ) -> Tensor | None:
+        """Labels of samples start ... stop - 1: the chosen classes in turn, None without classes.
+
+        Raises FmdiffError for a class the model does not have.
+        """
+        if not self.classes:
+            if classes is not None:
+                raise FmdiffError(f"classes={classes}: this model was trained without classes")
+            return None
+        chosen = [classes] if isinstance(classes, int) else classes or list(range(self.classes))
+        if any(not 0 <= c < self.classes for c in chosen):
+            raise FmdiffError(f"classes={classes} must lie in 0..{self.classes - 1}")
+        return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
+
     def to(self, device, dtype: torch.dtype) -> "Field":
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Count evaluations from 0."""
+        self.evaluations = 0
 
 
 class NetField(Field):
@@ -127,6 +148,8 @@ class Guided(Field):
     branches are asked in one batch and count as two evaluations.
     """
 
+    branches = 2
+
     def __init__(self, field: Field, y: Tensor, w: float) -> None:
         self.path, self.shape, self.classes = field.path, field.shape, field.classes
         self.conditional = field.bind(y)
@@ -136,6 +159,9 @@ class Guided(Field):
     @property
     def evaluations(self) -> int:  # type: ignore[override]
         return self.both.evaluations
+
+    def reset(self) -> None:
+        self.both.reset()
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         twice = torch.cat([t, t]) if t.ndim else t
@@ -177,11 +203,7 @@ class Along(Field):
 
     def __init__(self, field: Field, path: Path) -> None:
         self.field, self.path = field, path
-        self.shape, self.classes = field.shape, field.classes
-
-    @property
-    def evaluations(self) -> int:  # type: ignore[override]
-        return self.field.evaluations
+        self.shape, self.classes, self.branches = field.shape, field.classes, field.branches
 
     def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The inner path's time, and inner state / outer state, at the outer time u."""

@@ -95,7 +95,7 @@ class Run:
     folder: Path
     lock: Any = None
     created: list[Path] = field(default_factory=list)  # folders made for it, innermost first
-    written: list[Path] = field(default_factory=list)  # files a new run begins with
+    written: set[Path] = field(default_factory=set)  # files a new run begins with
     kept: set[Path] = field(default_factory=set)  # what lay in the folder before
     handler: logging.Handler | None = None
 
@@ -105,7 +105,7 @@ class Run:
             logging.getLogger().removeHandler(self.handler)
             self.handler.close()
         replaced = self.folder / REPLACED
-        if discard and self.written and set(self.folder.iterdir()) <= {*self.written, *self.kept}:
+        if discard and self.written and set(self.folder.iterdir()) <= self.written | self.kept:
             for path in self.written:
                 path.unlink(missing_ok=True)
             _move(replaced, self.folder)
@@ -153,8 +153,9 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
             if cfg.overwrite:
                 shutil.rmtree(run.folder / REPLACED, ignore_errors=True)
                 _move(run.folder, run.folder / REPLACED)
-            run.kept = set(run.folder.iterdir())
-            run.written = [run.folder / name for name in (*files, LOCK, f"{command}.log")]
+            run.kept = set(run.folder.iterdir()) - {run.folder / LOCK}
+            begun = {run.folder / name for name in (*files, LOCK, f"{command}.log")}
+            run.written = begun - run.kept
         for name, text in files.items():
             _write(run.folder / name, text)
         run.handler = logging.FileHandler(run.folder / f"{command}.log")

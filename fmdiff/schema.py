@@ -210,6 +210,13 @@ def _shown(value: Any) -> str:
     return named[value] if value is None or isinstance(value, bool) else str(value)
 
 
+def _check_train(cfg: DictConfig) -> None:
+    if str(cfg.model.get("_target_")).startswith("fmdiff.exact."):
+        raise FmdiffError(
+            f"model={cfg.choices.get('model')} has nothing to train: choose a network, mlp or unet"
+        )
+
+
 def _check_sample(cfg: DictConfig) -> None:
     chosen = cfg.choices.get("model")
     if (cfg.ckpt is None) == (cfg.model is None):
@@ -228,4 +235,7 @@ def _check_sample(cfg: DictConfig) -> None:
         raise FmdiffError(f"model={chosen} needs data=NAME, the data it is to describe")
 
 
-CROSS_CHECKS: dict[str, Callable[[DictConfig], None]] = {"sample": _check_sample}
+CROSS_CHECKS: dict[str, Callable[[DictConfig], None]] = {
+    "train": _check_train,
+    "sample": _check_sample,
+}

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -173,7 +174,7 @@ def test_a_closed_pipe_is_quiet(tmp_path):
 
 
 ERRORS = [
-    ("sample solver=hoin", "unknown solver 'hoin'; did you mean 'heun'?", "euler"),
+    ("sample solver=huen", "unknown solver 'huen'; did you mean 'heun'?", "euler"),
     ("train path=nope", "unknown path 'nope'", "condot"),
     ("train pth=condot", "unknown key 'pth'; did you mean 'path'?"),
     ("train lr=1", "unknown key 'lr'; did you mean 'optim.lr'?"),
@@ -181,7 +182,7 @@ ERRORS = [
     ("train model=mine model.width.x=3", "unknown key 'model.width.x'"),
     ("sample guidance.strength=2", "unknown key 'guidance.strength' of guidance=none"),
     ("sample optim=adam", "unknown key 'optim'"),
-    ("sample sover@x=heun", "unknown key 'sover@x'"),
+    ("sample solver@x=heun", "unknown key 'solver@x'"),
     ("train ~nope", "unknown key 'nope'"),
     ("train +seed=3", "seed exists: write seed= without the +"),
     ("train moons", "'moons' is not of the form key=value"),
@@ -201,6 +202,7 @@ ERRORS = [
     ("sample ckpt=x model=ideal data=gmm4", "both are given"),
     ("sample model=ideal", "model=ideal needs data=NAME"),
     ("sample model=unet data=digits", "model=unet is a network"),
+    ("train model=ideal data=moons", "model=ideal has nothing to train"),
     ("sample ckpt=nope", "ckpt=nope does not exist"),
     ("info", "ckpt= is needed"),
     ("train resume=nope", "resume=nope: not a run folder"),
@@ -329,6 +331,22 @@ def test_cfg_is_what_the_run_writes(fmdiff, calls, tmp_path):
     }
 
 
+def test_resuming_repeats_what_the_run_was_told(fmdiff, calls):
+    assert fmdiff("train", "data=rings", "seed=3", "out=run")[0] == 0
+    code, _, err = fmdiff("train", "resume=run", "trainer.max_steps=9")
+    assert code == 0 and "trainer.max_steps: 8000 (saved) vs 9 (now)" in err
+    assert (calls[1][1].data, calls[1][1].seed) == (calls[0][1].data, 3)
+    code, _, err = fmdiff("train", "resume=true", "out=run", "seed=4")
+    assert code == 2 and "run is a run of other settings: seed: 3 (saved) vs 4 (now)" in err
+    assert len(calls) == 2
+
+
+def test_the_same_sweep_again_resumes_its_jobs(fmdiff, calls):
+    for _ in range(2):
+        assert fmdiff("train", "-m", "seed=1,2", "out=s", "resume=last")[0] == 0
+    assert [call[2] for call in calls[:2]] == [call[2] for call in calls[2:]]
+
+
 def test_flags_may_stand_anywhere(fmdiff, calls):
     code, out, _ = fmdiff("train", "seed=3", "--cfg", "job", "data=rings", "-p", "data")
     assert code == 0 and "Rings" in out
@@ -394,7 +412,7 @@ def test_sweep(fmdiff, calls, tmp_path):
     assert [folder for _, _, folder in calls] == [tmp_path / "s" / str(job) for job in range(4)]
     table = out.splitlines()[-5:]
     assert table[0].split() == ["job", "result", "folder", "overrides"]
-    assert all(" ok " in row for row in table[1:]) and "data=rings optim.lr=1e-4" in table[4]
+    assert all(" ok " in row for row in table[1:]) and "data=rings optim.lr=0.0001" in table[4]
 
 
 def test_sweep_has_a_dated_folder(fmdiff, calls, tmp_path):
@@ -413,10 +431,10 @@ def test_sweep_goes_on_after_a_failed_job(fmdiff, monkeypatch, tmp_path):
     monkeypatch.setitem(cli.COMMANDS, "train", train)
     code, out, err = fmdiff("train", "-m", "seed=0,1,2,3", "out=s")
     assert code == 3 and err.count("Traceback") == 1
-    results = [row.split("  ")[1].strip() for row in out.splitlines()[-4:]]
+    results = [re.split("  +", row)[1] for row in out.splitlines()[-4:]]
     assert results == ["bug", "diverged", "ok", "user error"]
     jobs = [json.loads(line) for line in (tmp_path / "s" / "jobs.jsonl").read_text().splitlines()]
-    assert [job[3] for job in jobs] == [1, 3, 0, 2]
+    assert [job[2] for job in jobs] == [1, 3, 0, 2]
 
 
 def test_a_signal_ends_a_sweep(fmdiff, monkeypatch, tmp_path):

@@ -173,6 +173,14 @@ def test_samples_of_the_same_settings_may_be_made_again(cwd):
     finished(config(SAMPLE, out="s", steps=30, overwrite=True), "sample", checkpoint=False)
 
 
+def test_a_discarded_repetition_leaves_the_samples(cwd):
+    folder = finished(config(SAMPLE, out="s"), "sample", checkpoint=False)
+    (folder / "grid.png").write_text("image")
+    before = {path.name for path in folder.iterdir()}
+    open_run(config(SAMPLE, out="s", device="cuda"), "sample").close(discard=True)
+    assert {path.name for path in folder.iterdir()} | {".lock"} == before
+
+
 def test_samples_do_not_overwrite_a_run(cwd):
     finished(config(out="run"))
     with pytest.raises(FmdiffError, match="results of another command"):
@@ -200,7 +208,7 @@ HOLD = """
 import sys, time
 from omegaconf import OmegaConf
 from fmdiff.run import open_run
-open_run(OmegaConf.load("config.yaml"), "train")
+run = open_run(OmegaConf.load("config.yaml"), "train")
 print("held", flush=True)
 time.sleep(60)
 """

@@ -67,5 +67,9 @@ class Data(ABC):
         """Real data number start ... stop - 1 of a seed, as a reference; row i depends on
         (seed, i) alone."""
 
+    @abstractmethod
+    def examples(self, n: int) -> Batch:
+        """The first n training examples (fewer if there are fewer)."""
+
     def labelled(self, x: Tensor, label: Tensor, device) -> Batch:
         return x.to(device), label.to(device) if self.classes else None

@@ -72,6 +72,10 @@ class Images(Data):
         images, labels = self.test
         return self.labelled(from_uint8(images[:n]), labels[:n], device)
 
+    def examples(self, n: int) -> Batch:
+        images, labels = self.train
+        return self.labelled(from_uint8(images[:n]), labels[:n], "cpu")
+
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         """Test images start ... stop - 1 in the order of a seed.
 

@@ -37,6 +37,9 @@ class Toy(Data):
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         return self.labelled(*self._rows(start, stop, seed, "reference"), "cpu")
 
+    def examples(self, n: int) -> Batch:
+        return self.sample(0, n, 0)
+
     def _rows(self, start: int, stop: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         blocks = range(start // BLOCK, -(-stop // BLOCK))
         drawn = [self.draw(BLOCK, generator(seed, purpose, block)) for block in blocks]

@@ -15,7 +15,7 @@ def quadrature(nodes: list[Tensor], t: Tensor, s: Tensor) -> list[float]:
     scaled = (torch.stack(nodes) - t) / h
     powers = torch.arange(len(nodes), dtype=torch.float64)
     moments = 1 / (powers + 1)
-    return (h * torch.linalg.solve(scaled**powers[:, None], moments)).tolist()
+    return (h * torch.linalg.solve(scaled ** powers[:, None], moments)).tolist()
 
 
 class Adams:

@@ -1,0 +1,262 @@
+"""What happens between optimiser steps: reports, pictures, checkpoints, signals."""
+
+import csv
+import io
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from fmdiff import checkpoint, plots
+from fmdiff.data.images import to_uint8
+from fmdiff.errors import Interrupted
+from fmdiff.randomness import generator
+from fmdiff.sampling import generate
+
+log = logging.getLogger("fmdiff")
+
+BINS = 5  # of equal width in t, for the validation loss
+
+
+class Log(Callback):
+    """The progress bar, metrics.csv and the logger: training and validation loss."""
+
+    columns = (
+        *("step", "loss", "grad_norm", "lr", "val_loss"),
+        *(f"val_loss_{i}" for i in range(BINS)),
+        *("seconds", "samples_per_second"),
+    )
+
+    def __init__(self, folder: Path, options: dict) -> None:
+        self.path, self.options = folder / "metrics.csv", options
+        self.bar, self.fixed = None, None
+
+    def on_train_start(self, trainer, module) -> None:
+        if not trainer.is_global_zero:
+            return
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+        progress.ready = progress.completed = module.step  # global_step counts on after a resume
+        self.begin = self.mark = time.perf_counter()
+        self.marked = self.first = module.step
+        rows: list[dict] = []
+        if self.path.is_file() and module.step:
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= module.step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        part = self.path.with_suffix(".part")
+        part.write_text(text.getvalue())
+        part.replace(self.path)
+        if self.options["progress"]:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.options["max_steps"],
+                initial=module.step,
+                unit="step",
+                disable=None,
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        values: dict[str, float] = {}
+        last = module.step == self.options["max_steps"]
+        if module.step % self.options["log_every"] == 0 or last:
+            sums = trainer.strategy.reduce(module.sums.to(module.device), reduce_op="mean").cpu()
+            loss, norm = (sums[:2] / sums[2].clamp(min=1)).tolist()
+            values |= {
+                "loss": loss,
+                "grad_norm": norm,
+                "lr": module.learning_rate(module.step - 1),
+            }
+            module.sums.zero_()
+        if not trainer.is_global_zero:
+            return
+        if module.step % self.options["validate_every"] == 0 or last:
+            values |= self.validate(module)
+        if self.bar is not None:
+            self.bar.update(module.step - self.bar.n)
+        if values:
+            self.report(trainer, module, values)
+
+    def report(self, trainer, module, values: dict[str, float]) -> None:
+        now = time.perf_counter()
+        steps, self.marked = module.step - self.marked, module.step
+        speed = steps * module.data.batch_size / (now - self.mark)
+        self.mark = now
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writerow(
+                {
+                    "step": module.step,
+                    **{k: f"{v:.7g}" for k, v in values.items()},
+                    "seconds": f"{now - self.begin:.3f}",
+                    "samples_per_second": f"{speed:.1f}",
+                }
+            )
+        if trainer.logger:
+            logged = {**values, "samples_per_second": speed}
+            trainer.logger.log_metrics(logged, step=module.step)
+        line = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
+        if self.bar is not None and not self.bar.disable:
+            self.bar.set_postfix_str(line)
+        elif self.options["progress"] and (
+            module.step % (10 * self.options["log_every"]) == 0 or "val_loss" in values
+        ):
+            left = (self.options["max_steps"] - module.step) * (now - self.begin)
+            left /= max(1, module.step - self.first)
+            log.info(
+                "step %d/%d: %s, %.0f samples/s, %.0f s left",
+                *(module.step, self.options["max_steps"], line, speed, left),
+            )
+
+    @torch.no_grad()
+    def validate(self, module) -> dict[str, float]:
+        """The loss of the averaged weights on held-out data at fixed (t, eps), whole and by time."""
+        if self.fixed is None:
+            x, y = module.data.held_out(
+                2000 if len(module.data.shape) == 1 else 200, module.device
+            )
+            draws = generator(0, "validation")
+            eps = torch.randn(x.shape, generator=draws).to(x)
+            t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
+            self.fixed = x, y, eps, module.objective.time(t)
+        losses, net = [], module.field().net
+        for part in zip(
+            *(_parts(v, 100 if self.fixed[0].ndim == 4 else 2000) for v in self.fixed)
+        ):
+            losses.append(module.objective(net, *part))
+        loss = torch.cat(losses).float().cpu()
+        bins = {f"val_loss_{i}": c.mean().item() for i, c in enumerate(loss.chunk(BINS))}
+        return {"val_loss": loss.mean().item(), **bins}
+
+    def on_train_end(self, trainer, module) -> None:
+        self.close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _parts(value: Tensor | None, size: int) -> Iterator[Tensor | None]:
+    if value is None:
+        while True:
+            yield None
+    yield from value.split(size)
+
+
+class Pictures(Callback):
+    """Samples of the averaged weights from the same noise every so many steps."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder / "samples", every
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        due = module.step % self.every == 0 or module.step == module.options["max_steps"]
+        if not (due and trainer.is_global_zero):
+            return
+        images = len(module.data.shape) == 3
+        samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
+        if images:
+            y = None if samples.y is None else samples.y.tolist()
+            picture = plots.grid(to_uint8(samples.x).numpy(), y)
+        else:
+            real = module.data.held_out(2000)[0].numpy()
+            picture = plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
+        self.folder.mkdir(exist_ok=True)
+        plots.save(picture, self.folder / f"step_{module.step:07d}.png")
+        board = getattr(trainer.logger, "experiment", None)
+        if hasattr(board, "add_image"):
+            pixels = np.asarray(picture if images else plots.render(picture))
+            board.add_image("samples", pixels, module.step, dataformats="HWC")
+
+
+class Checkpoints(Callback):
+    """{step:07d}.ckpt every so many steps and at the end, last.ckpt beside it, `keep` of them.
+
+    A failed write (a full disk) is warned of and tried again next time; at the end it is an error.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int | None) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+        self.saved = -1
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if module.step % self.every == 0 and module.step < module.options["max_steps"]:
+            try:
+                self.save(trainer, module)
+            except OSError as error:
+                log.warning("step %d was not saved, the last one is kept: %s", module.step, error)
+
+    def on_train_end(self, trainer, module) -> None:
+        self.save(trainer, module)
+
+    def save(self, trainer, module) -> None:
+        if self.saved == module.step or not trainer.is_global_zero:
+            return
+        path = self.folder / checkpoint.name(module.step)
+        checkpoint.write(path, module.content())
+        checkpoint.link_last(path)
+        self.saved = module.step
+        numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
+        for old in numbered[: -self.keep] if self.keep else []:
+            old.unlink(missing_ok=True)
+
+
+class Stop(Callback):
+    """Signals and the time limit: the flag is looked at between steps, on all ranks together.
+
+    The second Ctrl-C stops at once.
+    """
+
+    TIME = 1000  # larger than any signal's number
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.flag, self.before = seconds, 0, {}
+
+    def on_train_start(self, trainer, module) -> None:
+        self.begin = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._received)
+
+    def _received(self, number: int, frame) -> None:
+        if self.flag == number == signal.SIGINT:
+            os._exit(130)
+        self.flag = number
+        print("\nsaving, then stopping", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
+            self.flag = self.flag or self.TIME
+        if trainer.world_size > 1:
+            flag = torch.tensor(self.flag, device=module.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.flag = int(flag)
+        if self.flag:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer, module) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def conclude(self, step: int, folder: Path) -> None:
+        """Raise Interrupted if a signal ended the run."""
+        if self.flag and self.flag != self.TIME:
+            raise Interrupted(
+                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; go on with "
+                f"fmdiff train resume={folder}",
+                self.flag,
+            )

@@ -1,0 +1,39 @@
+"""Which device and how many threads a command computes with."""
+
+import os
+
+import torch
+
+from fmdiff.errors import FmdiffError
+
+# below this many multiply-adds a forward pass is too short for a second thread to help
+ONE_THREAD = 2e8
+
+
+def pick(name: str) -> torch.device:
+    """The device of `device=`: auto takes CUDA where there is one, else the CPU.
+
+    Raises FmdiffError for a device this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FmdiffError(
+            f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            "choose device=cpu or device=auto"
+        )
+    return device
+
+
+def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
+    """The rule for `threads=null`: one for tiny networks, else all cores.
+
+    A function of the network and the batch alone (on one machine), so that equal settings give
+    equal bits: parameters x batch x pixels bounds the multiply-adds of a forward pass.
+    """
+    pixels = 1
+    for size in shape[1:]:
+        pixels *= size
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 if parameters * batch_size * pixels < ONE_THREAD else cores or 1

@@ -1,0 +1,169 @@
+"""fmdiff sample: a checkpoint or an exact field into points, images and pictures."""
+
+import json
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fmdiff import checkpoint, device, plots
+from fmdiff.build import build
+from fmdiff.data.images import to_uint8
+from fmdiff.field import Field
+from fmdiff.load import restore
+from fmdiff.sampling import Samples, default_batch_size, generate, plan, view
+
+
+def sample(cfg, folder: Path) -> None:
+    """Draw cfg.n samples of ckpt= or model= into the folder; prints what it cost and where it is.
+
+    Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels where
+    there are classes), grid.png or scatter.png, trajectory.gif and 000000.png ... on request, and
+    sample.json.
+    """
+    where = device.pick(cfg.device)
+    settings = OmegaConf.to_container(cfg)
+    field, data = _model(settings)
+    images = len(field.shape) == 3
+    n = cfg.n or (64 if images else 10_000)
+    size = min(cfg.batch_size or default_batch_size(field.shape), n)
+    net = getattr(field, "net", None)
+    parameters = sum(p.numel() for p in net.parameters()) if net else 0
+    if where.type == "cpu":
+        rule = device.threads(parameters, size, field.shape) if net else torch.get_num_threads()
+        torch.set_num_threads(cfg.threads or rule)
+
+    path = build(settings["path"]) if cfg.path and cfg.ckpt else None
+    solver, schedule = build(settings["solver"]), build(settings["schedule"])
+
+    def guidance(field: Field, y: Tensor | None) -> Field:
+        return build(settings["guidance"], field, y)
+
+    branches = guidance(field, field.labels(settings["classes"], 0, 1, cfg.seed)).branches
+    laid_out = plan(view(field, cfg.coordinates, path), solver, cfg.steps, schedule, cfg.final)
+    print(
+        f"{n} samples, solver {cfg.choices.solver}, {cfg.steps} steps in {cfg.coordinates} "
+        f"coordinates, {laid_out.nfe * branches} evaluations each"
+    )
+    bar = _Bar(n)
+    begin = time.perf_counter()
+    samples = generate(
+        field,
+        n,
+        solver=solver,
+        steps=cfg.steps,
+        seed=cfg.seed,
+        classes=settings["classes"],
+        guidance=guidance,
+        schedule=schedule,
+        coordinates=cfg.coordinates,
+        final=cfg.final,
+        path=path,
+        batch_size=size,
+        device=where,
+        dtype=getattr(torch, cfg.dtype),
+        trajectory=cfg.trajectory,
+        progress=bar,
+    )
+    seconds = time.perf_counter() - begin
+    bar.close()
+    written = write(samples, folder, data, png=cfg.png)
+    report = {
+        "nfe_planned": samples.nfe_planned,
+        "nfe_counted": samples.nfe_counted,
+        "n": n,
+        "batch_size": size,
+        "seconds": seconds,
+        "device": str(where),
+        "threads": torch.get_num_threads(),
+        "config": settings,
+        "versions": {p: metadata.version(p) for p in ("torch", "numpy", "fmdiff")},
+    }
+    text = json.dumps(report, indent=2, default=str) + "\n"
+    _replace(folder / "sample.json", lambda part: part.write_text(text))
+    print(
+        f"{samples.nfe_counted:g} evaluations per sample counted, {seconds:.1f} s, "
+        f"{1000 * seconds / n:.3g} ms per sample"
+    )
+    for name in [*written, "sample.json"]:
+        print(f"  {folder / name}")
+
+
+def _model(settings: dict) -> tuple[Field, object]:
+    """The field to sample and the data it stands for (None where they cannot be had)."""
+    if settings["ckpt"]:
+        content = checkpoint.read(checkpoint.find(settings["ckpt"]))
+        trust = tuple(settings["trust"])
+        field = restore(content, settings["weights"], trust)
+        points = len(field.shape) == 1
+        return field, build(content["spec"]["data"]["source"], trust=trust) if points else None
+    data = build(settings["data"])
+    data.prepare()
+    path = build(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
+    return build(settings["model"], data, path), data
+
+
+def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[str]:
+    """Write samples and their pictures into the folder; the names of what was written."""
+    labels = {} if samples.y is None else {"labels": samples.y.numpy()}
+    if samples.x.ndim == 4:
+        pixels = to_uint8(samples.x).numpy()
+        arrays, written = {"arr_0": pixels, **labels}, ["samples.npz", "grid.png"]
+        shown = slice(0, 100)
+        y = None if samples.y is None else samples.y[shown].tolist()
+        plots.save(plots.grid(pixels[shown], y), folder / "grid.png")
+        if png:
+            for i, image in enumerate(pixels):
+                plots.save(plots.grid(image[None], scale=1), folder / f"{i:06d}.png")
+            written.append(f"000000.png ... {len(pixels) - 1:06d}.png")
+    else:
+        points = samples.x.float().numpy()
+        arrays, written = {"arr_0": points, **labels}, ["samples.npz", "scatter.png"]
+        real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
+        plots.save(plots.scatter(points, real), folder / "scatter.png")
+        if samples.trajectory is not None and points.shape[1] == 1:
+            states = samples.trajectory.float().numpy()
+            plots.save(plots.fan(states, samples.times.numpy(), real), folder / "fan.png")
+            written.append("fan.png")
+    if samples.trajectory is not None:
+        plots.animation(_frames(samples, data), folder / "trajectory.gif")
+        written.append("trajectory.gif")
+    _replace(folder / "samples.npz", lambda part: np.savez(part, **arrays))
+    return written
+
+
+def _frames(samples: Samples, data) -> list:
+    states, times = samples.trajectory, samples.times.numpy()
+    if samples.x.ndim == 4:
+        few = states[:, :36]
+        pixels = np.stack([to_uint8(frame).numpy() for frame in few])
+        return plots.image_frames(pixels, times)
+    real = None if data is None else data.sample(0, 2000, 1)[0].numpy()
+    return plots.point_frames(states[:, :2000].float().numpy(), times, real)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside path, then put it in path's place."""
+    part = path.with_name(f".part-{path.name}")
+    write(part)
+    part.replace(path)
+
+
+class _Bar:
+    """A progress bar on a terminal, silence elsewhere."""
+
+    def __init__(self, n: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=n, unit="sample", disable=None, leave=False)
+
+    def __call__(self, done: int) -> None:
+        self.bar.update(done)
+
+    def close(self) -> None:
+        self.bar.close()
