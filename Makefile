@@ -1,0 +1,47 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# real MNIST and CIFAR-10 for the tests that need them, where a copy lies beside the project
+ifneq ($(wildcard ../shared/data/unpack.py),)
+export FMDIFF_DATA ?= $(CURDIR)/.data
+DATA := .data/.ready
+endif
+
+.PHONY: help install demo test test-slow lint format clean
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.data/.ready: | $(READY)
+	$(BIN)/python ../shared/data/unpack.py .data >/dev/null
+	touch $@
+
+install: $(READY)  ## set everything up in .venv
+
+demo: $(READY)  ## train and sample moons and handwritten digits, in about five minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: $(READY) $(DATA)  ## run the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) $(DATA)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches, never outputs/
+	rm -rf $(VENV) .data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
