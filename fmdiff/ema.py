@@ -20,10 +20,11 @@ class Averages(nn.ModuleList):
     @torch.no_grad()
     def update(self, net: nn.Module, k: int) -> None:
         """Take the weights of net after its k-th step (k >= 1) into every average."""
-        now = list(net.parameters())
+        now: list[torch.Tensor] = list(net.parameters())
         for decay, average in zip(self.decays, self, strict=True):
             d = min(decay, (1 + k) / (10 + k)) if self.warmup else decay
-            torch._foreach_lerp_(list(average.parameters()), now, 1 - d)
+            kept: list[torch.Tensor] = list(average.parameters())
+            torch._foreach_lerp_(kept, now, 1 - d)
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """The state dicts of a checkpoint, the raw network's and each average's."""

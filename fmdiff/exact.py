@@ -43,9 +43,10 @@ class Mixture(Field):
         means: Tensor,
         covs: Tensor,
         labels: Tensor | None = None,
+        y: Tensor | None = None,
     ) -> None:
         self.path, self.shape = path, (means.shape[-1],)
-        self.labels, self.y = labels, None
+        self.given, self.y = labels, y
         self.classes = 0 if labels is None else int(labels.max()) + 1
         self.log_weights = (weights / weights.sum()).double().log()
         self.means = means.double()
@@ -54,7 +55,7 @@ class Mixture(Field):
 
     def _posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log w_k N(x_t; alpha m_k, S_k) (B, K); along C_k's axes: u_k, C_k u_k; and alpha."""
-        a, b = (expand(c, x_t)[..., None] for c in (self.path.alpha(t), self.path.beta(t)))
+        a, b = (expand(c, x_t)[..., None].to(x_t) for c in self.path.row("x_t", t))
         means, axes = self.means.to(x_t), self.axes.to(x_t)
         variances = self.variances.to(x_t)
         spread = a**2 * variances + b**2  # (K, d) or (B, K, d)
@@ -63,7 +64,7 @@ class Mixture(Field):
         log_p = self.log_weights.to(x_t) - 0.5 * (
             (offset * u) + (2 * torch.pi * spread).log()
         ).sum(-1)
-        log_p = log_p + _label_mask(self.labels, self.y, self.classes)
+        log_p = log_p + _label_mask(self.given, self.y, self.classes)
         return log_p.to(x_t), u, variances * u, a
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Mixture(Field):
     def sample(self, start: int, stop: int, seed: int) -> Tensor:
         """Samples number start ... stop - 1 of a seed (n, d), float32; sample i never changes."""
         uniform = torch.special.ndtr(noise(start, stop, (1,), seed, "component").double())
-        masked = self.log_weights + _label_mask(self.labels, self.y, self.classes)
+        masked = self.log_weights + _label_mask(self.given, self.y, self.classes)
         below = masked.softmax(-1).cumsum(-1).expand(stop - start, -1)
         k = (uniform > below[:, :-1]).sum(-1)
         z = noise(start, stop, self.shape, seed, "mixture").double() * self.variances[k].sqrt()
@@ -116,10 +117,17 @@ class Empirical(Field):
     appendix B.3). data (N, *shape), labels (N,) int64.
     """
 
-    def __init__(self, path: Path, data: Tensor, labels: Tensor | None, classes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: Tensor,
+        labels: Tensor | None,
+        classes: int,
+        y: Tensor | None = None,
+    ) -> None:
         self.path, self.shape = path, tuple(data.shape[1:])
         self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
-        self.labels, self.classes, self.y = labels, classes, None
+        self.given, self.classes, self.y = labels, classes, y
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         self.evaluations += len(x_t)
@@ -130,7 +138,7 @@ class Empirical(Field):
             a, b = (expand(c, part) for c in (self.path.alpha(time), self.path.beta(time)))
             near = (a * (part @ self.data.to(part).T)).double() - a**2 * self.norms / 2
             mask = _label_mask(
-                self.labels, None if self.y is None else self.y[i : i + rows], self.classes
+                self.given, None if self.y is None else self.y[i : i + rows], self.classes
             )
             weights = (near / b**2 + mask).softmax(-1).to(part)
             parts.append(weights @ self.data.to(part))
@@ -144,10 +152,10 @@ class Empirical(Field):
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         """Exact samples of p_t: a member of the data set, noised with eps."""
         uniform = torch.special.ndtr(noise(first, first + len(eps), (1,), seed, "member").double())
-        if self.y is None or self.labels is None:
+        if self.y is None or self.given is None:
             index = (uniform[:, 0] * len(self.data)).long()
         else:
-            allowed = (self.labels == self.y[:, None]) | (self.y[:, None] == self.classes)
+            allowed = (self.given == self.y[:, None]) | (self.y[:, None] == self.classes)
             rank = (uniform[:, 0] * allowed.sum(1)).long() + 1
             index = (allowed.cumsum(1) < rank[:, None]).sum(1)
         index = index.clamp(max=len(self.data) - 1)
@@ -161,7 +169,7 @@ class Empirical(Field):
     def to(self, device, dtype: torch.dtype) -> "Empirical":
         moved = copy.copy(self)
         moved.data, moved.norms = self.data.to(device, dtype), self.norms.to(device)
-        moved.labels = None if self.labels is None else self.labels.to(device)
+        moved.given = None if self.given is None else self.given.to(device)
         return moved
 
 
@@ -170,7 +178,7 @@ class RealData(Field):
 
     def __init__(self, data) -> None:
         self.path, self.data = CondOT(), data
-        self.shape, self.classes, self.y = data.shape, data.classes, None
+        self.shape, self.classes = data.shape, data.classes
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         return 1.0, 1.0

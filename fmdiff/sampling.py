@@ -154,7 +154,7 @@ def generate(
     )
     return Samples(
         x,
-        None if ys[0] is None else torch.cat(ys),
+        None if ys[0] is None else torch.cat([y for y in ys if y is not None]),
         the_plan.nfe,
         counted / n,
         the_plan,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import NetField
-from fmdiff.path import Path
+from fmdiff.path import Kind, Path
 
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
 
@@ -27,8 +27,8 @@ class FlowMatching:
         self,
         path: Path,
         data_std: float,
-        prediction: str,
-        loss: str | None,
+        prediction: Kind,
+        loss: Kind | None,
         floor: float,
         t_eps: float,
     ) -> None:

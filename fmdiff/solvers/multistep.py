@@ -48,7 +48,8 @@ class Adams:
             return x, ([*times, t], [*slopes, first.slope], None)
         times, slopes = [*times, t][-self.order :], [*slopes, field(x, t)][-self.order :]
         if self.corrector and last is not None:
-            x = self._advance(*last, t, times, slopes)
+            before, since = last
+            x = self._advance(before, since, t, times, slopes)
         ahead = self._advance(x, t, s, times, slopes)
         return ahead, (times, slopes, (x, t))
 
