@@ -7,13 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
 
 from fmdiff import checkpoint, plots
 from fmdiff.data.images import to_uint8
@@ -24,6 +22,7 @@ from fmdiff.sampling import generate
 log = logging.getLogger("fmdiff")
 
 BINS = 5  # of equal width in t, for the validation loss
+VALIDATED = 100  # held-out samples at a time
 
 
 class Log(Callback):
@@ -72,8 +71,7 @@ class Log(Callback):
         values: dict[str, float] = {}
         last = module.step == self.options["max_steps"]
         if module.step % self.options["log_every"] == 0 or last:
-            sums = trainer.strategy.reduce(module.sums.to(module.device), reduce_op="mean").cpu()
-            loss, norm = (sums[:2] / sums[2].clamp(min=1)).tolist()
+            loss, norm = (module.sums[:2] / module.sums[2]).tolist()
             values |= {
                 "loss": loss,
                 "grad_norm": norm,
@@ -122,7 +120,7 @@ class Log(Callback):
 
     @torch.no_grad()
     def validate(self, module) -> dict[str, float]:
-        """The loss of the averaged weights on held-out data at fixed (t, eps), whole and by time."""
+        """The averaged weights' loss on held-out data at fixed (t, eps), whole and by time."""
         if self.fixed is None:
             x, y = module.data.held_out(
                 2000 if len(module.data.shape) == 1 else 200, module.device
@@ -132,10 +130,11 @@ class Log(Callback):
             t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
             self.fixed = x, y, eps, module.objective.time(t)
         losses, net = [], module.field().net
-        for part in zip(
-            *(_parts(v, 100 if self.fixed[0].ndim == 4 else 2000) for v in self.fixed)
-        ):
-            losses.append(module.objective(net, *part))
+        for start in range(0, len(self.fixed[0]), VALIDATED):
+            part = slice(start, start + VALIDATED)
+            losses.append(
+                module.objective(net, *(v if v is None else v[part] for v in self.fixed))
+            )
         loss = torch.cat(losses).float().cpu()
         bins = {f"val_loss_{i}": c.mean().item() for i, c in enumerate(loss.chunk(BINS))}
         return {"val_loss": loss.mean().item(), **bins}
@@ -149,13 +148,6 @@ class Log(Callback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def _parts(value: Tensor | None, size: int) -> Iterator[Tensor | None]:
-    if value is None:
-        while True:
-            yield None
-    yield from value.split(size)
 
 
 class Pictures(Callback):
@@ -256,7 +248,7 @@ class Stop(Callback):
         """Raise Interrupted if a signal ended the run."""
         if self.flag and self.flag != self.TIME:
             raise Interrupted(
-                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; go on with "
-                f"fmdiff train resume={folder}",
+                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
+                f"go on with fmdiff train resume={folder}",
                 self.flag,
             )

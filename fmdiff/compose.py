@@ -5,7 +5,6 @@ Hydra composes twice: here, to turn whatever it would refuse into one sentence, 
 """
 
 import copy
-import importlib.util
 import os
 import re
 import sys
@@ -29,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fmdiff import schema
+from fmdiff.build import config_folder
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.resume import OUTPUTS
 from fmdiff.run import claim_sweep, new_folder
@@ -37,14 +37,6 @@ from fmdiff.run import claim_sweep, new_folder
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 POINT_DATA, POINT_MODELS = "fmdiff.data.toy.", "fmdiff.models.mlp."
 CHECKED_JOBS = 200  # of a sweep, before its first job starts
-
-
-def config_folder() -> Path:
-    """Where fmdiff's own YAML files lie: fmdiff.configs if installed, else the checkout's."""
-    package = importlib.util.find_spec("fmdiff.configs")
-    if package and package.submodule_search_locations:
-        return Path(next(iter(package.submodule_search_locations)))
-    return Path(__file__).parents[1] / "configs"
 
 
 def config_folders(args: Namespace) -> list[Path]:

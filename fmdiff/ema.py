@@ -28,5 +28,5 @@ class Averages(nn.ModuleList):
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """The state dicts of a checkpoint, the raw network's and each average's."""
-        states = {f"{d:g}": a for d, a in zip(self.decays, self, strict=True)}
+        states = {str(d): a for d, a in zip(self.decays, self, strict=True)}
         return {name: dict(m.state_dict()) for name, m in [("raw", net), *states.items()]}

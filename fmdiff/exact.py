@@ -15,10 +15,10 @@ from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
 
 
-def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor | float:
-    """0 where a component may explain a sample of class y, -inf elsewhere: (B, K)."""
+def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor:
+    """0 where a component may explain a sample of class y, -inf elsewhere: (B, K), () for all."""
     if y is None or labels is None:
-        return 0.0
+        return torch.zeros((), dtype=torch.float64)
     y = y.to(labels.device)[:, None]
     allowed = (y == labels) | (y == classes)
     return torch.zeros_like(allowed, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
@@ -64,8 +64,8 @@ class Mixture(Field):
         log_p = self.log_weights.to(x_t) - 0.5 * (
             (offset * u) + (2 * torch.pi * spread).log()
         ).sum(-1)
-        log_p = log_p + _label_mask(self.given, self.y, self.classes)
-        return log_p.to(x_t), u, variances * u, a
+        log_p = log_p + _label_mask(self.given, self.y, self.classes).to(x_t)
+        return log_p, u, variances * u, a
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t): (B,)."""
@@ -152,6 +152,7 @@ class Empirical(Field):
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         """Exact samples of p_t: a member of the data set, noised with eps."""
         uniform = torch.special.ndtr(noise(first, first + len(eps), (1,), seed, "member").double())
+        uniform = uniform.to(self.data.device)
         if self.y is None or self.given is None:
             index = (uniform[:, 0] * len(self.data)).long()
         else:

@@ -220,8 +220,10 @@ class Along(Field):
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         ends = torch.tensor(self.field.interval("straight"), dtype=torch.float64)
-        lo, hi = self.path.time_of_r(self.field.path.r(ends)).tolist()
-        return lo, hi
+        lo, hi = self.path.time_of_r(self.field.path.r(ends))
+        if not all(torch.isfinite(c) for c in self.path.row(kind, hi)):
+            hi = hi.clamp(max=self.path.time_of_r(1 - EDGE * torch.ones_like(hi)))
+        return lo.item(), hi.item()
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         inner, scale = self._inner(t)

@@ -270,4 +270,5 @@ class VE(Path):
         return -math.log(self.noise_max / self.noise_min) * self.beta(t)
 
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
-        return (math.log(self.noise_max) + logsnr / 2) / math.log(self.noise_max / self.noise_min)
+        span = math.log(self.noise_max / self.noise_min)
+        return ((math.log(self.noise_max) + logsnr / 2) / span).clamp(0, 1)

@@ -47,7 +47,7 @@ def positions(seed: int, step: int, batch_size: int, n: int) -> Tensor:
 def noise(
     start: int, stop: int, shape: tuple[int, ...], seed: int, purpose: str, step: int = 0
 ) -> Tensor:
-    """Standard normal noise (stop - start, *shape), float32, for sample indices start ... stop - 1.
+    """Standard normal noise (stop - start, *shape), float32, of samples start ... stop - 1.
 
     Drawn on the CPU in blocks of 64 indices, each by its own generator: row i depends on
     (seed, purpose, step, i) alone.

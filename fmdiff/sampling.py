@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ class Uniform:
         return u
 
 
+UNIFORM = Uniform()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a solver will do: its times, whether a jump to the estimate of x follows, the price."""
@@ -30,7 +34,7 @@ class Plan:
 
 
 def plan(
-    field: Field, solver, steps: int, schedule: Callable = Uniform(), final: str = "auto"
+    field: Field, solver, steps: int, schedule: Callable = UNIFORM, final: str = "auto"
 ) -> Plan:
     """Lay out `steps` intervals over the field's interval.
 
@@ -66,7 +70,7 @@ def integrate(
     state but the first.
     """
     state = None
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x, state = solver.step(field, x, t, s, state, noise)
         if observe:
             observe(s, x)
@@ -110,7 +114,7 @@ def generate(
     seed: int = 0,
     classes: list[int] | int | None = None,
     guidance: Callable[[Field, Tensor | None], Field] = unguided,
-    schedule: Callable = Uniform(),
+    schedule: Callable = UNIFORM,
     coordinates: str = "straight",
     final: str = "auto",
     path: Path | None = None,

@@ -1,8 +1,10 @@
 """fmdiff train: the optimiser step, as a LightningModule, and the run around it."""
 
+import copy
 import logging
 import math
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class Training(pl.LightningModule):
 
     def field(self, y: Tensor | None = None) -> NetField:
         """The averaged network (the first decay; raw where there is none) as a field."""
-        net = self.averages[0] if len(self.averages) else self.net
+        net = self.averages[0] if len(self.averages) else copy.deepcopy(self.net).eval()
         return self.objective.field(net, self.data.shape, self.data.classes, y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -96,6 +98,7 @@ class Training(pl.LightningModule):
             loss = self.objective(self.net, x, y, eps, t).mean() * (size / share)
             self.manual_backward(loss)
             total += loss.detach()
+        total = self.trainer.strategy.reduce(total, reduce_op="mean")  # all ranks judge alike
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.options["clip"] or math.inf)
         if not torch.isfinite(norm + total):
             self.skip(k, total.item(), norm.item())
@@ -110,10 +113,11 @@ class Training(pl.LightningModule):
         what = f"step {k} (seed {self.seed}): loss {loss}, gradient norm {norm}"
         if self.skipped > self.options["skip_nonfinite"]:
             raise Diverged(
-                f"{what} is not finite; the last good checkpoint is kept. "
+                f"{what} is not finite; earlier checkpoints are kept. "
                 "Try a smaller optim.lr, trainer.clip or a larger objective.t_eps"
             )
-        log.warning("%s is not finite, skipped", what)
+        if self.trainer.is_global_zero:
+            log.warning("%s is not finite, skipped", what)
 
     def content(self) -> dict[str, Any]:
         """The checkpoint: what sampling needs, and what going on needs."""
@@ -131,7 +135,11 @@ class Training(pl.LightningModule):
             "step": self.step,
             "spec": spec,
             "weights": self.averages.named(self.net),
-            "training": {"optimizer": optimizer.state_dict(), "config": self.settings},
+            "training": {
+                "optimizer": optimizer.state_dict(),
+                "sums": self.sums,
+                "config": self.settings,
+            },
         }
 
     def restore(self, content: dict[str, Any], optimizer: bool = True) -> None:
@@ -143,7 +151,7 @@ class Training(pl.LightningModule):
         try:
             self.net.load_state_dict(stored["raw"])
             for decay, average in zip(self.averages.decays, self.averages, strict=True):
-                average.load_state_dict(stored.get(f"{decay:g}", stored["raw"]))
+                average.load_state_dict(stored.get(str(decay), stored["raw"]))
         except RuntimeError as error:
             raise FmdiffError(
                 f"the checkpoint's weights do not fit model={self.settings['choices']['model']}: "
@@ -152,6 +160,7 @@ class Training(pl.LightningModule):
         if optimizer:
             self.step = content["step"]
             self.optimizer_state = content["training"]["optimizer"]
+            self.sums = content["training"].get("sums", self.sums)
 
 
 class Chunks:
@@ -159,7 +168,7 @@ class Chunks:
 
     def __init__(self, first: int, last: int, size: int) -> None:
         edges = [first, *range(first // size * size + size, last, size), last]
-        self.ranges = list(zip(edges[:-1], edges[1:], strict=True))
+        self.ranges = list(pairwise(edges))
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -187,6 +196,8 @@ def train(cfg, folder: Path) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     options = settings["trainer"]
     where = device.pick(settings["device"])
+    if where.index is not None and options["devices"] > 1:
+        raise FmdiffError(f"device={where} is one device: trainer.devices must be 1")
     if where.type == "cuda" and options["devices"] > torch.cuda.device_count():
         raise FmdiffError(
             f"trainer.devices={options['devices']}: this machine has {torch.cuda.device_count()}"
@@ -242,8 +253,11 @@ def train(cfg, folder: Path) -> None:
     )
     if trainer.is_global_zero:
         write_config(folder, cfg)
-        choices = ", ".join(f"{k} {v}" for k, v in settings["choices"].items())
-        log.info("%s; %s parameters; writing to %s", choices, f"{parameters:,}", folder)
+        shown = ", ".join(
+            f"{group} {settings['choices'][group]}"
+            for group in ("data", "path", "model", "objective")
+        )
+        log.info("%s; %s parameters; writing to %s", shown, f"{parameters:,}", folder)
     size = inner_steps(options, points=len(data.shape) == 1)
     trainer.fit(module, Chunks(module.step, options["max_steps"], size))
     stop.conclude(module.step, folder)
@@ -271,6 +285,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # the averages
         ".*does not have many workers.*",
         ".*val_dataloader.*",
         ".*GPU available but not used.*",

@@ -53,5 +53,6 @@ class EulerMaruyama:
         straight = field.predict(x, t, "straight")
         v = field.path.convert(straight, x, t, "straight", "v")
         score = field.path.convert(straight, x, t, "straight", "score")
-        g2 = self.squared(field.path, t)
+        # path is infinite where alpha = 0; as every g keeps the marginals, take none there
+        g2 = self.squared(field.path, t).nan_to_num(nan=0.0, posinf=0.0)
         return x + (s - t) * (v + g2 / 2 * score) + g2.sqrt() * noise(t, s), None

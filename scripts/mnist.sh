@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# MNIST_PLACEHOLDER
+# The MNIST experiment: train (or go on), draw 1,000 digits at three guidance strengths, judge them.
+# OUT=FOLDER bash scripts/mnist.sh
+set -euo pipefail
+out=${OUT:-outputs/mnist}
+
+fmdiff train data=mnist model=unet time=logit_normal trainer.max_steps=3200 \
+  trainer.validate_every=400 trainer.picture_every=800 trainer.checkpoint_every=400 \
+  out="$out" resume=last
+
+digits() {
+  fmdiff sample ckpt="$out" n=1000 seed=0 solver=heun steps=14 overwrite=true out="$out/$1" "${@:2}"
+}
+digits w1 guidance=none
+digits w1.5 guidance=cfg guidance.w=1.5
+digits w2 guidance=cfg guidance.w=2
+
+python "$(dirname "$0")/judge.py" "$out"/{w1,w1.5,w2}/samples.npz

@@ -1,0 +1,77 @@
+import contextlib
+import logging
+import os
+
+import pytest
+import torch
+
+from fmdiff import checkpoint, cli
+
+POINTS = ("data=moons", "model.hidden=16", "data.batch_size=64")
+IMAGES = (
+    *("data=digits", "model=unet", "data.batch_size=8", "model.channels=8"),
+    *("model.multipliers=[1,2]", "model.head_channels=8"),
+)
+PLAIN = ("device=cpu", "threads=1", "trainer.logger=csv", "trainer.progress=false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def logging_restored():
+    """Hydra configures the root logger anew for each job."""
+    root, ours = logging.getLogger(), logging.getLogger("fmdiff")
+    before = root.handlers[:], root.level, ours.level, ours.disabled
+    try:
+        yield
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        ours.setLevel(before[2])
+        ours.disabled = before[3]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs a command line in an empty folder, in this process; its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
+    with logging_restored():
+        yield lambda *words: cli.main([str(word) for word in words])
+
+
+@pytest.fixture
+def train(command):
+    """Trains with `words` in RUN: the content of the newest checkpoint."""
+
+    def run(folder, *words, code=0):
+        assert command("train", *PLAIN, *words, f"out={folder}") == code
+        return checkpoint.read(checkpoint.find(folder))
+
+    return run
+
+
+def _trained(folder, *words):
+    before = os.getcwd()
+    with logging_restored():
+        os.chdir(folder.parent)
+        try:
+            assert cli.main(["train", *PLAIN, *words, f"out={folder}"]) == 0
+        finally:
+            os.chdir(before)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def moons_run(tmp_path_factory):
+    words = (*POINTS, "trainer.max_steps=60", "trainer.ema=[0.9999,0.9]")
+    return _trained(tmp_path_factory.mktemp("moons") / "run", *words)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    words = (*IMAGES, "trainer.max_steps=3")
+    return _trained(tmp_path_factory.mktemp("digits") / "run", *words)

@@ -1,0 +1,485 @@
+import csv
+import functools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import IMAGES, PLAIN, POINTS
+from lightning import pytorch as pl
+from omegaconf import OmegaConf
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fmdiff import checkpoint, generate
+from fmdiff.build import build, config_folder, named
+from fmdiff.ema import Averages
+from fmdiff.objectives.flow_matching import PREDICTIONS
+from fmdiff.training import Chunks, Training, inner_steps, quiet
+
+PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
+INTERVALS = tuple(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint"))
+
+
+def rows(folder):
+    """metrics.csv without what a clock says."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def vector(weights):
+    return torch.cat([value.flatten() for value in weights.values()])
+
+
+def yaml(group, name, **changes):
+    return (
+        OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml")) | changes
+    )
+
+
+def module(data=None, path="condot", model=None, objective=None, optim=None, **trainer):
+    """The module `fmdiff train` fits, small, without a run folder."""
+    settings = {
+        "seed": 0,
+        "choices": {"data": "moons", "model": "mlp"},
+        "data": yaml("data", "moons", **{"batch_size": 32, **(data or {})}),
+        "path": yaml("path", path),
+        "model": yaml("model", "mlp", **{"hidden": 16, **(model or {})}),
+        "objective": yaml("objective", "flow_matching", **(objective or {})),
+        "optim": yaml("optim", "adam", **(optim or {})),
+        "trainer": yaml("trainer", "default", **{"max_steps": 10, "warmup": 0, **trainer}),
+    }
+    data = build(settings["data"])
+    torch.manual_seed(0)
+    net = build(settings["model"], shape=data.shape, classes=data.classes)
+    objective = build(settings["objective"], path=build(settings["path"]), data_std=data.std)
+    return Training(settings, data, net, objective, named("time", "uniform"))
+
+
+def fit(module, steps):
+    """Carry out optimiser steps; Lightning's trainer."""
+    quiet()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, Chunks(0, steps, 1))
+    return trainer
+
+
+# Averages
+
+
+def networks(count):
+    torch.manual_seed(1)
+    return [named("model", "mlp", shape=(2,), classes=0, hidden=8, layers=1) for _ in range(count)]
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_averages_follow_their_recursion(warmup):
+    first, *nets = networks(6)
+    averages = Averages(first, [0.5, 0.9999], warmup)
+    expected = [vector(dict(first.named_parameters())).double().detach()] * 2
+    for k, net in enumerate(nets, start=1):
+        averages.update(net, k)
+        now = vector(dict(net.named_parameters())).double().detach()
+        for i, decay in enumerate([0.5, 0.9999]):
+            d = min(decay, (1 + k) / (10 + k)) if warmup else decay
+            expected[i] = d * expected[i] + (1 - d) * now
+    for average, want in zip(averages, expected, strict=True):
+        got = vector(dict(average.named_parameters())).double()
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_constant_decay_is_that_of_torch():
+    first, *nets = networks(5)
+    averages = Averages(first, [0.9], warmup=False)
+    torchs = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    torchs.update_parameters(first)
+    for k, net in enumerate(nets, start=1):
+        averages.update(net, k)
+        torchs.update_parameters(net)
+    for ours, theirs in zip(averages[0].parameters(), torchs.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert not ours.requires_grad and not averages[0].training
+
+
+def test_a_run_averages_every_step(train, tmp_path):
+    words = ("trainer.max_steps=4", "trainer.checkpoint_every=1", "trainer.keep=null")
+    train(tmp_path / "run", *POINTS, *words, "trainer.ema=[0.2,0.9999]")
+    raw, short, long = ([] for _ in range(3))
+    for k in range(1, 5):
+        weights = checkpoint.read(tmp_path / "run" / checkpoint.name(k))["weights"]
+        for seen, name in zip((raw, short, long), ("raw", "0.2", "0.9999"), strict=True):
+            seen.append(vector(weights[name]))
+    for seen, decay in ((short, 0.2), (long, 0.9999)):
+        for k in range(2, 5):
+            d = min(decay, (1 + k) / (10 + k))
+            expected = d * seen[k - 2] + (1 - d) * raw[k - 1]
+            torch.testing.assert_close(seen[k - 1], expected, rtol=1e-5, atol=1e-6)
+
+
+# One optimiser step
+
+
+def test_loss_at_the_start_is_that_of_a_network_of_zeros():
+    """The output is zero at first: E|v|^2 / d = s^2 + 1 + mean^2, since v = x - eps."""
+    m = module(data={"batch_size": 8192})
+    x, y, eps, t = m.draw(0, slice(None))
+    loss = m.objective(m.net, x, y, eps, t).mean().item()
+    assert loss == pytest.approx(x.square().mean().item() + 1, rel=0.05)
+
+
+@pytest.mark.parametrize("clip", [1e-3, None])
+def test_gradient_is_clipped_to_its_norm(clip):
+    m = module(clip=clip, optim={"_target_": "torch.optim.SGD", "lr": 1.0}, decay="constant")
+    for name in ("betas", "fused"):
+        m.settings["optim"].pop(name)
+    before = vector(dict(m.net.named_parameters())).detach().clone()
+    fit(m, 1)
+    moved = (vector(dict(m.net.named_parameters())) - before).norm().item()
+    norm = m.sums[1].item()
+    assert norm > 0.01
+    assert moved == pytest.approx(norm if clip is None else clip, rel=1e-2)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_micro_batches_give_the_same_update(parts):
+    whole, split = module(), module(accumulate=parts)
+    fit(whole, 5)
+    fit(split, 5)
+    a, b = (vector(dict(m.net.named_parameters())) for m in (whole, split))
+    assert ((a - b).norm() / a.norm()).item() < 1e-5
+    torch.testing.assert_close(whole.sums, split.sums, rtol=1e-5, atol=1e-6)
+
+
+def test_draws_are_rows_of_one_global_batch():
+    m = module(data={"conditional": True}, label_dropout=0.5)
+    whole = m.draw(3, slice(None))
+    for part, want in zip(m.draw(3, slice(8, 20)), whole, strict=True):
+        assert torch.equal(part, want[8:20])
+    assert not torch.equal(m.draw(4, slice(None))[2], whole[2])
+
+
+def test_labels_are_dropped_per_sample_at_the_given_rate():
+    m = module(data={"conditional": True, "batch_size": 4000}, label_dropout=0.1)
+    y = m.draw(0, slice(None))[1]
+    rate = (y == m.data.classes).float().mean().item()
+    assert abs(rate - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
+    assert 0 < y[: len(y) // 2].eq(m.data.classes).sum() < len(y) // 2
+    assert set(y.tolist()) == set(range(m.data.classes + 1))
+    for rate in (0.0, 1.0):
+        m.options["label_dropout"] = rate
+        assert (m.draw(0, slice(None))[1] == m.data.classes).float().mean() == rate
+
+
+def test_learning_rate_warms_up_and_falls():
+    m = module(warmup=4, max_steps=12, decay="cosine")
+    m.configure_optimizers()
+    rates = [m.learning_rate(k) for k in range(13)]
+    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    assert rates[4] == pytest.approx(1e-3) and rates[8] == pytest.approx(0.5e-3)
+    assert rates[12] == pytest.approx(0, abs=1e-12)
+    assert all(a >= b for a, b in zip(rates[4:-1], rates[5:], strict=True))
+    m.options["decay"] = "constant"
+    assert m.learning_rate(11) == 1e-3
+
+
+def test_global_step_counts_optimiser_steps():
+    m = module(accumulate=4)
+    assert fit(m, 6).global_step == 6 == m.step
+
+
+def test_validation_asks_the_average():
+    m = module(ema=[0.5])
+    assert m.field().net is m.averages[0]
+    dropping = module(ema=[])
+    assert not dropping.field().net.training and dropping.net.training
+
+
+def test_ranges_cover_each_step_once_and_meet_every_interval():
+    ranges = list(Chunks(130, 312, 25))
+    assert ranges[0] == (130, 150) and ranges[-1] == (300, 312)
+    assert [k for r in ranges for k in range(*r)] == list(range(130, 312))
+    options = yaml("trainer", "default")
+    assert inner_steps(options, points=True) == 25 and inner_steps(options, points=False) == 1
+    assert inner_steps({**options, "log_every": 10}, points=True) == 5
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_prediction_on_every_path_trains_and_samples(path, prediction):
+    m = module(path=path, objective={"prediction": prediction})
+    fit(m, 2)
+    assert m.sums.isfinite().all() and m.sums[2] == 2
+    x = generate(m.field(), n=16, steps=3).x
+    assert x.shape == (16, 2) and x.isfinite().all()
+
+
+# Runs
+
+
+def test_metrics_log_what_happened(train, tmp_path):
+    train(tmp_path / "run", *POINTS, *INTERVALS, "trainer.max_steps=25", "trainer.warmup=0")
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found] == ["10", "20", "25"]
+    for row in found:
+        assert float(row["loss"]) > 0 and float(row["grad_norm"]) > 0
+        bins = [float(row[f"val_loss_{i}"]) for i in range(5)]
+        assert sum(bins) / 5 == pytest.approx(float(row["val_loss"]), rel=1e-4)
+    m = module(max_steps=25)
+    m.configure_optimizers()
+    assert float(found[0]["lr"]) == pytest.approx(m.learning_rate(9), rel=1e-6)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(train, tmp_path):
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=20")
+    a, b = (train(tmp_path / name, *words) for name in "ab")
+    assert a["checksums"] == b["checksums"] and rows(tmp_path / "a") == rows(tmp_path / "b")
+    picture = "samples/step_0000020.png"
+    assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
+    assert train(tmp_path / "c", *words, "seed=1")["checksums"] != a["checksums"]
+
+
+def interrupt(monkeypatch, at, action):
+    """Call action at the end of optimiser step `at`, once."""
+    step = Training.optimiser_step
+
+    @functools.wraps(step)
+    def interrupted(self, k):
+        step(self, k)
+        if k + 1 == at:
+            action()
+
+    monkeypatch.setattr(Training, "optimiser_step", interrupted)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_signal_saves_and_the_rest_is_bit_identical(train, tmp_path, monkeypatch, signum, code):
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=40", "trainer.inner_steps=1")
+    whole = train(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 17, lambda: signal.raise_signal(signum))
+        stopped = train(tmp_path / "run", *words, code=code)
+    assert stopped["step"] == 17
+    resumed = train(tmp_path / "run", *words, "resume=last")
+    assert resumed["step"] == 40 and resumed["checksums"] == whole["checksums"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
+    train, tmp_path, monkeypatch
+):
+    words = (*IMAGES, *INTERVALS, "model.dropout=0.3", "trainer.accumulate=2")
+    words += ("trainer.max_steps=10", "trainer.picture_every=100")
+    whole = train(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(tmp_path / "run", *words, code=143)["step"] == 5
+    assert train(tmp_path / "run", *words, "resume=true")["checksums"] == whole["checksums"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_an_error_in_mid_run_loses_only_what_came_after_the_last_checkpoint(
+    train, tmp_path, monkeypatch
+):
+    def crash():
+        raise ZeroDivisionError("a bug")
+
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=40")
+    whole = train(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 37, crash)
+        assert train(tmp_path / "run", *words, code=1)["step"] == 30
+    assert train(tmp_path / "run", *words, "resume=true")["checksums"] == whole["checksums"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_a_longer_run_goes_on(train, command, tmp_path):
+    words = (*POINTS, "trainer.decay=constant")
+    whole = train(tmp_path / "whole", *words, "trainer.max_steps=20")
+    train(tmp_path / "run", *words, "trainer.max_steps=10")
+    longer = train(tmp_path / "run", *words, "trainer.max_steps=20", "resume=true")
+    assert longer["step"] == 20 and longer["checksums"] == whole["checksums"]
+    again = train(tmp_path / "run", *words, "trainer.max_steps=20", "resume=true")
+    assert again["checksums"] == longer["checksums"]
+
+
+def test_init_takes_the_weights_and_starts_at_zero(train, tmp_path, moons_run):
+    words = (*POINTS, "trainer.max_steps=1", "optim.lr=1e-12", "trainer.ema=[0.9999,0.5]")
+    begun = train(tmp_path / "run", *words, f"init={moons_run}")
+    source = checkpoint.read(checkpoint.find(moons_run))["weights"]
+    assert begun["step"] == 1
+    for name, origin in (("raw", "raw"), ("0.5", "raw")):
+        torch.testing.assert_close(vector(begun["weights"][name]), vector(source[origin]))
+    drift = vector(begun["weights"]["0.9999"]) - vector(source["0.9999"])
+    assert drift.norm() < (vector(source["raw"]) - vector(source["0.9999"])).norm()
+
+
+def test_init_of_another_shape_is_refused(command, moons_run, capfd):
+    words = (*PLAIN, "data=moons", "model.hidden=32", f"init={moons_run}")
+    assert command("train", *words) == 2
+    assert "do not fit model=mlp" in capfd.readouterr().err
+
+
+def test_max_time_stops_and_saves(train, tmp_path):
+    begin = time.monotonic()
+    stopped = train(tmp_path / "run", *POINTS, "trainer.max_steps=1000000", "trainer.max_time=1")
+    assert 0 < stopped["step"] < 1000000 and time.monotonic() - begin < 20
+
+
+def test_keep_leaves_the_newest_checkpoints(train, tmp_path):
+    words = ("trainer.max_steps=25", "trainer.keep=2", *INTERVALS)
+    train(tmp_path / "run", *POINTS, *words)
+    left = sorted(path.name for path in (tmp_path / "run").glob("*.ckpt"))
+    assert left == ["0000020.ckpt", "0000025.ckpt", "last.ckpt"]
+    assert (tmp_path / "run" / "last.ckpt").samefile(tmp_path / "run" / "0000025.ckpt")
+
+
+def spoil(monkeypatch, *steps):
+    """Let the loss of these steps be NaN."""
+    draw = Training.draw
+
+    def spoiled(self, k, rows):
+        x, y, eps, t = draw(self, k, rows)
+        return (x * math.nan if k in steps else x), y, eps, t
+
+    monkeypatch.setattr(Training, "draw", spoiled)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path, monkeypatch, capfd):
+    spoil(monkeypatch, 17)
+    kept = train(tmp_path / "run", *POINTS, *INTERVALS, "trainer.max_steps=40", code=3)
+    assert kept["step"] == 10 and vector(kept["weights"]["raw"]).isfinite().all()
+    said = capfd.readouterr().err
+    assert "step 17 (seed 0): loss nan" in said and "Traceback" not in said
+
+
+def test_a_learning_rate_too_large_diverges(command, tmp_path, capfd):
+    words = (*PLAIN, *POINTS, "optim.lr=1e30", "trainer.clip=null", "trainer.max_steps=40")
+    assert command("train", *words, "out=run") == 3
+    assert "is not finite" in capfd.readouterr().err
+
+
+def test_some_steps_may_be_skipped(train, tmp_path, monkeypatch, capfd):
+    spoil(monkeypatch, 3, 5)
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=10")
+    done = train(tmp_path / "run", *words, "trainer.skip_nonfinite=2")
+    assert done["step"] == 10 and vector(done["weights"]["raw"]).isfinite().all()
+    assert "skipped" in capfd.readouterr().err
+    train_again = train(tmp_path / "less", *words, "trainer.skip_nonfinite=8")
+    assert train_again["checksums"] == done["checksums"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("trainer.accumulate=3",), "data.batch_size=64"),
+        (("trainer.devices=3",), "data.batch_size=64"),
+        (("trainer.inner_steps=7",), "trainer.inner_steps=7"),
+        (("device=cuda:7",), "device=cuda:7"),
+    ],
+    ids=["accumulate", "devices", "inner_steps", "cuda"],
+)
+def test_what_cannot_be_run_is_refused(command, tmp_path, capfd, words, said):
+    assert command("train", *PLAIN, *POINTS, *words, "out=run") == 2
+    err = capfd.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_and_other_loggers(train, tmp_path):
+    words = (
+        *POINTS,
+        "trainer.max_steps=2",
+        "trainer.precision=bf16",
+        "trainer.logger=tensorboard",
+    )
+    done = train(tmp_path / "run", *words)
+    assert all(value.dtype == torch.float32 for value in done["weights"]["raw"].values())
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+# Processes
+
+
+def start(tmp_path, *words, **streams):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fmdiff", *words]
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
+
+
+def wait_for(process, *paths, seconds=120):
+    end = time.monotonic() + seconds
+    while not any(path.exists() for path in paths):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path):
+    intervals = ("trainer.checkpoint_every=50", "trainer.log_every=40", "trainer.keep=null")
+    words = (*POINTS, *intervals, "trainer.max_steps=2000", "trainer.validate_every=100")
+    run = tmp_path / "run"
+    process = start(tmp_path, "train", *PLAIN, *words, "resume=last", f"out={run}")
+    wait_for(process, run / checkpoint.name(100), run / checkpoint.name(150))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 100 <= checkpoint.read(checkpoint.find(run))["step"] < 2000
+    resumed = train(run, *words, "resume=last")
+    whole = train(tmp_path / "whole", *words)
+    assert resumed["step"] == 2000 and resumed["checksums"] == whole["checksums"]
+    assert rows(run) == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(train, tmp_path):
+    words = (*PLAIN, *POINTS, "trainer.max_steps=200", "trainer.checkpoint_every=100")
+    one = train(tmp_path / "one", *words)
+    sweep = ("optim.lr=1e-3,3e-4", "trainer.devices=2", "out=sweep")
+    process = start(tmp_path, "train", "-m", *words, *sweep)
+    assert process.wait(timeout=200) == 0
+    two = checkpoint.read(tmp_path / "sweep" / "0" / "last.ckpt")
+    other = checkpoint.read(tmp_path / "sweep" / "1" / "last.ckpt")
+    for name, weights in one["weights"].items():
+        a, b, c = map(vector, (weights, two["weights"][name], other["weights"][name]))
+        assert ((a - b).norm() / a.norm()).item() < 1e-3 < ((a - c).norm() / a.norm()).item()
+    for ours, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "sweep" / "0"), strict=True):
+        for name, value in ours.items():
+            assert not value or float(theirs[name]) == pytest.approx(float(value), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_and_go_on(tmp_path, train):
+    words = (*PLAIN, *POINTS, "trainer.checkpoint_every=100", "trainer.devices=2", "out=run")
+    process = start(tmp_path, "train", *words, "trainer.max_steps=1000000")
+    wait_for(process, tmp_path / "run" / checkpoint.name(100))
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    step = checkpoint.read(checkpoint.find(tmp_path / "run"))["step"]
+    assert step >= 100
+    more = ("resume=true", f"trainer.max_steps={step + 10}", "trainer.decay=constant")
+    process = start(tmp_path, "train", *words, *more[:2], stderr=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=100)[1].count("Traceback") == 0
+    assert process.returncode == 0
+    assert checkpoint.read(checkpoint.find(tmp_path / "run"))["step"] == step + 10
+
+
+@pytest.mark.slow
+def test_two_processes_diverge_together(tmp_path):
+    words = (*PLAIN, *POINTS, "trainer.devices=2", "optim.lr=1e30", "trainer.clip=null")
+    process = start(tmp_path, "train", *words, stderr=subprocess.PIPE, text=True)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 3
+    assert said.count("is not finite") == 1 and "Traceback" not in said
