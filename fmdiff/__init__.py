@@ -10,7 +10,7 @@ import importlib
 __version__ = "0.1.0"
 
 # name -> module; torch is imported only when one of them is first used
-_PUBLIC = {"load": "fmdiff.load", "generate": "fmdiff.sampling", "FmdiffError": "fmdiff.errors"}
+_PUBLIC = {"load": "fmdiff.loading", "generate": "fmdiff.sampling", "FmdiffError": "fmdiff.errors"}
 __all__ = ["FmdiffError", "generate", "load", "path"]
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from fmdiff import checkpoint, plots
 from fmdiff.data.images import to_uint8
-from fmdiff.errors import Interrupted
+from fmdiff.errors import FmdiffError, Interrupted
 from fmdiff.randomness import generator
 from fmdiff.sampling import generate
 
@@ -161,7 +161,12 @@ class Pictures(Callback):
         if not (due and trainer.is_global_zero):
             return
         images = len(module.data.shape) == 3
-        samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
+        n = 64 if images else 2000
+        try:
+            samples = generate(module.field(), n, steps=14, device=module.device)
+        except FmdiffError as error:  # a picture is not worth a run
+            log.warning("no picture at step %d: %s", module.step, error)
+            return
         if images:
             y = None if samples.y is None else samples.y.tolist()
             picture = plots.grid(to_uint8(samples.x).numpy(), y)

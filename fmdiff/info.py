@@ -1,7 +1,7 @@
 """fmdiff info: what a checkpoint holds."""
 
 from fmdiff import checkpoint
-from fmdiff.load import restore
+from fmdiff.loading import restore
 
 
 def described(spec: dict) -> str:

@@ -3,19 +3,19 @@
 import json
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
 
-from fmdiff import checkpoint, device, plots
+from fmdiff import __version__, checkpoint, device, plots
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
-from fmdiff.load import restore
+from fmdiff.loading import restore
 from fmdiff.sampling import Samples, default_batch_size, generate, plan, view
 
 
@@ -82,7 +82,11 @@ def sample(cfg, folder: Path) -> None:
         "device": str(where),
         "threads": torch.get_num_threads(),
         "config": settings,
-        "versions": {p: metadata.version(p) for p in ("torch", "numpy", "fmdiff")},
+        "versions": {
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "fmdiff": __version__,
+        },
     }
     text = json.dumps(report, indent=2, default=str) + "\n"
     _replace(folder / "sample.json", lambda part: part.write_text(text))
@@ -119,7 +123,8 @@ def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[
         plots.save(plots.grid(pixels[shown], y), folder / "grid.png")
         if png:
             for i, image in enumerate(pixels):
-                plots.save(plots.grid(image[None], scale=1), folder / f"{i:06d}.png")
+                plain = image[..., 0] if image.shape[-1] == 1 else image
+                plots.save(Image.fromarray(plain), folder / f"{i:06d}.png")
             written.append(f"000000.png ... {len(pixels) - 1:06d}.png")
     else:
         points = samples.x.float().numpy()

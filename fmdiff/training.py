@@ -208,6 +208,7 @@ def train(cfg, folder: Path) -> None:
             f"data.batch_size={data.batch_size} must be a multiple of trainer.devices x "
             f"trainer.accumulate = {options['devices'] * options['accumulate']}"
         )
+    size = inner_steps(options, points=len(data.shape) == 1)
     data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
     net = build(settings["model"], shape=data.shape, classes=data.classes)
@@ -258,7 +259,6 @@ def train(cfg, folder: Path) -> None:
             for group in ("data", "path", "model", "objective")
         )
         log.info("%s; %s parameters; writing to %s", shown, f"{parameters:,}", folder)
-    size = inner_steps(options, points=len(data.shape) == 1)
     trainer.fit(module, Chunks(module.step, options["max_steps"], size))
     stop.conclude(module.step, folder)
     if trainer.is_global_zero:

@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# MNIST_PLACEHOLDER
 # The MNIST experiment: train (or go on), draw 1,000 digits at three guidance strengths, judge them.
 # OUT=FOLDER bash scripts/mnist.sh
 set -euo pipefail
