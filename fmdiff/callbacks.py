@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class Log(Callback):
 
     def __init__(self, folder: Path, options: dict) -> None:
         self.path, self.options = folder / "metrics.csv", options
-        self.bar, self.fixed = None, None
+        self.bar: Any = None
+        self.fixed: Any = None  # held-out x, y, eps and t
 
     def on_train_start(self, trainer, module) -> None:
         if not trainer.is_global_zero:
@@ -169,13 +171,13 @@ class Pictures(Callback):
             return
         if images:
             y = None if samples.y is None else samples.y.tolist()
-            picture = plots.grid(to_uint8(samples.x).numpy(), y)
+            picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
         else:
             real = module.data.held_out(2000)[0].numpy()
             picture = plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
         self.folder.mkdir(exist_ok=True)
         plots.save(picture, self.folder / f"step_{module.step:07d}.png")
-        board = getattr(trainer.logger, "experiment", None)
+        board: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(board, "add_image"):
             pixels = np.asarray(picture if images else plots.render(picture))
             board.add_image("samples", pixels, module.step, dataformats="HWC")
@@ -222,7 +224,8 @@ class Stop(Callback):
     TIME = 1000  # larger than any signal's number
 
     def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.flag, self.before = seconds, 0, {}
+        self.seconds, self.flag = seconds, 0
+        self.before: dict[int, Any] = {}
 
     def on_train_start(self, trainer, module) -> None:
         self.begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""The errors a user can cause or must hear about; everything else is a bug and keeps its traceback."""
+"""The errors a user can cause or must hear about; the rest are bugs and keep their traceback."""
 
 
 class FmdiffError(Exception):

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def sample(cfg, folder: Path) -> None:
     sample.json.
     """
     where = device.pick(cfg.device)
-    settings = OmegaConf.to_container(cfg)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     field, data = _model(settings)
     images = len(field.shape) == 3
     n = cfg.n or (64 if images else 10_000)
@@ -114,7 +115,7 @@ def _model(settings: dict) -> tuple[Field, object]:
 
 def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[str]:
     """Write samples and their pictures into the folder; the names of what was written."""
-    labels = {} if samples.y is None else {"labels": samples.y.numpy()}
+    labels: dict[str, Any] = {} if samples.y is None else {"labels": samples.y.numpy()}
     if samples.x.ndim == 4:
         pixels = to_uint8(samples.x).numpy()
         arrays, written = {"arr_0": pixels, **labels}, ["samples.npz", "grid.png"]
@@ -132,24 +133,23 @@ def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[
         real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
         plots.save(plots.scatter(points, real), folder / "scatter.png")
         if samples.trajectory is not None and points.shape[1] == 1:
-            states = samples.trajectory.float().numpy()
-            plots.save(plots.fan(states, samples.times.numpy(), real), folder / "fan.png")
+            states, times = samples.trajectory
+            plots.save(plots.fan(states.float().numpy(), times.numpy(), real), folder / "fan.png")
             written.append("fan.png")
     if samples.trajectory is not None:
-        plots.animation(_frames(samples, data), folder / "trajectory.gif")
+        plots.animation(_frames(*samples.trajectory, data), folder / "trajectory.gif")
         written.append("trajectory.gif")
     _replace(folder / "samples.npz", lambda part: np.savez(part, **arrays))
     return written
 
 
-def _frames(samples: Samples, data) -> list:
-    states, times = samples.trajectory, samples.times.numpy()
-    if samples.x.ndim == 4:
+def _frames(states: Tensor, times: Tensor, data) -> list:
+    if states.ndim == 5:
         few = states[:, :36]
         pixels = np.stack([to_uint8(frame).numpy() for frame in few])
-        return plots.image_frames(pixels, times)
+        return plots.image_frames(pixels, times.tolist())
     real = None if data is None else data.sample(0, 2000, 1)[0].numpy()
-    return plots.point_frames(states[:, :2000].float().numpy(), times, real)
+    return plots.point_frames(states[:, :2000].float().numpy(), times.tolist(), real)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

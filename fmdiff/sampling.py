@@ -86,8 +86,8 @@ class Samples:
     nfe_planned: int
     nfe_counted: float
     plan: Plan
-    trajectory: Tensor | None = None  # (frames, n, *shape): every state, start and end included
-    times: Tensor | None = None  # (frames,)
+    # every state, start and end included (frames, n, *shape), and its time (frames,)
+    trajectory: tuple[Tensor, Tensor] | None = None
 
 
 def default_batch_size(shape: tuple[int, ...]) -> int:
@@ -153,17 +153,14 @@ def generate(
     bad = int((~x.flatten(1).isfinite()).any(1).sum())
     if bad:
         raise FmdiffError(f"{bad} of {n} samples are not finite; try more steps or final=denoise")
-    ends = (
-        [the_plan.times, torch.ones(1, dtype=torch.float64)] if the_plan.jump else [the_plan.times]
-    )
+    times = torch.cat([the_plan.times, torch.ones(int(the_plan.jump), dtype=torch.float64)])
     return Samples(
         x,
         None if ys[0] is None else torch.cat([y for y in ys if y is not None]),
         the_plan.nfe,
         counted / n,
         the_plan,
-        torch.cat([torch.stack(f) for f in frames], 1) if trajectory else None,
-        torch.cat(ends) if trajectory else None,
+        (torch.cat([torch.stack(f) for f in frames], 1), times) if trajectory else None,
     )
 
 

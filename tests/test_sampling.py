@@ -278,13 +278,14 @@ def test_a_trajectory_has_every_state(final, prediction):
     made = generate(
         field, 10, steps=6, final=final, trajectory=True, batch_size=4, coordinates="straight"
     )
-    assert made.trajectory.shape == (7, 10, 1, 4, 4) and made.times.shape == (7,)
-    assert (made.times.diff() > 0).all()
+    states, times = made.trajectory
+    assert states.shape == (7, 10, 1, 4, 4) and times.shape == (7,)
+    assert (times.diff() > 0).all()
     if made.plan.jump:
-        assert made.times[-1] == 1
-        assert torch.equal(made.trajectory[-1], made.x)
-    start = Straight(field).start(noise(0, 10, (1, 4, 4), 0, "start"), made.times[0], 0, 0)
-    torch.testing.assert_close(made.trajectory[0], start)
+        assert times[-1] == 1
+        assert torch.equal(states[-1], made.x)
+    start = Straight(field).start(noise(0, 10, (1, 4, 4), 0, "start"), times[0], 0, 0)
+    torch.testing.assert_close(states[0], start)
     assert generate(field, 2, steps=2).trajectory is None
 
 
