@@ -160,15 +160,23 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class _Bar:
-    """A progress bar on a terminal, silence elsewhere."""
+    """A progress bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, n: int) -> None:
         from tqdm import tqdm
 
         self.bar = tqdm(total=n, unit="sample", disable=None, leave=False)
+        self.n, self.done, self.begin = n, 0, time.monotonic()
+        self.said = self.begin
 
     def __call__(self, done: int) -> None:
         self.bar.update(done)
+        self.done += done
+        now = time.monotonic()
+        if self.bar.disable and now - self.said > 10:
+            left = (now - self.begin) * (self.n / self.done - 1)
+            print(f"{self.done}/{self.n} samples, {left:.0f} s left", flush=True)
+            self.said = now
 
     def close(self) -> None:
         self.bar.close()
