@@ -22,9 +22,10 @@ class Interrupted(FmdiffError):
 
 
 def nearest(given: str, choices) -> str:
-    """' Did you mean X?' plus the valid choices, for the end of a sentence."""
+    """The nearest name, if one is near, and the valid choices, for the end of a sentence."""
     import difflib
 
     names = sorted(map(str, choices))
     close = difflib.get_close_matches(str(given), names, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + "Choose from: " + ", ".join(names)
+    listed = f"hoose from: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? C{listed}" if close else f"c{listed}"

@@ -6,6 +6,17 @@ import pytest
 import torch
 
 from fmdiff import checkpoint, cli
+from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
+
+PATHS = {
+    "condot": CondOT(),
+    "polynomial": Polynomial(2),
+    "cosine": Cosine(),
+    "linear_vp": LinearVP(),
+    "vp": VP(),
+    "ve": VE(),
+}
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 POINTS = ("data=moons", "model.hidden=16", "data.batch_size=64")
 IMAGES = (

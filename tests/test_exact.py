@@ -4,22 +4,14 @@ import math
 
 import pytest
 import torch
+from conftest import every_path
 from torch.distributions import MultivariateNormal
 
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData, exact
-from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
+from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP
 
 torch.set_num_threads(1)
-PATHS = {
-    "condot": CondOT(),
-    "polynomial": Polynomial(2),
-    "cosine": Cosine(),
-    "linear_vp": LinearVP(),
-    "vp": VP(),
-    "ve": VE(),
-}
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 COVS = torch.tensor(

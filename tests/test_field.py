@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import PATHS, every_path
 from torch import nn
 
 from fmdiff.errors import FmdiffError
@@ -12,15 +13,6 @@ from fmdiff.field import Along, Guided, NetField, Straight, cfg, unguided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
 torch.set_num_threads(1)
-PATHS = {
-    "condot": CondOT(),
-    "polynomial": Polynomial(2),
-    "cosine": Cosine(),
-    "linear_vp": LinearVP(),
-    "vp": VP(),
-    "ve": VE(),
-}
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)

@@ -2,26 +2,18 @@
 
 import pytest
 import torch
+from conftest import every_path
 from scipy.stats import kstest, norm
 from torch import nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.objectives.flow_matching import PREDICTIONS, FlowMatching
-from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
+from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.randomness import generator
 from fmdiff.times import LogitNormal, Uniform
 
 torch.set_num_threads(1)
-PATHS = {
-    "condot": CondOT(),
-    "polynomial": Polynomial(2),
-    "cosine": Cosine(),
-    "linear_vp": LinearVP(),
-    "vp": VP(),
-    "ve": VE(),
-}
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 class Net(nn.Module):

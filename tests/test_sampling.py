@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from conftest import every_path
 from torch import nn
 
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField, Straight, cfg, unguided
-from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
+from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
 from fmdiff.sampling import default_batch_size, generate, integrate, plan, view
 from fmdiff.solvers.multistep import Adams
@@ -16,15 +17,6 @@ from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint
 from fmdiff.solvers.stochastic import EulerMaruyama
 
 torch.set_num_threads(1)
-PATHS = {
-    "condot": CondOT(),
-    "polynomial": Polynomial(2),
-    "cosine": Cosine(),
-    "linear_vp": LinearVP(),
-    "vp": VP(),
-    "ve": VE(),
-}
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 SOLVERS = {
     "euler": Euler(),
     "midpoint": Midpoint(),
