@@ -25,7 +25,7 @@ $(READY): pyproject.toml
 
 install: $(READY)  ## set everything up in .venv
 
-demo: $(READY)  ## train and sample moons and handwritten digits, in about five minutes
+demo: $(READY)  ## train and sample moons and handwritten digits, in about three minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: $(READY) $(DATA)  ## run the test suite

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Moons with an MLP and 8x8 handwritten digits with a U-Net: train, sample, look. About 4 minutes
+# Moons with an MLP and 8x8 handwritten digits with a U-Net: train, sample, look. About 3 minutes
 # on 2 CPU cores. STEPS=40 makes it a smoke test, OUT=DIR puts the results elsewhere.
 set -euo pipefail
 out=${OUT:-outputs/demo}

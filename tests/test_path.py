@@ -59,11 +59,10 @@ def test_conversions_are_those_of_the_pair_and_invert_each_other(path, source, t
     x_t = path.mix(x, eps, T)
     given, wanted = path.mix(x, eps, T, source), path.mix(x, eps, T, target)
     there = path.convert(given, x_t, T, source, target)
-    # a conversion amplifies rounding of x_t by what divides it: beta or alpha, down to 1e-4
-    rows = [c.abs().expand_as(T) for c in (path.alpha(T), path.beta(T))]
-    blind = torch.minimum(*rows).min().item()
-    close(there, wanted, max(1e-10, 1e-14 / blind**2))
-    close(path.convert(there, x_t, T, target, source), given, max(1e-10, 1e-14 / blind**2))
+    # near a blind end a conversion amplifies the rounding of x_t: alpha(0.02) = 8e-6 for n = 3
+    tolerance = 1e-9 if getattr(path, "n", 0) == 3 else 1e-10
+    close(there, wanted, tolerance)
+    close(path.convert(there, x_t, T, target, source), given, tolerance)
     close(path.convert(given, x_t, T, source, "x_t"), x_t, 1e-10)
 
 
