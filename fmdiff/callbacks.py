@@ -34,6 +34,7 @@ class Log(Callback):
         *(f"val_loss_{i}" for i in range(BINS)),
         *("seconds", "samples_per_second"),
     )
+    costs = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
 
     def __init__(self, folder: Path, options: dict) -> None:
         self.path, self.options = folder / "metrics.csv", options
@@ -45,6 +46,8 @@ class Log(Callback):
             return
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         progress.ready = progress.completed = module.step  # global_step counts on after a resume
+        if not module.coupling.independent:
+            self.columns = (*self.columns, *self.costs)
         self.begin = self.mark = time.perf_counter()
         self.marked = self.first = module.step
         rows: list[dict] = []
@@ -73,12 +76,14 @@ class Log(Callback):
         values: dict[str, float] = {}
         last = module.step == self.options["max_steps"]
         if module.step % self.options["log_every"] == 0 or last:
-            loss, norm = (module.sums[:2] / module.sums[2]).tolist()
+            loss, norm, _, *costs = (module.sums / module.sums[2]).tolist()
             values |= {
                 "loss": loss,
                 "grad_norm": norm,
                 "lr": module.learning_rate(module.step - 1),
             }
+            if not module.coupling.independent:
+                values |= dict(zip(self.costs, costs, strict=True))
             module.sums.zero_()
         if not trainer.is_global_zero:
             return
@@ -128,7 +133,8 @@ class Log(Callback):
                 2000 if len(module.data.shape) == 1 else 200, module.device
             )
             draws = generator(0, "validation")
-            eps = torch.randn(x.shape, generator=draws).to(x)
+            eps = module.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
+            eps = eps[module.coupling(x, eps, y, 0, 0)]
             t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
             self.fixed = x, y, eps, module.objective.time(t)
         losses, net = [], module.field().net

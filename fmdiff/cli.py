@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def sample(cfg: Any, folder: Path) -> None:
 
 
 @command
+def evaluate(cfg: Any, folder: Path) -> None:
+    """The error of a checkpoint against the exact field of its data.
+
+    fmdiff evaluate ckpt=last against=exact
+    fmdiff evaluate model=empirical data=gmm4 against=exact
+    """
+    from fmdiff.evaluate import evaluate
+
+    evaluate(cfg, folder)
+
+
+@command
 def info(cfg: Any) -> None:
     """What a checkpoint holds.
 
@@ -89,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit code (0 ok, 1 bug, 2 user error, 3 diverged, 130, 143)."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "20000"  # idle threads must not keep the cores busy
+    # torch's own use of it, in forward-mode derivatives
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     argv = sys.argv[1:] if argv is None else argv
     try:
         code = _dispatch(argv)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.path import CondOT, Kind, Path, expand
+from fmdiff.source import Normal, Source
 
 # A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
 # one minus it; beyond it a single jump to the estimate of x loses less than the network's error.
@@ -24,6 +25,7 @@ class Field:
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
+    gaussian: bool = True  # eps is normal and independent of x: the score is -E[eps | x_t] / beta
     branches: int = 1  # evaluations of the model that one question costs
     evaluations: int = 0
 
@@ -71,16 +73,30 @@ class Field:
         self.evaluations = 0
 
 
+def need_gaussian(field: Field, what: str) -> None:
+    """Raises FmdiffError, naming what needs it, where eps is not normal and independent of x."""
+    if not field.gaussian:
+        raise FmdiffError(
+            f"{what} needs a normal source independent of x, and this model was trained with "
+            "another source or coupling"
+        )
+
+
 class NetField(Field):
     """A trained network as a field.
 
-    The network sees x_t and predicts its quantity at unit scale. With s = data_std and (a, b) the
-    row of a quantity, its root mean square is rms = sqrt(a^2 s^2 + b^2), and
+    The network sees x_t and predicts its quantity at unit scale. With s = data_std, the source at
+    scale q (1 for the normal one) and (a, b) the row of a quantity, its root mean square is
+    rms = sqrt(a^2 s^2 + b^2 q^2), and
 
         prediction = rms(prediction) net(x_t / rms(x_t), 1000 t, y).
 
-    1 / rms(x_t) is EDM's c_in on every path (arXiv:2206.00364, table 1). For the score the scale
-    of the output is about 1 / beta, as in Song et al. 2021.
+    1 / rms(x_t) is EDM's c_in on every path (Karras et al. 2022, arXiv:2206.00364, table 1). For
+    the score the scale of the output is about 1 / beta, as in Song et al. 2021. With
+    `precondition` a prediction of x is EDM's denoiser, on every path:
+
+        x = c_skip x_t + c_out net(c_in x_t, 500 (1 - c_noise / 3), y),
+        c_skip = alpha s^2 / rms(x_t)^2, c_out = beta q s / rms(x_t), c_noise = log(beta/alpha)/4.
     """
 
     def __init__(
@@ -93,24 +109,44 @@ class NetField(Field):
         shape: tuple[int, ...],
         classes: int = 0,
         y: Tensor | None = None,
+        precondition: bool = False,
+        source: Source | None = None,
+        coupled: bool = False,
     ) -> None:
         self.net, self.path, self.prediction = net, path, prediction
         self.data_std, self.t_eps = data_std, t_eps
         self.shape, self.classes, self.y = tuple(shape), classes, y
+        self.precondition, self.source = precondition, source or Normal()
+        self.gaussian = self.source.gaussian and not coupled
 
     def rms(self, kind: Kind, t: Tensor) -> Tensor:
         a, b = self.path.row(kind, t)
-        return (a * a * self.data_std**2 + b * b).sqrt()
+        return (a * a * self.data_std**2 + b * b * self.source.std**2).sqrt()
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What the network's output is multiplied by, shaped like t."""
+        if self.precondition:
+            return self.path.beta(t) * self.source.std * self.data_std / self.rms("x_t", t)
+        return self.rms(self.prediction, t)
 
     def output(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's own prediction at x_t."""
         self.evaluations += len(x_t)
         time = expand(t, x_t)
-        scaled = x_t / self.rms("x_t", time)
-        out = self.net(scaled, 1000 * t.to(x_t).expand(len(x_t)), self.y)
-        return out * self.rms(self.prediction, time).to(out)
+        size = self.rms("x_t", time)
+        feature = 1000 * t
+        if self.precondition:
+            c_noise = (-self.path.logsnr(t) / 8).clamp(-3, 3)
+            feature = 500 * (1 - c_noise / 3)
+        out = self.net(x_t / size, feature.to(x_t).expand(len(x_t)), self.y)
+        out = out * self.scale(time).to(out)
+        if self.precondition:
+            out = out + self.path.alpha(time) * (self.data_std / size) ** 2 * x_t
+        return out
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if kind == "score":
+            need_gaussian(self, "the score")
         return self.path.convert(self.output(x_t, t), x_t, t, self.prediction, kind)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
@@ -127,8 +163,8 @@ class NetField(Field):
         return lo, hi
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        """N(0, alpha^2 data_std^2 + beta^2): x_t to second order; beta eps where alpha is 0."""
-        return self.rms("x_t", t) * eps
+        """A source sample at the scale of x_t; beta eps where alpha is 0."""
+        return self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
 
     def bind(self, y: Tensor) -> "NetField":
         bound = copy.copy(self)
@@ -152,6 +188,7 @@ class Guided(Field):
 
     def __init__(self, field: Field, y: Tensor, w: float) -> None:
         self.path, self.shape, self.classes = field.path, field.shape, field.classes
+        self.gaussian = field.gaussian
         self.conditional = field.bind(y)
         self.both = field.bind(torch.cat([torch.full_like(y, field.classes), y]))
         self.w = w
@@ -204,6 +241,7 @@ class Along(Field):
     def __init__(self, field: Field, path: Path) -> None:
         self.field, self.path = field, path
         self.shape, self.classes, self.branches = field.shape, field.classes, field.branches
+        self.gaussian = field.gaussian
 
     def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The inner path's time, and inner state / outer state, at the outer time u."""
@@ -212,6 +250,8 @@ class Along(Field):
         return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if kind == "score":
+            need_gaussian(self, "the score")
         inner, scale = self._inner(t)
         if kind in ("x", "eps"):  # the same on every path
             return self.field.predict(expand(scale, x_t) * x_t, inner, kind)

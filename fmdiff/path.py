@@ -19,10 +19,15 @@ r = alpha / (alpha + beta), x_r = x_t / (alpha + beta).
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from fmdiff.build import build
+from fmdiff.errors import FmdiffError
+from fmdiff.formula import Formula
 
 Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
 
@@ -30,6 +35,11 @@ Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
 def expand(t: Tensor, x: Tensor) -> Tensor:
     """t of shape () or (B,) made broadcastable against x (B, *)."""
     return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
+
+
+def _slope(formula: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    t = t.contiguous()  # forward mode refuses expanded tensors
+    return torch.func.jvp(formula, (t,), (torch.ones_like(t),))[1]
 
 
 class Path:
@@ -42,10 +52,10 @@ class Path:
         raise NotImplementedError
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.alpha, (t,), (torch.ones_like(t),))[1]
+        return _slope(self.alpha, t)
 
     def d_beta(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.beta, (t,), (torch.ones_like(t),))[1]
+        return _slope(self.beta, t)
 
     def row(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b), each shaped like t, such that the quantity is a x + b eps."""
@@ -128,6 +138,48 @@ class Path:
         return self.time_of_logsnr(2 * (r.log() - torch.log1p(-r))).clamp(0, 1)
 
 
+class Shifted(Path):
+    """A path whose noise level beta/alpha is multiplied by `shift` (> 1: more noise at each t).
+
+    r becomes r / (r + shift (1 - r)), alpha + beta stays. On CondOT this is the timestep shift of
+    Esser et al. 2024 (arXiv:2403.03206, eq. 23).
+    """
+
+    def __init__(self, path: Path, shift: float) -> None:
+        self.path, self.shift = path, shift
+
+    def _scale(self, t: Tensor) -> Tensor:
+        a, b = self.path.alpha(t), self.path.beta(t)
+        return (a + b) / (a + self.shift * b)
+
+    def _d_scale(self, t: Tensor) -> Tensor:
+        a, b, da, db = *self.path.row("x_t", t), *self.path.row("v", t)
+        return (1 - self.shift) * (a * db - da * b) / (a + self.shift * b) ** 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._scale(t) * self.path.alpha(t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.shift * self._scale(t) * self.path.beta(t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return self._d_scale(t) * self.path.alpha(t) + self._scale(t) * self.path.d_alpha(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        slope = self._d_scale(t) * self.path.beta(t) + self._scale(t) * self.path.d_beta(t)
+        return self.shift * slope
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return self.path.time_of_logsnr(logsnr + 2 * math.log(self.shift))
+
+
+def from_spec(spec: Mapping, trust: tuple[str, ...] | None = None) -> Path:
+    """The path a YAML or a checkpoint describes; the key `shift` is understood on every path."""
+    path = build({name: value for name, value in spec.items() if name != "shift"}, trust=trust)
+    shift = spec.get("shift", 1.0)
+    return path if shift == 1 else Shifted(path, shift)
+
+
 class CondOT(Path):
     """alpha = t, beta = 1 - t: straight lines (Lipman et al. 2023; rectified flow)."""
 
@@ -173,6 +225,31 @@ class Polynomial(Path):
 
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(logsnr / 2) ** (1 / self.n)
+
+
+class Lipman(Path):
+    """alpha = t, beta = 1 - (1 - noise_min) t: the target path of Lipman et al. 2023, eq. 20.
+
+    It ends at noise_min instead of 0; the final jump removes that noise.
+    """
+
+    def __init__(self, noise_min: float) -> None:
+        self.noise_min = noise_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1 - (1 - self.noise_min) * t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.noise_min - 1)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        return (1 / (torch.exp(-logsnr / 2) + 1 - self.noise_min)).clamp(max=1)
 
 
 class Cosine(Path):
@@ -255,7 +332,7 @@ class VE(Path):
     """
 
     def __init__(self, noise_min: float = 0.01, noise_max: float = 50.0) -> None:
-        self.noise_min, self.noise_max = noise_min, noise_max
+        self.noise_min, self.noise_max = _noise_range(noise_min, noise_max)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -272,3 +349,83 @@ class VE(Path):
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
         span = math.log(self.noise_max / self.noise_min)
         return ((math.log(self.noise_max) + logsnr / 2) / span).clamp(0, 1)
+
+
+class EDM(Path):
+    """alpha = 1, beta = (noise_max^(1/rho) (1 - t) + noise_min^(1/rho) t)^rho.
+
+    The noise levels of Karras et al. 2022 (arXiv:2206.00364, eq. 5) in equal steps of time.
+    """
+
+    def __init__(self, noise_min: float, noise_max: float, rho: float) -> None:
+        self.noise_min, self.noise_max = _noise_range(noise_min, noise_max)
+        self.rho = rho
+        self.first, self.last = noise_max ** (1 / rho), noise_min ** (1 / rho)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        return (self.first + t * (self.last - self.first)) ** self.rho
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def d_beta(self, t: Tensor) -> Tensor:
+        root = self.first + t * (self.last - self.first)
+        return self.rho * (self.last - self.first) * root ** (self.rho - 1)
+
+    def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
+        root = torch.exp(-logsnr / (2 * self.rho))
+        return ((self.first - root) / (self.first - self.last)).clamp(0, 1)
+
+
+def _noise_range(noise_min: float, noise_max: float) -> tuple[float, float]:
+    if not 0 < noise_min < noise_max:
+        raise FmdiffError(
+            f"path.noise_min={noise_min} and path.noise_max={noise_max}: "
+            "0 < noise_min < noise_max is needed"
+        )
+    return noise_min, noise_max
+
+
+class Custom(Path):
+    """Two formulas of t (formula.Formula), e.g. alpha = "sin(pi*t/2)", beta = "cos(pi*t/2)".
+
+    Raises FmdiffError unless alpha and beta are finite and >= 0, r = alpha / (alpha + beta)
+    increases from at most 0.05 to at least 0.95, and alpha(1) = 1.
+    """
+
+    def __init__(self, alpha: str, beta: str) -> None:
+        self._alpha = Formula(alpha, ("t",), "path.alpha")
+        self._beta = Formula(beta, ("t",), "path.beta")
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        a, b = self._alpha(t), self._beta(t)
+        r = a / (a + b)
+        where = f'path.alpha="{alpha}" path.beta="{beta}":'
+        for name, value in (("alpha", a), ("beta", b)):
+            bad = ~(value.isfinite() & (value > -1e-7))
+            if bad.any():
+                raise FmdiffError(
+                    f"{where} {name}(t) must be finite and >= 0 on [0, 1], "
+                    f"but {name}({t[bad][0]:g}) = {value[bad][0]:g}"
+                )
+        ends = f"alpha = {a[0]:.3g} and beta = {b[0]:.3g}", f"{a[-1]:.3g} and {b[-1]:.3g}"
+        if not (r[0] <= 0.05 and r[-1] >= 0.95 and abs(a[-1] - 1) < 1e-3):
+            raise FmdiffError(
+                f"{where} a path goes from noise (alpha near 0 beside beta) at t = 0 to the data "
+                f"(alpha = 1, beta near 0) at t = 1, and here {ends[0]} at 0, {ends[1]} at 1"
+            )
+        if not (r.diff() > 0).all():
+            t_bad = t[:-1][r.diff() <= 0][0]
+            raise FmdiffError(
+                f"{where} alpha / (alpha + beta) must increase, not so at t={t_bad:g}"
+            )
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._alpha(t)
+
+    def beta(self, t: Tensor) -> Tensor:
+        b = self._beta(t)
+        # cos(pi/2) is not 0 in floating point; its slope stays
+        return b + (torch.where(b < torch.finfo(b.dtype).eps, 0, b) - b).detach()

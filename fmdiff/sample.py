@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import __version__, checkpoint, device, plots
+from fmdiff import __version__, device, plots
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
-from fmdiff.loading import restore
+from fmdiff.loading import opened
+from fmdiff.path import from_spec
 from fmdiff.sampling import Samples, default_batch_size, generate, plan, view
 
 
@@ -29,7 +30,7 @@ def sample(cfg, folder: Path) -> None:
     """
     where = device.pick(cfg.device)
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    field, data = _model(settings)
+    field, data = opened(settings)
     images = len(field.shape) == 3
     n = cfg.n or (64 if images else 10_000)
     size = min(cfg.batch_size or default_batch_size(field.shape), n)
@@ -39,7 +40,7 @@ def sample(cfg, folder: Path) -> None:
         rule = device.threads(parameters, size, field.shape) if net else torch.get_num_threads()
         torch.set_num_threads(cfg.threads or rule)
 
-    path = build(settings["path"]) if cfg.path and cfg.ckpt else None
+    path = from_spec(settings["path"]) if cfg.path and cfg.ckpt else None
     solver, schedule = build(settings["solver"]), build(settings["schedule"])
 
     def guidance(field: Field, y: Tensor | None) -> Field:
@@ -97,20 +98,6 @@ def sample(cfg, folder: Path) -> None:
     )
     for name in [*written, "sample.json"]:
         print(f"  {folder / name}")
-
-
-def _model(settings: dict) -> tuple[Field, object]:
-    """The field to sample and the data it stands for (None where they cannot be had)."""
-    if settings["ckpt"]:
-        content = checkpoint.read(checkpoint.find(settings["ckpt"]))
-        trust = tuple(settings["trust"])
-        field = restore(content, settings["weights"], trust)
-        points = len(field.shape) == 1
-        return field, build(content["spec"]["data"]["source"], trust=trust) if points else None
-    data = build(settings["data"])
-    data.prepare()
-    path = build(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
-    return build(settings["model"], data, path), data
 
 
 def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Along, Field, Straight, unguided
+from fmdiff.field import Along, Field, Straight, need_gaussian, unguided
 from fmdiff.path import Path
 
 
@@ -42,6 +42,8 @@ def plan(
     final=auto: a jump where the interval ends before all noise is gone. A jump from an end that
     still has noise comes after steps - 1 solver steps; else it replaces the last one.
     """
+    if solver.stochastic:
+        need_gaussian(field, "a stochastic solver (heun and the other ODE solvers do not)")
     lo, hi = field.interval(solver.asks)
     if lo == hi:
         return Plan(torch.tensor([hi], dtype=torch.float64), False, 0)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from fmdiff import combinations
 from fmdiff.errors import FmdiffError
 
 
@@ -121,10 +122,26 @@ RULES: dict[str, Rule] = {
     "classes": CLASSES,
     "coordinates": one_of("straight", "native"),
     "final": one_of("auto", "solver", "denoise"),
+    "against": one_of("exact"),
+    "kind": one_of("x", "eps", "v", "score", "v_sh"),
+    "times": integer(1),
     "dtype": one_of("float32", "float64"),
     "trajectory": FLAG,
     "png": FLAG,
     "data.batch_size": integer(1),
+    "path.shift": number(above=0),
+    "path.n": number(above=0),
+    "path.rate_min": number(low=0),
+    "path.rate_max": number(above=0),
+    "path.noise_min": number(above=0),
+    "path.noise_max": number(above=0),
+    "path.rho": number(above=0),
+    "objective.gamma": number(above=0),
+    "objective.bias": number(),
+    "objective.huber": number(above=0),
+    "objective.precondition": FLAG,
+    "objective.floor": number(low=0),
+    "objective.t_eps": number(low=0),
     "optim.lr": number(above=0),
     "guidance.w": number(),
     "solver.rtol": number(above=0),
@@ -164,8 +181,7 @@ def check(command: str, cfg: DictConfig) -> None:
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and math.isnan(value):
             raise FmdiffError(f"{key}=nan: must be a number")
-    if command in CROSS_CHECKS:
-        CROSS_CHECKS[command](cfg)
+    combinations.check(command, cfg)
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
@@ -208,34 +224,3 @@ def _shown(value: Any) -> str:
         return f"[{','.join(map(_shown, value))}]"
     named = {None: "null", True: "true", False: "false"}
     return named[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _check_train(cfg: DictConfig) -> None:
-    if str(cfg.model.get("_target_")).startswith("fmdiff.exact."):
-        raise FmdiffError(
-            f"model={cfg.choices.get('model')} has nothing to train: choose a network, mlp or unet"
-        )
-
-
-def _check_sample(cfg: DictConfig) -> None:
-    chosen = cfg.choices.get("model")
-    if (cfg.ckpt is None) == (cfg.model is None):
-        given = "both are given" if cfg.ckpt else "neither is given"
-        raise FmdiffError(
-            f"ckpt=RUN, or model=exact with data=NAME, is needed, one of them; {given}"
-        )
-    if cfg.model is None:
-        return
-    if str(cfg.model.get("_target_")).startswith("fmdiff.models."):
-        raise FmdiffError(
-            f"model={chosen} is a network, which samples only after training: give ckpt=RUN, or "
-            "a model without training, exact, empirical or data"
-        )
-    if cfg.data is None:
-        raise FmdiffError(f"model={chosen} needs data=NAME, the data it is to describe")
-
-
-CROSS_CHECKS: dict[str, Callable[[DictConfig], None]] = {
-    "train": _check_train,
-    "sample": _check_sample,
-}

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from fmdiff import checkpoint, device, schema
 from fmdiff.build import build
 from fmdiff.callbacks import Checkpoints, Log, Pictures, Stop
+from fmdiff.coupling import transport_cost
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
 from fmdiff.field import NetField
+from fmdiff.path import from_spec
 from fmdiff.randomness import generator, key
 from fmdiff.run import write_config
 
@@ -28,15 +30,20 @@ log = logging.getLogger("fmdiff")
 class Training(pl.LightningModule):
     """Optimiser step k is a function of (weights, optimiser state, seed, k) and nothing else."""
 
-    def __init__(self, settings: dict[str, Any], data, net: nn.Module, objective, time) -> None:
+    def __init__(
+        self, settings: dict[str, Any], data, net: nn.Module, objective, time, coupling
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.settings, self.options, self.data = settings, settings["trainer"], data
         self.net, self.objective, self.time = net, objective, time
+        self.source, self.coupling = objective.source, coupling
         self.averages = Averages(net, self.options["ema"], self.options["ema_warmup"])
         self.seed, self.step, self.skipped = settings["seed"], 0, 0
         self.optimizer_state: dict | None = None
-        self.sums = torch.zeros(3)  # loss, gradient norm, steps since the last report
+        self.pairing: tuple[int, Any] = (-1, None)  # the step and its coupling
+        # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
+        self.sums = torch.zeros(5)
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
 
     def field(self, y: Tensor | None = None) -> NetField:
@@ -69,18 +76,31 @@ class Training(pl.LightningModule):
         """x, y, eps and t of step k: these rows of the global batch, whoever asks."""
         size, where = self.data.batch_size, self.device
         x, y = self.data.batch(self.seed, k, rows, where)
-        eps = torch.randn(
+        z = torch.randn(
             size,
             *self.data.shape,
             device=where,
             generator=generator(self.seed, "eps", k, device=where),
         )
+        eps = self.source.batch(z, self.seed, k)
+        if not self.coupling.independent:
+            eps = self.paired(k, eps)
         u = self.time(size, generator(self.seed, "time", k, device=where))
         if y is not None:  # a label is dropped per sample, for classifier-free guidance
             drop = torch.rand(size, generator=generator(self.seed, "label_dropout", k))[rows]
             null = torch.full_like(y, self.data.classes)
             y = torch.where((drop < self.options["label_dropout"]).to(where), null, y)
         return x, y, eps[rows], self.objective.time(u)[rows]
+
+    def paired(self, k: int, eps: Tensor) -> Tensor:
+        """eps of the global batch in the order the coupling gives it; found once per step."""
+        if self.pairing[0] != k:
+            x, y = self.data.batch(self.seed, k, device=self.device)
+            index = self.coupling(x, eps, y, self.seed, k)
+            costs = transport_cost(x, eps[index]), transport_cost(x, eps)
+            self.sums[3:] += torch.stack(costs).cpu()
+            self.pairing = k, index
+        return eps[self.pairing[1]]
 
     def optimiser_step(self, k: int) -> None:
         optimizer: Any = self.optimizers()
@@ -105,7 +125,7 @@ class Training(pl.LightningModule):
             return
         optimizer.step()
         self.averages.update(self.net, k + 1)
-        self.sums += torch.stack([total, norm, torch.ones_like(norm)]).cpu()
+        self.sums[:3] += torch.stack([total, norm, torch.ones_like(norm)]).cpu()
 
     def skip(self, k: int, loss: float, norm: float) -> None:
         """Leave the weights as they are after a non-finite step; too many: the run diverged."""
@@ -122,7 +142,8 @@ class Training(pl.LightningModule):
     def content(self) -> dict[str, Any]:
         """The checkpoint: what sampling needs, and what going on needs."""
         data = self.data
-        spec = {name: self.settings[name] for name in ("model", "path", "objective")}
+        parts = ("model", "path", "objective", "source", "coupling")
+        spec = {name: self.settings[name] for name in parts}
         spec["data"] = {
             "name": self.settings["choices"]["data"],
             "shape": list(data.shape),
@@ -160,7 +181,8 @@ class Training(pl.LightningModule):
         if optimizer:
             self.step = content["step"]
             self.optimizer_state = content["training"]["optimizer"]
-            self.sums = content["training"].get("sums", self.sums)
+            sums = content["training"]["sums"]
+            self.sums[: len(sums)] = sums
 
 
 class Chunks:
@@ -214,10 +236,18 @@ def train(cfg, folder: Path) -> None:
     net = build(settings["model"], shape=data.shape, classes=data.classes)
     if not isinstance(net, nn.Module):
         raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
+    path, coupling = from_spec(settings["path"]), build(settings["coupling"])
+    source = build(settings["source"])
+    source.check(data.shape)
     objective = build(
-        settings["objective"], path=build(settings["path"]), data_std=float(data.std)
+        settings["objective"],
+        path=path,
+        data_std=float(data.std),
+        source=source,
+        coupled=not coupling.independent,
     )
-    module = Training(settings, data, net, objective, build(settings["time"]))
+    time = build(settings["time"], path=path)
+    module = Training(settings, data, net, objective, time, coupling)
     parameters = sum(p.numel() for p in net.parameters())
     if where.type == "cpu":
         rule = device.threads(parameters, data.batch_size, data.shape) // options["devices"]

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from fmdiff import checkpoint, cli
-from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
+from fmdiff.path import (
+    EDM,
+    VE,
+    VP,
+    CondOT,
+    Cosine,
+    Custom,
+    LinearVP,
+    Lipman,
+    Polynomial,
+    Shifted,
+)
 
 PATHS = {
     "condot": CondOT(),
@@ -15,6 +26,10 @@ PATHS = {
     "linear_vp": LinearVP(),
     "vp": VP(),
     "ve": VE(),
+    "edm": EDM(0.002, 80.0, 7.0),
+    "lipman": Lipman(0.01),
+    "custom": Custom("t^1.5", "cos(pi*t/2)"),
+    "vp_shifted": Shifted(VP(), 3.0),
 }
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 

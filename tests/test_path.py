@@ -4,20 +4,27 @@ import math
 
 import pytest
 import torch
+from conftest import PATHS as EVERY
 
-from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Path, Polynomial
+from fmdiff.errors import FmdiffError
+from fmdiff.path import (
+    EDM,
+    VE,
+    VP,
+    CondOT,
+    Cosine,
+    Custom,
+    LinearVP,
+    Lipman,
+    Path,
+    Polynomial,
+    Shifted,
+    from_spec,
+)
 
 torch.set_num_threads(1)
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
-PATHS = {
-    "condot": CondOT(),
-    "polynomial2": Polynomial(2),
-    "polynomial3": Polynomial(3),
-    "cosine": Cosine(),
-    "linear_vp": LinearVP(),
-    "vp": VP(),
-    "ve": VE(),
-}
+PATHS = {**EVERY, "polynomial3": Polynomial(3)}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
 
@@ -140,15 +147,24 @@ def test_closed_derivatives_equal_automatic_ones(path):
 
 def published(name, t):
     """alpha and beta from the papers, term by term."""
+
+    def shifted(a, b, shift=3):
+        r = a / (a + shift * b)
+        return (a + b) * r, (a + b) * (1 - r)
+
     integral = 0.5 * (1 - t) ** 2 * (20.0 - 0.1) + (1 - t) * 0.1
     return {
         "condot": (t, 1 - t),
-        "polynomial2": (t * t, 1 - t * t),
+        "polynomial": (t * t, 1 - t * t),
         "polynomial3": (t * t * t, 1 - t * t * t),
         "cosine": (math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)),
         "linear_vp": (t, math.sqrt(1 - t * t)),
         "vp": (math.exp(-integral / 2), math.sqrt(1 - math.exp(-integral))),
         "ve": (1.0, 0.01 * (50.0 / 0.01) ** (1 - t)),
+        "edm": (1.0, (80 ** (1 / 7) + t * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7),
+        "lipman": (t, 1 - 0.99 * t),
+        "custom": (t**1.5, math.cos(math.pi * t / 2)),
+        "vp_shifted": shifted(math.exp(-integral / 2), math.sqrt(1 - math.exp(-integral))),
     }[name]
 
 
@@ -214,3 +230,85 @@ def test_one_time_for_all_equals_a_time_for_each(path, shape):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="noise"):
         CondOT().row("noise", T)
+
+
+@pytest.mark.parametrize("shift", [0.3, 3.0])
+@every_path
+def test_a_shift_multiplies_the_noise_level_and_keeps_the_scale(path, shift):
+    moved = Shifted(path, shift)
+    level, old = moved.beta(T) / moved.alpha(T), path.beta(T) / path.alpha(T)
+    torch.testing.assert_close(level, shift * old, rtol=1e-12, atol=0)
+    scale, old = moved.alpha(T) + moved.beta(T), path.alpha(T) + path.beta(T)
+    torch.testing.assert_close(scale, old, rtol=1e-12, atol=0)
+
+
+def test_a_shift_of_condot_is_that_of_stable_diffusion_3():
+    """Its noise level at sigma, with data at 0: shift sigma / (1 + (shift - 1) sigma)."""
+    sigma = 1 - T
+    wanted = 3 * sigma / (1 + 2 * sigma)
+    torch.testing.assert_close(from_spec(SHIFTED).beta(T), wanted, rtol=1e-13, atol=0)
+
+
+SHIFTED = {"_target_": "fmdiff.path.CondOT", "shift": 3.0}
+
+
+def test_without_a_shift_the_path_is_itself():
+    assert type(from_spec({"_target_": "fmdiff.path.CondOT", "shift": 1.0})) is CondOT
+    assert type(from_spec({"_target_": "fmdiff.path.CondOT"})) is CondOT
+
+
+def test_edm_times_are_the_noise_levels_of_karras():
+    """Karras et al. 2022, eq. 5, for 18 steps; their figures to the printed digit."""
+    levels = EDM(0.002, 80.0, 7.0).beta(torch.linspace(0, 1, 18, dtype=torch.float64))
+    wanted = [80.0, 57.586, 40.786, 28.375]
+    assert levels[:4].tolist() == pytest.approx(wanted, abs=1e-3)
+    assert levels[-1].item() == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "same"),
+    [
+        ("sin(pi*t/2)", "cos(pi*t/2)", Cosine()),
+        ("t", "1 - t", CondOT()),
+        ("t**3", "1 - t^3", Polynomial(3)),
+        ("t", "sqrt(1 - t^2)", LinearVP()),
+        ("1", "50^(1-t) * 0.01^t", VE()),
+        ("t", "1 - 0.99*t", Lipman(0.01)),
+    ],
+)
+def test_a_users_formulas_are_the_built_in_path(alpha, beta, same):
+    path = Custom(alpha, beta)
+    for name in ("alpha", "beta", "d_alpha", "d_beta", "r"):
+        wanted = getattr(same, name)(T)
+        torch.testing.assert_close(getattr(path, name)(T), wanted, rtol=1e-10, atol=1e-12)
+    one = torch.tensor(1.0)
+    assert (path.beta(one) == 0) == (same.beta(one) == 0)  # exactly, also in float32
+    assert path.d_beta(0.999 * one).item() == pytest.approx(
+        same.d_beta(0.999 * one).item(), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "says"),
+    [
+        ("1 - t", "t", "goes from noise"),
+        ("2*t", "1 - t", "alpha = 1"),
+        ("t", "1", "beta near 0"),
+        ("t", "1 - 2*t", "finite and >= 0"),
+        ("t", "1/t - 1", "finite and >= 0"),
+        ("t^2 + sin(6*pi*t)/4*(1-t)", "1.2*(1-t)", ">= 0"),
+        ("t + 0.9*abs(sin(2*pi*t))", "1 - t", "increase"),
+        ("t", "os.system(1)", "alone"),
+    ],
+)
+def test_formulas_that_make_no_path_are_refused(alpha, beta, says):
+    with pytest.raises(FmdiffError, match=r"path\.(alpha|beta)=") as error:
+        Custom(alpha, beta)
+    assert says in str(error.value), error.value
+
+
+@pytest.mark.parametrize("name", ["ve", "edm"])
+def test_a_reversed_noise_range_is_refused(name):
+    kind = {"ve": VE, "edm": lambda low, high: EDM(low, high, 7.0)}[name]
+    with pytest.raises(FmdiffError, match=r"path\.noise_min=3.0"):
+        kind(3.0, 1.0)

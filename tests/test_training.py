@@ -60,7 +60,7 @@ def module(data=None, path="condot", model=None, objective=None, optim=None, **t
     data = build(settings["data"])
     torch.manual_seed(0)
     net = build(settings["model"], shape=data.shape, classes=data.classes)
-    objective = build(settings["objective"], path=build(settings["path"]), data_std=data.std)
+    objective = build(settings["objective"], path=from_spec(settings["path"]), data_std=data.std)
     return Training(settings, data, net, objective, named("time", "uniform"))
 
 

@@ -1,10 +1,10 @@
 """What every data set offers to training, sampling and evaluation."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError
@@ -16,14 +16,16 @@ Batch = tuple[Tensor, Tensor | None]
 class Data(ABC):
     """A data set: x float32 (B, *shape), y int64 (B,), or None without classes.
 
+    `only` keeps the samples of some labels, which keep their numbers; `classes` stays.
     Raises FmdiffError for a key of the wrong type or range.
     """
 
     batch_size: int  # samples per optimiser step, over all devices
     conditional: bool
+    only: list[int] | None = None  # checkpoints of 0.1.0 lack it
 
-    shape: ClassVar[tuple[int, ...]]
-    labels: ClassVar[int] = 1  # kinds of label the data come with
+    shape: tuple[int, ...] = field(init=False)
+    labels: int = field(init=False, default=1)  # kinds of label the data come with
 
     def __post_init__(self) -> None:
         self.require("batch_size", int, "an integer >= 1", lambda v: v >= 1)
@@ -32,6 +34,13 @@ class Data(ABC):
             raise FmdiffError(
                 f"data.conditional=true: {type(self).__name__} has no classes; "
                 "set data.conditional=false"
+            )
+        if self.only is not None:
+            self.require(
+                "only",
+                list,
+                f"null or a list of labels from 0 to {self.labels - 1} like [0]",
+                lambda v: v and all(type(k) is int and 0 <= k < self.labels for k in v),
             )
 
     def require(self, name: str, kind, allowed: str, test=lambda value: True) -> None:
@@ -45,6 +54,11 @@ class Data(ABC):
     def classes(self) -> int:
         """Number of classes, 0 when unconditional; `classes` itself is the null label."""
         return self.labels if self.conditional else 0
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """The labels the samples have, in increasing order: int64."""
+        return torch.tensor(sorted(set(self.only or range(self.labels))))
 
     def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to fetch
         """Fetch what is missing: call once per machine before several processes read it."""

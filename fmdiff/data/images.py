@@ -46,11 +46,17 @@ class Images(Data):
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        return self.read(True)
+        return self._keep(*self.read(True))
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        return self.read(False)
+        return self._keep(*self.read(False))
+
+    def _keep(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.only is None:
+            return images, labels
+        chosen = torch.isin(labels, self.kept)
+        return images[chosen], labels[chosen]
 
     @cached_property
     def std(self) -> float:

@@ -1,18 +1,20 @@
 """Toy distributions: i.i.d. draws from a formula, unscaled, labelled by mode, ring or arm.
 
 A new one is a class with `draw`, or with `curve` for a noisy curve, or with `pattern` for a
-Gaussian mixture, and a YAML in configs/data.
+mixture of equal Gaussians, and a YAML in configs/data; any other Gaussian mixture is data=gmm.
 """
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
 from fmdiff.data.base import Batch, Data
+from fmdiff.data.mixture import components
+from fmdiff.errors import FmdiffError
 from fmdiff.randomness import BLOCK, generator
 
 
@@ -21,7 +23,11 @@ class Toy(Data):
 
     @abstractmethod
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """n i.i.d. points: x float32 (n, *shape) and label int64 (n,) in 0 ... labels - 1."""
+        """n i.i.d. points: x float32 (n, *shape) and label int64 (n,) among those kept."""
+
+    def draw_labels(self, n: int, generator: Generator) -> Tensor:
+        """n labels (n,), those kept equally likely."""
+        return self.kept[torch.randint(len(self.kept), (n,), generator=generator)]
 
     @cached_property
     def std(self) -> float:
@@ -47,10 +53,6 @@ class Toy(Data):
         return torch.cat([x for x, _ in drawn])[rows], torch.cat([y for _, y in drawn])[rows]
 
 
-def _draw_labels(toy: Toy, n: int, generator: Generator) -> Tensor:
-    return torch.randint(toy.labels, (n,), generator=generator)
-
-
 def _plane(*coordinates: Tensor) -> Tensor:
     return torch.stack(coordinates, dim=-1)
 
@@ -58,9 +60,97 @@ def _plane(*coordinates: Tensor) -> Tensor:
 # --- Gaussian mixtures ---------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True, eq=False)
 class GaussianMixture(Toy):
-    """p(x) = 1/K sum_k N(x; scale m_k, noise^2 I), m_k the rows of `pattern`; label k."""
+    """p(x) = sum_k w_k N(x; m_k, C_k); label k."""
+
+    @abstractmethod
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """w (K,), m (K, d) and C (K, d, d) of every label, float64."""
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64.
+
+        Component k is label k whatever `only` keeps: the other weights are 0.
+        """
+        weights, means, covs = self.components()
+        weights = torch.zeros_like(weights).index_copy(0, self.kept, weights[self.kept])
+        return weights / weights.sum(), means, covs
+
+    @cached_property
+    def std(self) -> float:
+        weights, means, covs = self.mixture()
+        square = weights @ (means.square() + covs.diagonal(dim1=1, dim2=2)).mean(1)
+        return (square - (weights @ means.mean(1)) ** 2).sqrt().item()
+
+    @cached_property
+    def _means(self) -> Tensor:
+        return self.components()[1].float()
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        """L_k with C_k = L_k L_k^T: (K, d, d), or (K, 1) numbers if they are multiples of I."""
+        factors = torch.linalg.cholesky(self.components()[2])
+        stds = factors[:, 0, 0]
+        round_ones = torch.equal(factors, stds[:, None, None] * torch.eye(*self.shape))
+        return (stds[:, None] if round_ones else factors).float()
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = self.draw_labels(n, generator)
+        eps = torch.randn(n, *self.shape, generator=generator)
+        if self._factors.ndim == 2:
+            return self._means[label] + self._factors[label] * eps, label
+        moved = torch.einsum("kde,ne->nkd", self._factors, eps)
+        return self._means[label] + moved[torch.arange(n), label], label
+
+    def off_support(self, x: Tensor) -> Tensor:
+        """Which of x (B, d) lie at a Mahalanobis distance > 4 from every component: bool (B,).
+
+        Of exact draws of distant components this is P(chi^2_d > 16): 0.034 % in the plane,
+        0.006 % on the line, and 100 % in hundreds of dimensions.
+        """
+        means, factors = self._means[self.kept].to(x), self._factors[self.kept].to(x)
+        near = []
+        for part in x.split(1024):
+            offset = part - means[:, None]  # (K, B, d)
+            if factors.ndim == 2:
+                offset = offset / factors[:, None]
+            else:
+                offset = torch.linalg.solve_triangular(factors, offset.mT, upper=False).mT
+            near.append(offset.norm(dim=-1).amin(0))
+        return torch.cat(near) > 4
+
+
+@dataclass(kw_only=True, eq=False)
+class GMM(GaussianMixture):
+    """The mixture of any `means`, `weights` and `cov`, in any dimension: see mixture.components.
+
+    Raises FmdiffError for what describes no mixture.
+    """
+
+    means: list[list[float]]
+    weights: list[float] | None
+    cov: float | list
+
+    def __post_init__(self) -> None:
+        self._components = components(self.means, self.weights, self.cov)
+        self.labels, dimension = self._components[1].shape
+        self.shape = (dimension,)
+        super().__post_init__()
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._components
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.mixture()[0]
+
+    def draw_labels(self, n: int, generator: Generator) -> Tensor:
+        return torch.multinomial(self._weights, n, replacement=True, generator=generator)
+
+
+@dataclass(kw_only=True, eq=False)
+class Pattern(GaussianMixture):
+    """p(x) = 1/K sum_k N(x; scale m_k, noise^2 I), m_k the rows of `pattern`."""
 
     scale: float
     noise: float
@@ -74,31 +164,14 @@ class GaussianMixture(Toy):
     def pattern(self) -> Tensor:
         """The means (K, d) at scale 1, float64."""
 
-    @cached_property
-    def _means(self) -> Tensor:
-        return (self.scale * self.pattern()).float()
-
-    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        label = _draw_labels(self, n, generator)
-        eps = torch.randn(n, *self.shape, generator=generator)
-        return self._means[label].add_(eps, alpha=self.noise), label
-
-    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64."""
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
         means = self.scale * self.pattern()
         k, d = means.shape
         covs = self.noise**2 * torch.eye(d, dtype=torch.float64).repeat(k, 1, 1)
         return torch.full((k,), 1 / k, dtype=torch.float64), means, covs
 
-    def off_support(self, x: Tensor) -> Tensor:
-        """Which of x (B, d) lie farther than 4 noise from every mean: bool (B,).
 
-        Of exact draws this is P(chi^2_d > 16): 0.034 % in the plane, 0.006 % on the line.
-        """
-        return torch.cdist(x, self._means.to(x)).amin(-1) > 4 * self.noise
-
-
-class EightGaussians(GaussianMixture):
+class EightGaussians(Pattern):
     """m_k = (cos(pi k / 4), sin(pi k / 4)), k = 0 ... 7."""
 
     labels = 8
@@ -108,7 +181,7 @@ class EightGaussians(GaussianMixture):
         return _plane(angle.cos(), angle.sin())
 
 
-class FourGaussians(GaussianMixture):
+class FourGaussians(Pattern):
     """m_k = (+-1, +-1)."""
 
     labels = 4
@@ -117,7 +190,7 @@ class FourGaussians(GaussianMixture):
         return torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
 
 
-class TwoModes(GaussianMixture):
+class TwoModes(Pattern):
     """m_k = +-1 on the line: shape (1,)."""
 
     shape = (1,)
@@ -145,7 +218,7 @@ class Curves(Toy):
         """The noiseless point (n, 2) at u (n,) in [0, 1] of curve number label (n,)."""
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        label = _draw_labels(self, n, generator)
+        label = self.draw_labels(n, generator)
         u = torch.rand(n, generator=generator)
         eps = torch.randn(n, 2, generator=generator)
         return self.curve(u, label).add_(eps, alpha=self.noise), label
@@ -155,8 +228,8 @@ class Curves(Toy):
 
         The curves are taken at 501 values of u, closer together than the default noise.
         """
-        u = torch.linspace(0, 1, 501).repeat(self.labels)
-        points = self.curve(u, torch.arange(self.labels).repeat_interleave(501)).to(x)
+        u = torch.linspace(0, 1, 501).repeat(len(self.kept))
+        points = self.curve(u, self.kept.repeat_interleave(501)).to(x)
         near = [
             torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").amin(-1)
             for part in x.split(4096)  # 4096 x 2004 distances are 33 MB
@@ -215,16 +288,18 @@ class Checkerboard(Toy):
     labels = 8
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        label = _draw_labels(self, n, generator)
+        label = self.draw_labels(n, generator)
         i = label // 2
         corner = _plane(i, 2 * (label % 2) + i % 2)
         return (torch.rand(n, 2, generator=generator) + corner).mul_(2).sub_(4), label
 
     def off_support(self, x: Tensor) -> Tensor:
-        """Which of x (B, 2) lie in a light square or outside the board: bool (B,)."""
+        """Which of x (B, 2) lie in no dark square that is kept: bool (B,)."""
         square = (x / 2 + 2).floor()
         outside = (square < 0) | (square > 3)
-        return outside.any(-1) | (square.sum(-1) % 2 != 0)
+        i, j = square.unbind(-1)
+        dropped = ~torch.isin(2 * i + j // 2, self.kept.to(x))
+        return outside.any(-1) | (square.sum(-1) % 2 != 0) | dropped
 
 
 class Pinwheel(Toy):
@@ -236,10 +311,70 @@ class Pinwheel(Toy):
     labels = 5
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        label = _draw_labels(self, n, generator)
+        label = self.draw_labels(n, generator)
         radial, tangential = torch.randn(2, n, generator=generator)
         radial, tangential = 1 + 0.3 * radial, 0.1 * tangential
         a = label * (2 * math.pi / 5) + radial.exp() / 4
         cos, sin = a.cos(), a.sin()
         x = _plane(cos * radial - sin * tangential, sin * radial + cos * tangential)
         return x.mul_(2), label
+
+
+# --- a plane in a space of many dimensions -------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class Embedded(Toy):
+    """x = P x_2: points x_2 of the plane, drawn from `of`, in R^D, D = `ambient_dim`.
+
+    P (D, 2) is random, the same for every run, and P^T P = I. The keys all data sets share are
+    this one's, not those of `of`. Raises FmdiffError unless `of` draws points (2,) and D >= 2.
+    Source: Li & He 2025 (arXiv:2511.13720), figure 2.
+    """
+
+    of: Toy
+    ambient_dim: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, Toy) or self.of.shape != (2,):
+            given = self.of if isinstance(self.of, str) else type(self.of).__name__
+            raise FmdiffError(
+                f"data.of={given} must be a data set of points in the plane; choose one by its "
+                "name, data.of.name=swissroll"
+            )
+        self.require("ambient_dim", int, "an integer >= 2", lambda v: v >= 2)
+        self.shape, self.labels = (self.ambient_dim,), self.of.labels
+        super().__post_init__()
+        shared = {name: getattr(self, name) for name in ("batch_size", "conditional", "only")}
+        self.plane = replace(self.of, **shared)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """P (D, 2), float64: the Q of a QR decomposition whose R has a positive diagonal."""
+        drawn = torch.randn(
+            *(self.ambient_dim, 2),
+            dtype=torch.float64,
+            generator=generator(0, "embedding", self.ambient_dim),
+        )
+        q, r = torch.linalg.qr(drawn)
+        return q * r.diagonal().sign()
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        x, label = self.plane.draw(n, generator)
+        return (x.double() @ self.basis.T).float(), label
+
+    @cached_property
+    def std(self) -> float:
+        x = self.plane.draw(65_536, generator(0, "std"))[0].double()
+        square = x.square().sum(1).mean() / self.ambient_dim
+        return (square - (self.basis.mean(0) @ x.mean(0)) ** 2).sqrt().item()
+
+    def project(self, x: Tensor) -> Tensor:
+        """The coordinates x P (B, 2) of x (B, D) in the plane."""
+        return x @ self.basis.to(x)
+
+    def off_plane(self, x: Tensor) -> float:
+        """The energy of x (B, D) outside the plane: sum |x - P P^T x|^2 / sum |x|^2."""
+        x = x.double()
+        outside = x - self.project(x) @ self.basis.to(x).T
+        return (outside.square().sum() / x.square().sum()).item()

@@ -5,22 +5,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.layers import Sinusoid, zeroed
 from fmdiff.randomness import generator
 
 TIME_FEATURES = 64
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "selu": nn.SELU}
 
 
 class MLP(nn.Module):
-    """`layers` hidden SiLU layers on [x_t, cos and sin of x_t F, sinusoid(t)].
+    """`layers` hidden layers with one `activation` on [x_t, cos and sin of x_t F, sinusoid(t)].
 
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
     null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
     fixed entries from N(0, scale^2) and is stored with the weights; the label's vector is added
     in the first layer.
 
-    Raises FmdiffError for images. Source: Tancik et al. 2020 (Fourier features).
+    Raises FmdiffError for images and for an unknown activation. Source: Tancik et al. 2020
+    (Fourier features).
     """
 
     fourier: Tensor
@@ -34,8 +36,13 @@ class MLP(nn.Module):
         layers: int,
         frequencies: int,
         scale: float,
+        activation: str = "silu",  # checkpoints of 0.1.0 lack it
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise FmdiffError(
+                f"model.activation={activation} is unknown; {nearest(activation, ACTIVATIONS)}"
+            )
         if len(shape) != 1:
             raise FmdiffError(
                 f"model=mlp takes points, but the data has shape {tuple(shape)}; "
@@ -47,8 +54,9 @@ class MLP(nn.Module):
         self.time = Sinusoid(TIME_FEATURES)
         self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
         self.label = nn.Embedding(classes + 1, hidden) if classes else None
-        rest = [part for _ in range(layers - 1) for part in (nn.SiLU(), nn.Linear(hidden, hidden))]
-        self.rest = nn.Sequential(*rest, nn.SiLU(), zeroed(nn.Linear(hidden, size)))
+        act = ACTIVATIONS[activation]
+        rest = [part for _ in range(layers - 1) for part in (act(), nn.Linear(hidden, hidden))]
+        self.rest = nn.Sequential(*rest, act(), zeroed(nn.Linear(hidden, size)))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         angles = x_t @ self.fourier

@@ -1,13 +1,24 @@
 """Regression on a conditional quantity: flow matching, score matching, denoising in one rule."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import NetField
+from fmdiff.objectives.weighting import WEIGHTINGS, Level
 from fmdiff.path import Kind, Path
+from fmdiff.source import Normal, Source
 
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
+# of an error (B, D) and the huber constant: (B,). Only l2 has the field v as its minimiser
+DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l2": lambda error, c: error.square().mean(1),
+    "l1": lambda error, c: error.abs().mean(1),
+    # Song & Dhariwal 2024 (arXiv:2310.14189): c is their c / sqrt(D)
+    "pseudo_huber": lambda error, c: (error.square().mean(1) + c * c).sqrt() - c,
+}
 
 
 class FlowMatching:
@@ -15,12 +26,16 @@ class FlowMatching:
 
     For fixed x_t the conversion from quantity a to quantity b is affine with slope q(t), so
 
-        loss = q(t)^2 mean |a_theta(x_t, t) - a|^2 = mean |b_theta - b|^2.
+        loss = w(t) distance(q(t) (a_theta(x_t, t) - a)),
 
-    prediction=v is conditional flow matching (Lipman et al. 2023, eq. 9), score denoising score
-    matching (Vincent 2011), eps DDPM (Ho et al. 2020, eq. 14). loss=None: the prediction's own
-    space, and eps for the score, whose own loss diverges like 1/beta^2 at t = 1. `floor` bounds
-    the determinants of the conversion, in the loss only; times are kept in [t_eps, 1 - t_eps].
+    which is w |b_theta - b|^2 for distance=l2. prediction=v is conditional flow matching (Lipman
+    et al. 2023, eq. 9), score denoising score matching (Vincent 2011), eps DDPM (Ho et al. 2020,
+    eq. 14). loss=None: the space of the weighting, or without one the network's own output at unit
+    scale, q = 1 / scale(t), which keeps the loss finite on every path. `floor` bounds alpha, beta
+    and the determinants of the conversion, in the loss only; times are kept in
+    [t_eps, 1 - t_eps].
+
+    Raises FmdiffError for an unknown name and for what cannot be combined.
     """
 
     def __init__(
@@ -31,37 +46,74 @@ class FlowMatching:
         loss: Kind | None,
         floor: float,
         t_eps: float,
+        weighting: str = "none",
+        gamma: float = 5.0,
+        bias: float = 2.0,
+        distance: str = "l2",
+        huber: float = 0.01,
+        precondition: bool = False,
+        source: Source | None = None,
+        coupled: bool = False,
     ) -> None:
-        loss = loss or ("eps" if prediction == "score" else prediction)
-        for option, kind in (("prediction", prediction), ("loss", loss)):
-            if kind not in PREDICTIONS:
+        for option, given, choices in (
+            ("prediction", prediction, PREDICTIONS),
+            ("loss", loss or prediction, PREDICTIONS),
+            ("weighting", weighting, WEIGHTINGS),
+            ("distance", distance, DISTANCES),
+        ):
+            if given not in choices:
                 raise FmdiffError(
-                    f"objective.{option}={kind} is unknown; {nearest(kind, PREDICTIONS)}"
+                    f"objective.{option}={given} is unknown; {nearest(given, choices)}"
                 )
         if not 0 <= t_eps < 0.5:
             raise FmdiffError(f"objective.t_eps={t_eps} must lie in [0, 0.5)")
-        self.path, self.data_std = path, data_std
-        self.prediction, self.loss = prediction, loss
+        self.path, self.data_std, self.prediction = path, data_std, prediction
+        self.weighting = WEIGHTINGS[weighting]
+        self.loss = loss or self.weighting.space
         self.floor, self.t_eps = floor, t_eps
+        self.gamma, self.bias = gamma, bias
+        self.distance, self.huber = DISTANCES[distance], huber
+        self.precondition = precondition
+        self.source, self.coupled = source or Normal(), coupled
 
     def field(self, net: nn.Module, shape, classes: int = 0, y: Tensor | None = None) -> NetField:
         """The network as a field of this path and prediction."""
         return NetField(
-            net, self.path, self.prediction, self.data_std, self.t_eps, shape, classes, y
+            net,
+            self.path,
+            self.prediction,
+            self.data_std,
+            self.t_eps,
+            shape,
+            classes,
+            y,
+            self.precondition,
+            self.source,
+            self.coupled,
         )
 
     def time(self, u: Tensor) -> Tensor:
         """Draws u in [0, 1] of a time law, shrunk into [t_eps, 1 - t_eps]."""
         return self.t_eps + (1 - 2 * self.t_eps) * u
 
-    def weight(self, t: Tensor) -> Tensor:
-        """q(t)^2, the squared slope from the prediction to the loss space; shaped like t."""
+    def slope(self, t: Tensor, field: NetField) -> Tensor:
+        """q(t), from the network's prediction to the space of the loss; shaped like t."""
+        if self.loss is None:
+            return 1 / field.scale(t)
         one, zero = torch.ones_like(t), torch.zeros_like(t)
-        return self.path.convert(one, zero, t, self.prediction, self.loss, self.floor) ** 2
+        return self.path.convert(one, zero, t, self.prediction, self.loss, self.floor)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """w(t), shaped like t."""
+        a, b = (c.clamp(min=self.floor) for c in self.path.row("x_t", t))
+        d_a, d_b = self.path.row("v", t)
+        level = Level((a / b) ** 2, 2 * (d_a / a - d_b / b), self.data_std, self.gamma, self.bias)
+        return self.weighting.weight(level)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor):
         """The loss of each example (B,): x, eps (B, *shape), t (B,) in [t_eps, 1 - t_eps]."""
+        field = self.field(net, x.shape[1:], y=y)
         x_t = self.path.mix(x, eps, t)
         target = self.path.mix(x, eps, t, self.prediction)
-        value = self.field(net, x.shape[1:], y=y).output(x_t, t)
-        return self.weight(t) * (value - target).square().flatten(1).mean(1)
+        error = (field.output(x_t, t) - target).flatten(1) * self.slope(t, field)[:, None]
+        return self.weight(t) * self.distance(error, self.huber)

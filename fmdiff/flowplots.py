@@ -1,0 +1,178 @@
+"""Pictures of `fmdiff simulate`: fields with trajectories, paths against time, errors.
+
+`upto` draws the states of the first `upto` steps on the axes of all of them: a frame of an
+animation. All arrays are float64: times (S+1,), states (S+1, n, d).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmdiff.plots import DATA, FRAME, INK, SAMPLES, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EXACT = "#D55E00"  # vermilion: told from the blue and the grey by hue and by lightness
+COLORS = (SAMPLES, EXACT, "#009E73", "#CC79A7", "#E69F00", INK)
+DRAWN = 200  # paths
+
+Velocity = Callable[[np.ndarray, float], np.ndarray]  # u(x (B, d), t) -> (B, d)
+
+
+def time_plot(
+    times: np.ndarray,
+    states: np.ndarray,
+    fine: tuple[np.ndarray, np.ndarray],
+    velocity: Velocity,
+    label: str,
+    upto: int | None = None,
+) -> "Figure":
+    """One path (S+1, 1, d) against t, the exact one (times, states) and, for d = 1, the slopes."""
+    figure, [ax] = panels(5.2, 3.2)
+    both = np.concatenate([states[:, 0], fine[1][:, 0]])
+    low, high = _box(both.reshape(-1, 1))
+    if states.shape[2] == 1:
+        t, x = np.meshgrid(
+            np.linspace(times[0], times[-1], 17), np.linspace(low[0], high[0], 13), indexing="ij"
+        )
+        u = np.stack([velocity(x[i][:, None], t[i, 0])[:, 0] for i in range(len(t))])
+        # lengths as on the paper: slopes of one step, all arrows equally long
+        across, along = np.full_like(u, 1 / np.ptp(times)), u / (high[0] - low[0])
+        length = np.hypot(across, along)
+        ax.quiver(t, x, across / length, along / length, color=FRAME, scale=32, width=0.003)
+    last = _last(upto, times)
+    for i in range(states.shape[2]):
+        name = "" if states.shape[2] == 1 else f" $x_{{{i + 1}}}$"
+        ax.plot(fine[0], fine[1][:, 0, i], color=COLORS[(i + 1) % 6], lw=1.2, label="exact" + name)
+        shown = states[:last, 0, i]
+        ax.plot(times[:last], shown, "o-", color=COLORS[i % 6], ms=3, lw=0.8, label=label + name)
+    ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
+    _names(ax, f"{len(times) - 1} steps", "$t$", "$x$", legend=True)
+    return figure
+
+
+def phase_plot(
+    times: np.ndarray,
+    states: np.ndarray,
+    ends: np.ndarray,
+    exact: np.ndarray | None,
+    velocity: Velocity,
+    label: str,
+    upto: int | None = None,
+) -> "Figure":
+    """2-D paths over the arrows of the field, and beside it its streamlines with the states.
+
+    A field that depends on time is shown at the time of the last state drawn. ends: (N, 2), of all
+    paths. exact: (F+1, 1, 2).
+    """
+    last = _last(upto, times)
+    t = float(times[last - 1])
+    drawn = states[:, :DRAWN]
+    parts = [drawn.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
+    low, high = _box(np.concatenate(parts), square=True)
+    figure, [left, right] = panels(7.2, 3.9, 2)
+    x, y = (np.linspace(low[i], high[i], 25) for i in range(2))
+    grid = np.stack(np.meshgrid(x, y), -1)
+    u = velocity(grid.reshape(-1, 2), t).reshape(grid.shape)
+    few = slice(1, None, 2)
+    left.quiver(x[few], y[few], *np.moveaxis(u[few, few], -1, 0), color=DATA, width=0.004)
+    if np.any(u):
+        right.streamplot(x, y, u[..., 0], u[..., 1], color=FRAME, linewidth=0.7, arrowsize=0.7)
+    for i in range(drawn.shape[1]):
+        many = drawn.shape[1] > 1
+        look = {"lw": 0.5, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": 0.9}
+        name = label if i == 0 else None
+        left.plot(*drawn[:last, i].T, color=SAMPLES, label=name, **look)  # type: ignore[arg-type]
+    if exact is not None:
+        left.plot(*exact[:, 0].T, color=EXACT, lw=1.2, label="exact")
+        right.plot(*exact[:, 0].T, color=EXACT, lw=1.2)
+    ends = ends if last == len(times) else states[last - 1]
+    size = float(np.clip(60 / np.sqrt(len(ends)), 1.5, 5))
+    right.plot(*ends.T, "o", color=SAMPLES, ms=size, mew=0, alpha=0.7)
+    for ax in (left, right):
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    _names(left, f"paths and velocities, {len(times) - 1} steps", "$x_1$", "$x_2$", legend=True)
+    _names(right, f"streamlines and states at $t = {t:.3g}$", "$x_1$")
+    return figure
+
+
+def paths_plot(
+    times: np.ndarray,
+    states: np.ndarray,
+    ends: np.ndarray,
+    ode: np.ndarray,
+    density: Callable[[np.ndarray], np.ndarray],
+    band: tuple[np.ndarray, np.ndarray] | None,
+    label: str,
+    upto: int | None = None,
+) -> "Figure":
+    """Random 1-D paths against t with the ODE's, and the histogram of their ends.
+
+    ends: (N,), those of all paths. density: the theory at the end. band: mean and standard
+    deviation of the theory at all times (S+1,).
+    """
+    last = _last(upto, times)
+    drawn = states[:, :DRAWN, 0]
+    figure, [ax, side] = panels(6.2, 3.2, 2, ratios=(4, 1))
+    low, high = _box(np.concatenate([drawn.reshape(-1, 1), ode.reshape(-1, 1)]))
+    if band is not None:
+        mean, deviation = band
+        below, above = mean - 2 * deviation, mean + 2 * deviation
+        ax.fill_between(times, below, above, color=FRAME, alpha=0.5, lw=0, label="mean ± 2 sd")
+    alpha = float(np.clip(5 / np.sqrt(drawn.shape[1]), 0.2, 0.9))
+    lines = ax.plot(times[:last], drawn[:last], color=SAMPLES, lw=0.7, alpha=alpha)
+    lines[0].set_label(label)
+    ax.plot(times, ode, "--", color=EXACT, lw=1.3, label="ODE")
+    ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
+    _names(ax, f"{drawn.shape[1]} of {len(ends):,} paths", "$t$", "$X_t$", legend=True)
+    if last == len(times):
+        bins = int(np.clip(1.5 * np.sqrt(len(ends)), 10, 80))
+        side.hist(ends, bins, density=True, orientation="horizontal", color=SAMPLES, alpha=0.6)
+    x = np.linspace(low[0], high[0], 300)
+    side.plot(density(x[:, None]), x, color=INK, lw=1)
+    side.set(ylim=(low[0], high[0]), xticks=[])
+    side.tick_params(labelleft=False, left=False)
+    _names(side, f"$t = {times[-1]:.3g}$")
+    return figure
+
+
+def errors_plot(
+    errors: dict[str, tuple[list[float], list[float]]],
+    costs: dict[str, tuple[list[float], list[float]]],
+) -> "Figure":
+    """Errors at the end against the step h, and against the evaluations, {solver: (x, error)}."""
+    figure, axes = panels(7.2, 3.2, 2)
+    for ax, curves in zip(axes, (errors, costs), strict=True):
+        for (name, (x, y)), color in zip(curves.items(), COLORS * len(curves), strict=False):
+            ax.plot(x, y, "o-", color=color, ms=3, lw=1, label=name)
+        if any(value > 0 for _, y in curves.values() for value in y):
+            ax.set(xscale="log", yscale="log")
+    _names(axes[0], "error at the end", "$h$", legend=True)
+    _names(axes[1], "at equal NFE", "NFE", legend=True)
+    return figure
+
+
+def _box(points: np.ndarray, square: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a box with a margin around points (N, d)."""
+    low, high = points.min(0), points.max(0)
+    size = high - low
+    if square:
+        centre, size = (low + high) / 2, np.full_like(size, size.max())
+        low, high = centre - size / 2, centre + size / 2
+    margin = np.where(size > 0, 0.1 * size, 1.0)
+    return low - margin, high + margin
+
+
+def _last(upto: int | None, times: np.ndarray) -> int:
+    return len(times) if upto is None else upto + 1
+
+
+def _names(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = False) -> None:
+    ax.set_title(title, fontsize=9, color=INK)
+    ax.set_xlabel(x, fontsize=8, color=INK)
+    ax.set_ylabel(y, fontsize=8, color=INK)
+    if legend and ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=7, labelcolor=INK)

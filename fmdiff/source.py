@@ -1,0 +1,116 @@
+"""Sources: the law of eps, what stands at t = 0.
+
+Training and sampling draw a standard normal z as always, and a source makes eps of it. Only the
+standard normal source keeps the path Gaussian, and with it the score.
+"""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError
+from fmdiff.randomness import key
+
+
+class Source:
+    """eps = push(z), sample by sample, z standard normal (B, *shape); `std` its rms about 0."""
+
+    gaussian = False  # whether eps is standard normal
+    std: float = 1.0
+
+    def push(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
+        """eps (B, *shape) of the global batch of a training step, on z's device."""
+        return self.push(z)
+
+    def sample(self, z: Tensor, first: int, seed: int) -> Tensor:
+        """eps (B, *shape) of samples number first ...; row i depends on seed, first + i, z_i."""
+        return self.push(z)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise FmdiffError unless the source makes samples of this shape."""
+
+
+class Normal(Source):
+    """eps = z."""
+
+    gaussian = True
+
+    def push(self, z: Tensor) -> Tensor:
+        return z
+
+
+class Hypersphere(Source):
+    """eps = sqrt(d) z / |z|, d elements per sample: uniform on the sphere of radius sqrt(d)."""
+
+    def push(self, z: Tensor) -> Tensor:
+        flat = z.flatten(1)
+        unit = torch.nn.functional.normalize(flat, dim=1)
+        return (math.sqrt(flat.shape[1]) * unit).view_as(z)
+
+
+class Truncated(Source):
+    """Each element standard normal given that it is within +-bound.
+
+    eps = F^{-1}(Phi(z)), F the CDF of eps, on the left half and mirrored, where no digits are
+    lost. std^2 = 1 - 2 bound phi(bound) / (2 Phi(bound) - 1).
+    """
+
+    def __init__(self, bound: float) -> None:
+        if not 0.01 <= bound < float("inf"):
+            raise FmdiffError(f"source.bound={bound} must be a finite number >= 0.01")
+        self.bound = float(bound)
+        self.inside, self.outside = math.erf(bound / math.sqrt(2)), math.erfc(bound / math.sqrt(2))
+        peak = math.exp(-bound * bound / 2) * math.sqrt(2 / math.pi)
+        self.std = math.sqrt(1 - bound * peak / self.inside)
+
+    def push(self, z: Tensor) -> Tensor:
+        # erfc and not ndtr, which loses the tail
+        left = (torch.erfc(z.double().abs() / math.sqrt(2)) * self.inside + self.outside) / 2
+        size = -torch.special.ndtri(left)
+        return torch.copysign(size, z).to(z.dtype).clamp(-self.bound, self.bound)
+
+
+class Dataset(Source):
+    """Another data set as the source: data to data, nothing of z but its shape is used.
+
+    `data` names a YAML of configs/data, `only` keeps some of its labels (null: all). Training
+    takes its training data, sampling what it gives as a reference (of images the test split).
+    Raises FmdiffError for an unknown data set, or labels it does not have.
+    """
+
+    def __init__(self, data: str, only: list[int] | None) -> None:
+        from fmdiff.build import named
+
+        self.name = data
+        try:
+            self.data = named("data", data)
+            if only is not None:
+                if not hasattr(self.data, "only"):
+                    raise FmdiffError(f"its labels cannot be chosen with source.only={only}")
+                self.data = named("data", data, only=only)
+        except FmdiffError as error:
+            raise FmdiffError(f"source.data={data}: {error}") from error
+
+    @cached_property
+    def std(self) -> float:  # type: ignore[override]
+        return self.data.examples(10_000)[0].square().mean().sqrt().item()
+
+    def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
+        self.data.batch_size = len(z)
+        # a seed of its own: the same data set as source and target must not give the same rows
+        return self.data.batch(key(seed, "source"), step, device=z.device)[0].to(z)
+
+    def sample(self, z: Tensor, first: int, seed: int) -> Tensor:
+        return self.data.sample(first, first + len(z), key(seed, "source"))[0].to(z)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if tuple(self.data.shape) != tuple(shape):
+            raise FmdiffError(
+                f"source.data={self.name} has samples of shape {tuple(self.data.shape)}, "
+                f"the data of shape {tuple(shape)}; choose a source.data of the same shape"
+            )

@@ -1,0 +1,304 @@
+"""The textbook systems of `fmdiff simulate`: dx = u(x, t) dt, with or without noise, from x0.
+
+A system is asked like a field, `system(x, t) -> u` for x (B, d) float64 and t of shape () or (B,),
+so that every solver and the one loop take it.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmdiff.build import named
+from fmdiff.errors import FmdiffError
+from fmdiff.exact import Mixture, exact
+from fmdiff.field import Field
+from fmdiff.formula import Formula
+from fmdiff.path import CondOT, Kind
+from fmdiff.randomness import noise
+from fmdiff.sampling import integrate
+from fmdiff.solvers.runge_kutta import RK4
+
+REFERENCE = 1000  # Runge-Kutta steps, at least, where no exact flow is known
+
+
+class System(Field):
+    """dx = u(x, t) dt on [0, t_end] from the state x0, a number or d numbers.
+
+    `origin` (d,) is None where the start is random. `noisy` systems have a Brownian term.
+
+    Raises FmdiffError for an x0 of another kind or dimension (`dimension`, None: any).
+    """
+
+    noisy = False
+    dimension: int | None = 1
+
+    def __init__(self, t_end: float, x0: float | Sequence[float] | None) -> None:
+        self.t_end = t_end
+        self.origin = None if x0 is None else numbers(x0, "system.x0")
+        if self.origin is not None and self.dimension not in (None, len(self.origin)):
+            need = "one number" if self.dimension == 1 else f"{self.dimension} numbers"
+            raise FmdiffError(f"system.x0={x0}: this system's state is {need}")
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        """u, the one quantity known of a system that is no diffusion."""
+        self.evaluations += len(x_t)
+        return self.u(x_t, t)
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity (B, d), not counted as an evaluation."""
+        raise NotImplementedError
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """The state at time t of the noiseless system that is at x (B, d) at 0; None: unknown."""
+        return None
+
+    def starts(self, first: int, stop: int, seed: int) -> Tensor:
+        """The states at time 0 of the paths first ... stop - 1: (n, d)."""
+        assert self.origin is not None
+        return self.origin.expand(stop - first, -1)
+
+
+def numbers(value: Any, option: str) -> Tensor:
+    """A finite number or a list of them as (d,) float64; FmdiffError for anything else."""
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    right = [isinstance(v, int | float) and not isinstance(v, bool) for v in items]
+    if not items or not all(right) or not all(map(math.isfinite, items)):
+        raise FmdiffError(f"{option}={value}: must be a finite number or a list of them")
+    return torch.tensor(items, dtype=torch.float64)
+
+
+def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
+    """The noiseless states at times (S+1,) from x (B, d) at times[0] = 0: (S+1, B, d).
+
+    Of the exact flow, or of classical Runge-Kutta steps at least 20 times finer than the times.
+    """
+    if system.flow(x, times[0]) is not None:
+        return torch.stack([system.flow(x, t) for t in times])  # type: ignore[misc]
+    fine, states = max(20, -(-REFERENCE // (len(times) - 1))), [x]
+    for t, s in pairwise(times):
+        grid = t + (s - t) * torch.linspace(0, 1, fine + 1, dtype=torch.float64)
+        x = integrate(RK4(), system, x, grid)
+        states.append(x)
+    return torch.stack(states)
+
+
+class Linear(System):
+    """u = -theta x, flow x exp(-theta t)."""
+
+    def __init__(self, t_end: float, theta: float, x0) -> None:
+        super().__init__(t_end, x0)
+        self.theta = theta
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return -self.theta * x
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * torch.exp(-self.theta * t)
+
+
+class Circular(System):
+    """u = omega (-x2, x1), flow: the rotation by the angle omega t."""
+
+    dimension = 2
+
+    def __init__(self, t_end: float, omega: float, x0) -> None:
+        super().__init__(t_end, x0)
+        self.omega = omega
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.omega * torch.stack([-x[:, 1], x[:, 0]], 1)
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+        c, s = torch.cos(self.omega * t), torch.sin(self.omega * t)
+        return torch.stack([c * x[:, 0] - s * x[:, 1], s * x[:, 0] + c * x[:, 1]], 1)
+
+
+class Saddle(System):
+    """u = (theta x1, -theta x2), flow (x1 exp(theta t), x2 exp(-theta t))."""
+
+    dimension = 2
+
+    def __init__(self, t_end: float, theta: float, x0) -> None:
+        super().__init__(t_end, x0)
+        self.rates = torch.tensor([theta, -theta], dtype=torch.float64)
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.rates * x
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * torch.exp(self.rates * t)
+
+
+class Formulas(System):
+    """The user's own: u one formula of x and t, or d formulas of x1 ... xd and t.
+
+    exact: the solution from x0 as one formula of t, or d of them; without it the flow is unknown.
+    Raises FmdiffError for what is no formula, a wrong number of them, and an exact(0) that is not
+    x0.
+    """
+
+    dimension = None
+
+    def __init__(self, t_end: float, u, x0, exact=None) -> None:
+        super().__init__(t_end, x0)
+        if self.origin is None:
+            raise FmdiffError("system.x0= is needed: the state at time 0")
+        texts = u if isinstance(u, list) else [u]
+        d = len(texts)
+        if d != len(self.origin):
+            raise FmdiffError(
+                f"system.x0={x0} has {len(self.origin)} and system.u={u} {d} components: "
+                "give as many of one as of the other"
+            )
+        names = ("x", "t") if not isinstance(u, list) else (*(f"x{i + 1}" for i in range(d)), "t")
+        self.formulas = [Formula(text, names, "system.u") for text in texts]
+        self.exact: list[Formula] = []
+        if exact is not None:
+            texts = exact if isinstance(exact, list) else [exact]
+            if len(texts) != d:
+                raise FmdiffError(
+                    f"system.exact={exact} has {len(texts)} components, the state {d}"
+                )
+            self.exact = [Formula(text, ("t",), "system.exact") for text in texts]
+            at_zero = self._solution(torch.zeros((), dtype=torch.float64))
+            if not torch.allclose(at_zero, self.origin, rtol=1e-6, atol=1e-9):
+                raise FmdiffError(
+                    f"system.exact={exact} is {at_zero.tolist()} at t=0, system.x0={x0} is not"
+                )
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.stack([formula(*x.unbind(1), t) for formula in self.formulas], 1)
+
+    def _solution(self, t: Tensor) -> Tensor:
+        return torch.stack([formula(t) for formula in self.exact], -1)
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
+        return self._solution(t).expand_as(x) if self.exact else None
+
+
+class Velocities(System):
+    """u given by hand, one velocity for each of equal steps; the flow is their sum times h."""
+
+    def __init__(self, t_end: float, u, x0) -> None:
+        super().__init__(t_end, x0)
+        self.given = numbers(u, "system.u")
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        step = (t * len(self.given) / self.t_end + 1e-9).floor().long()
+        return torch.zeros_like(x) + self.given[step.clamp(max=len(self.given) - 1)].view(-1, 1)
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.t_end / len(self.given)
+        begins = h * torch.arange(len(self.given), dtype=torch.float64)
+        return x + (self.given * (t - begins).clamp(0, h)).sum()
+
+
+class OrnsteinUhlenbeck(System):
+    """dX = -theta X dt + diffusion dW.
+
+    Normal at all times, with the mean x0 exp(-theta t) and the covariance
+    diffusion^2 (exp(-theta |t - s|) - exp(-theta (t + s))) / (2 theta); for theta > 0 the
+    stationary law is N(0, diffusion^2 / (2 theta)) (Uhlenbeck & Ornstein, 1930).
+    """
+
+    noisy = True
+
+    def __init__(self, t_end: float, theta: float, diffusion: float, x0) -> None:
+        super().__init__(t_end, x0)
+        self.theta, self.diffusion = theta, diffusion
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return -self.theta * x
+
+    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * torch.exp(-self.theta * t)
+
+    def covariance(self, s: Tensor, t: Tensor) -> Tensor:
+        if self.theta == 0:
+            return self.diffusion**2 * torch.minimum(s, t)
+        low, gap = torch.minimum(s, t), (t - s).abs()
+        spread = -torch.expm1(-2 * self.theta * low) / (2 * self.theta)
+        return self.diffusion**2 * torch.exp(-self.theta * gap) * spread
+
+    def density(self, x: Tensor, t: Tensor) -> Tensor:
+        """The density (B,) of the state at time t > 0 at x (B, 1)."""
+        var = self.covariance(t, t)
+        mean = self.flow(self.starts(0, 1, 0), t)
+        return torch.exp(-((x - mean) ** 2) / (2 * var)).squeeze(1) / (2 * torch.pi * var).sqrt()
+
+
+class Brownian(OrnsteinUhlenbeck):
+    """dX = diffusion dW: mean x0, covariance diffusion^2 min(s, t)."""
+
+    def __init__(self, t_end: float, diffusion: float, x0) -> None:
+        super().__init__(t_end, 0.0, diffusion, x0)
+
+
+class Additive:
+    """The Euler-Maruyama step x_s = x_t + h u(x_t, t) + g (W_s - W_t) of a noisy system."""
+
+    order = 1
+    asks = "v"
+    stochastic = True
+
+    def nfe(self, intervals: int) -> int:
+        return intervals
+
+    def step(self, field: OrnsteinUhlenbeck, x: Tensor, t: Tensor, s: Tensor, state, noise):
+        return x + (s - t) * field(x, t) + field.diffusion * noise(t, s), None
+
+
+class Mixed(System):
+    """The exact marginal field of a data set that is a Gaussian mixture, along CondOT.
+
+    x0: one start for all paths, None for standard normal ones, from which the state at time t has
+    the law p_t. Raises FmdiffError for t_end > 1 and for data that are no mixture.
+    """
+
+    def __init__(self, t_end: float, data: str, x0) -> None:
+        source = named("data", data)
+        if not hasattr(source, "mixture"):
+            raise FmdiffError(
+                f"system.data={data} is no Gaussian mixture, gmm4 and 8gaussians are"
+            )
+        if t_end > 1:
+            raise FmdiffError(f"t_end={t_end}: a mixture is reached at t=1, choose at most 1")
+        self.path = CondOT()
+        self.mixture: Mixture = exact(source, self.path)
+        self.weights, self.means, self.covs = (part.double() for part in source.mixture())
+        self.dimension = self.means.shape[1]
+        super().__init__(t_end, x0)
+
+    def u(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.mixture.predict(x, t, "v")
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        self.evaluations += len(x_t)
+        return self.mixture.predict(x_t, t, kind)
+
+    def starts(self, first: int, stop: int, seed: int) -> Tensor:
+        if self.origin is not None:
+            return super().starts(first, stop, seed)
+        return noise(first, stop, self.means.shape[1:], seed, "start").double()
+
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and covariance (d, d) of p_t."""
+        a, b = self.path.alpha(t), self.path.beta(t)
+        w = self.weights / self.weights.sum()
+        mean = w @ self.means
+        spread = self.means - mean
+        cov = torch.einsum("k,kde->de", w, self.covs)
+        cov = cov + torch.einsum("k,kd,ke->de", w, spread, spread)
+        return a * mean, a**2 * cov + b**2 * torch.eye(len(mean), dtype=torch.float64)
+
+    def density(self, x: Tensor, t: Tensor) -> Tensor:
+        """p_t(x): (B,)."""
+        return self.mixture.log_prob(x, t).exp()
+
+    def nearest(self, x: Tensor, t: Tensor) -> Tensor:
+        """The number (B,) of the component whose mean at time t is nearest to x (B, d)."""
+        return torch.cdist(x, self.path.alpha(t) * self.means).argmin(1)

@@ -1,0 +1,172 @@
+"""Couplings against POT, brute force and closed forms."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from fmdiff.build import named
+from fmdiff.coupling import OT, Independent, Sinkhorn, transport_cost
+from fmdiff.errors import FmdiffError
+from fmdiff.randomness import generator, noise
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "coupling"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def batch(n, shape=(2,), seed=0):
+    """Data of two clumps, a standard normal source and three kinds of label."""
+    x = noise(0, n, shape, seed, "data")
+    x = x + torch.where(x > 0, 2.0, -3.0)
+    y = torch.randint(3, (n,), generator=generator(seed, "labels"))
+    return x, noise(0, n, shape, seed, "eps"), y
+
+
+def squared_distances(x, eps):
+    a, b = (v.flatten(1).double().numpy() for v in (x, eps))
+    return ((a[:, None] - b[None]) ** 2).sum(-1)
+
+
+@pytest.fixture(scope="module")
+def pot():
+    return pytest.importorskip("ot")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(2,), (1, 3, 3)])
+def test_an_index_is_a_function_of_batch_seed_and_step(name, shape):
+    x, eps, y = batch(20, shape)
+    coupling = named("coupling", name)
+    for labels in (None, y):
+        index = coupling(x, eps, labels, 3, 5)
+        assert index.shape == (20,) and index.dtype == torch.int64
+        assert index.min() >= 0 and index.max() < 20
+        torch.rand(1)
+        assert torch.equal(index, named("coupling", name)(x, eps, labels, 3, 5))
+    assert coupling.independent == (name == "independent")
+
+
+def test_sinkhorn_draws_anew_for_each_seed_and_step():
+    x, eps, _ = batch(50)
+    coupling = named("coupling", "sinkhorn")
+    drawn = [coupling(x, eps, None, *when) for when in ((0, 0), (0, 1), (1, 0))]
+    for a, b in itertools.combinations(drawn, 2):
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_stay_within_a_class(name):
+    x, eps, y = batch(60)
+    index = named("coupling", name)(x, eps, y, 0, 0)
+    assert torch.equal(y[index], y)  # the noise at the places of a class stays there
+
+
+@pytest.mark.parametrize("name", ["independent", "ot"])
+def test_permutations_use_each_noise_once(name):
+    x, eps, y = batch(60)
+    for labels in (None, y):
+        index = named("coupling", name)(x, eps, labels, 0, 0)
+        assert torch.equal(index.sort().values, torch.arange(60))
+    assert torch.equal(Independent()(x, eps, y, 0, 0), torch.arange(60))
+
+
+def test_transport_cost_is_the_mean_over_samples_of_the_sum_over_dimensions():
+    x = torch.tensor([[[1.0, 2.0]], [[0.0, -1.0]]])
+    eps = torch.tensor([[[0.0, 0.0]], [[2.0, 1.0]]])
+    assert transport_cost(x, eps).item() == pytest.approx((1 + 4 + 4 + 4) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ot_is_the_best_of_all_permutations(seed):
+    x, eps, _ = batch(6, seed=seed)
+    costs = squared_distances(x, eps)
+    best = min(itertools.permutations(range(6)), key=lambda p: costs[range(6), p].sum())
+    assert OT()(x, eps, None, 0, 0).tolist() == list(best)
+
+
+@pytest.mark.parametrize(("n", "shape"), [(100, (2,)), (64, (1, 8, 8)), (50, (1,))])
+def test_ot_costs_what_pot_finds(pot, n, shape):
+    x, eps, y = batch(n, shape)
+    cost = transport_cost(x, eps[OT()(x, eps, None, 0, 0)]).item()
+    assert cost == pytest.approx(pot.emd2([], [], squared_distances(x, eps)), rel=1e-5)
+    within = transport_cost(x, eps[OT()(x, eps, y, 0, 0)]).item()
+    by_class = sum(
+        (y == c).sum().item() / n * pot.emd2([], [], squared_distances(x[y == c], eps[y == c]))
+        for c in range(3)
+    )
+    assert within == pytest.approx(by_class, rel=1e-5)
+    assert cost < within < transport_cost(x, eps).item()
+
+
+def test_ot_on_the_line_sorts():
+    x, eps, _ = batch(100, (1,))
+    index = OT()(x, eps, None, 0, 0)
+    assert torch.equal(index[x[:, 0].argsort()], eps[:, 0].argsort())
+
+
+def test_sinkhorn_plan_has_uniform_marginals():
+    x, eps, _ = batch(100)
+    plan = Sinkhorn(0.1, 1000).plan(x, eps)
+    uniform = torch.full((100,), 0.01, dtype=torch.float64)
+    torch.testing.assert_close(plan.sum(1), uniform, rtol=1e-12, atol=0)
+    torch.testing.assert_close(plan.sum(0), uniform, rtol=1e-9, atol=0)
+
+
+def test_the_default_plan_has_nearly_uniform_marginals():
+    x, eps, _ = batch(256)
+    plan = named("coupling", "sinkhorn").plan(x, eps)
+    assert (plan.sum(0) * 256 - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("reg", [0.05, 0.5])
+def test_sinkhorn_plan_is_that_of_pot(pot, reg):
+    x, eps, _ = batch(60)
+    costs = squared_distances(x, eps)
+    exact = pot.sinkhorn(
+        [], [], costs, reg * costs.mean(), "sinkhorn_log", numItermax=10_000, stopThr=1e-13
+    )
+    ours = Sinkhorn(reg, 3000).plan(x, eps).numpy()
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-9)
+    assert exact.max() > 20 * abs(ours - exact).max()
+
+
+def test_sinkhorn_lies_between_ot_and_independent():
+    x, eps, _ = batch(50)
+    costs = torch.from_numpy(squared_distances(x, eps))
+    best = transport_cost(x.double(), eps.double()[OT()(x, eps, None, 0, 0)])
+    cost = [(Sinkhorn(r, 3000).plan(x, eps) * costs).sum() for r in (0.002, 0.1, 1.0, 1e5)]
+    assert cost == sorted(cost)
+    assert cost[0].item() == pytest.approx(best.item(), rel=0.01)
+    assert cost[-1].item() == pytest.approx(costs.mean().item(), rel=1e-3)  # eps independent of x
+    torch.testing.assert_close(
+        Sinkhorn(1e7, 10).plan(x, eps), torch.full_like(costs, 1 / 50**2), rtol=1e-5, atol=0
+    )
+
+
+def test_sinkhorn_draws_follow_the_rows_of_the_plan():
+    x, eps, _ = batch(6)
+    coupling, n = Sinkhorn(0.3, 20), 1500
+    plan = coupling.plan(x, eps).numpy() * 6
+    drawn = np.stack([coupling(x, eps, None, 0, step).numpy() for step in range(n)])
+    counts = np.stack([np.bincount(row, minlength=6) for row in drawn.T])
+    assert ((plan > 0.1) & (plan < 0.9)).sum() >= 6  # the draws are not foregone
+    low, high = scipy.stats.binom(n, plan).interval(1 - 1e-5)
+    assert ((counts >= low) & (counts <= high)).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("reg", 0.0), ("reg", -1.0), ("iterations", 0), ("iterations", 1.5)]
+)
+def test_bad_keys_are_refused_by_name(key, value):
+    with pytest.raises(FmdiffError, match=rf"coupling\.{key}={value} must be"):
+        named("coupling", "sinkhorn", **{key: value})
+
+
+def test_without_scipy_the_user_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(FmdiffError, match="pip install scipy"):
+        OT()(*batch(4)[:2], None, 0, 0)
