@@ -57,7 +57,7 @@ class OT(Coupling):
     """The permutation that minimises sum_i |x_i - eps_pi(i)|^2, exactly.
 
     It minimises -sum_i <x_i, eps_pi(i)>, solved on the CPU in float64. A batch (or a class of
-    it) of 256 points takes 8 ms, one of 1024 takes 430 ms: for points far more than the step.
+    it) of 256 points takes 8 to 12 ms, of 1024 points 430 to 570 ms: far more than their step.
 
     Raises FmdiffError without SciPy.
     """
@@ -79,13 +79,13 @@ class Sinkhorn(Coupling):
     P minimises sum_ij P_ij C_ij + r sum_ij P_ij log P_ij over plans with marginals 1/n, with
     C_ij = |x_i - eps_j|^2 and r = reg mean(C) (Cuturi 2013, arXiv:1306.0895), by alternating
     scalings of rows and columns in the log domain. reg -> 0 is OT, but needs ever more
-    iterations; reg -> infinity pairs at random.
+    iterations; reg -> infinity pairs at random. 50 iterations on 256 points take 13 ms.
 
     Raises FmdiffError unless reg > 0 and iterations >= 1.
     """
 
     def __init__(self, reg: float, iterations: int) -> None:
-        if not 0 < reg < float("inf"):
+        if not isinstance(reg, int | float) or not 0 < reg < float("inf"):
             raise FmdiffError(f"coupling.reg={reg} must be a finite number > 0")
         if not (isinstance(iterations, int) and iterations >= 1):
             raise FmdiffError(f"coupling.iterations={iterations} must be an integer >= 1")

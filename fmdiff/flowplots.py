@@ -145,11 +145,14 @@ def errors_plot(
 ) -> "Figure":
     """Errors at the end against the step h, and against the evaluations, {solver: (x, error)}."""
     figure, axes = panels(7.2, 3.2, 2)
+    names = list({**costs, **errors})
     for ax, curves in zip(axes, (errors, costs), strict=True):
-        for (name, (x, y)), color in zip(curves.items(), COLORS * len(curves), strict=False):
+        for name, (x, y) in curves.items():
+            color = COLORS[names.index(name) % len(COLORS)]
             ax.plot(x, y, "o-", color=color, ms=3, lw=1, label=name)
         if any(value > 0 for _, y in curves.values() for value in y):
             ax.set(xscale="log", yscale="log")
+        ax.tick_params(which="both", labelsize=7)
     _names(axes[0], "error at the end", "$h$", legend=True)
     _names(axes[1], "at equal NFE", "NFE", legend=True)
     return figure

@@ -61,7 +61,7 @@ class Truncated(Source):
     """
 
     def __init__(self, bound: float) -> None:
-        if not 0.01 <= bound < float("inf"):
+        if not isinstance(bound, int | float) or not 0.01 <= bound < float("inf"):
             raise FmdiffError(f"source.bound={bound} must be a finite number >= 0.01")
         self.bound = float(bound)
         self.inside, self.outside = math.erf(bound / math.sqrt(2)), math.erfc(bound / math.sqrt(2))
@@ -88,11 +88,7 @@ class Dataset(Source):
 
         self.name = data
         try:
-            self.data = named("data", data)
-            if only is not None:
-                if not hasattr(self.data, "only"):
-                    raise FmdiffError(f"its labels cannot be chosen with source.only={only}")
-                self.data = named("data", data, only=only)
+            self.data = named("data", data, **({} if only is None else {"only": only}))
         except FmdiffError as error:
             raise FmdiffError(f"source.data={data}: {error}") from error
 

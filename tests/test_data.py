@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from fmdiff.build import build
 from fmdiff.data.images import Images, from_uint8, to_uint8
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import exact
+from fmdiff.path import CondOT
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "data"
 N = 50_000
@@ -23,8 +25,8 @@ def make(name, **keys):
 IMAGES = ["digits", "mnist", "fashion_mnist", "cifar10"]
 TOYS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in IMAGES)
 LABELS = {"8gaussians": 8, "gmm4": 4, "two_modes": 2, "moons": 2, "rings": 4, "spirals": 2}
-LABELS |= {"checkerboard": 8, "pinwheel": 5, "swissroll": 1}
-MIXTURES = ["8gaussians", "gmm4", "two_modes"]
+LABELS |= {"checkerboard": 8, "pinwheel": 5, "swissroll": 1, "gmm": 2, "embedded": 1}
+MIXTURES = ["8gaussians", "gmm", "gmm4", "two_modes"]
 
 
 def equal(a, b):
@@ -70,7 +72,7 @@ def test_row_i_of_a_sample_depends_on_the_seed_and_i(name):
 
 @pytest.mark.parametrize("name", TOYS)
 def test_std_of_a_toy(name):
-    toy, x, _ = points(name)
+    toy, x, _ = points(name, 10_000 if name == "embedded" else N)
     assert toy.std == pytest.approx(x.std().item(), rel=0.01)
 
 
@@ -82,7 +84,7 @@ def test_labels_of_a_toy(name):
             make(name, conditional=True)
         return
     toy, _, y = points(name)
-    assert toy.classes == LABELS[name] and y.dtype == torch.int64
+    assert toy.classes == toy.labels == LABELS[name] and y.dtype == torch.int64
     counts = y.bincount(minlength=toy.classes)
     assert len(counts) == toy.classes and scipy.stats.chisquare(counts).pvalue > 1e-4
 
@@ -105,7 +107,7 @@ def test_bad_keys_are_named(key, value):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_short_and_build(path):
-    assert len(path.read_text().splitlines()) <= 6
+    assert len(path.read_text().splitlines()) <= 7  # `_target_` and up to six keys
     assert make(path.stem).batch_size > 0
 
 
@@ -148,6 +150,231 @@ def test_share_of_a_mixture_beyond_four_stds(name):
     count = toy.off_support(x).sum().item()
     assert scipy.stats.binomtest(count, N, share).pvalue > 1e-4
     assert toy.off_support(torch.full((1, *toy.shape), 9.0)).all()
+
+
+MATRIX = [[0.5, 0.2], [0.2, 0.3]]
+OTHER = [[0.3, -0.1], [-0.1, 0.9]]
+GMMS = [  # keys, weights, covariances
+    ({}, [0.5, 0.5], [[[0.25, 0], [0, 0.25]]] * 2),
+    ({"weights": [0.3, 0.7]}, [0.3, 0.7], [[[0.25, 0], [0, 0.25]]] * 2),
+    ({"weights": [3, 7], "cov": 1}, [0.3, 0.7], [[[1, 0], [0, 1]]] * 2),
+    # as many numbers as components, and as dimensions: they are variances, not a diagonal
+    ({"cov": [0.1, 0.4]}, [0.5, 0.5], [[[0.1, 0], [0, 0.1]], [[0.4, 0], [0, 0.4]]]),
+    ({"cov": MATRIX}, [0.5, 0.5], [MATRIX] * 2),
+    ({"weights": [1, 4], "cov": [MATRIX, OTHER]}, [0.2, 0.8], [MATRIX, OTHER]),
+    ({"means": [[-5], [5]]}, [0.5, 0.5], [[[0.25]]] * 2),
+    ({"means": [[-5], [0], [5]], "cov": [[0.09]]}, [1 / 3] * 3, [[[0.09]]] * 3),
+    ({"means": [[1, 2, 3]], "cov": [0.5]}, [1], torch.eye(3)[None] / 2),
+]
+
+
+@pytest.mark.parametrize(("keys", "weights", "covs"), GMMS)
+def test_gmm_is_the_mixture_asked_for(keys, weights, covs):
+    toy = make("gmm", conditional=len(weights) > 1, **keys)
+    w, m, c = toy.mixture()
+    means = torch.tensor(toy.means).double()
+    assert w.tolist() == pytest.approx(weights) and torch.equal(m, means)
+    torch.testing.assert_close(c, torch.as_tensor(covs, dtype=torch.float64))
+    assert toy.shape == (m.shape[1],) and toy.labels == len(m)
+    x, y = toy.sample(0, N, seed=4)
+    x = x.double()
+    y = torch.zeros(N, dtype=torch.int64) if y is None else y
+    assert scipy.stats.binomtest(int((y == 0).sum()), N, weights[0]).pvalue > 1e-4
+    for k in range(len(m)):
+        part = x[y == k]
+        n, variance = len(part), c[k].diagonal()
+        assert ((part.mean(0) - m[k]).abs() < 4 * (variance / n).sqrt()).all()
+        # a covariance C_ij of n draws has the variance (C_ii C_jj + C_ij^2) / n
+        error = ((variance[:, None] * variance + c[k] ** 2) / n).sqrt()
+        assert ((part.T.cov().reshape(c[k].shape) - c[k]).abs() < 4 * error).all()
+    mean = w @ m  # of the whole: E x, and E x x^T - E x E x^T
+    cov = torch.einsum("k,kij->ij", w, c + m[:, :, None] * m[:, None]) - mean[:, None] * mean
+    error = (cov.diagonal() / N).sqrt()
+    assert ((x.mean(0) - mean).abs() < 4 * error).all()
+    assert toy.std == pytest.approx(x.std().item(), rel=0.01)
+    batch = toy.batch(0, 0)[0]
+    assert batch.shape == (256, *toy.shape) and batch.dtype == torch.float32
+
+
+@pytest.mark.parametrize("keys", [{"cov": [0.1, 0.4]}, {"cov": [MATRIX, OTHER]}])
+def test_support_of_a_gmm_is_four_mahalanobis_distances(keys):
+    toy = make("gmm", **keys)
+    _, means, covs = toy.mixture()
+    direction = torch.tensor([0.6, -0.8]).double()
+    for k, outwards in ((0, -1), (1, 1)):  # away from the other component
+        step = outwards * direction * torch.tensor([1, 0.1]).double()
+        step = step / (step @ torch.linalg.solve(covs[k], step)).sqrt()
+        at = torch.stack([means[k] + d * step for d in (3.99, 4.01)])
+        assert toy.off_support(at).tolist() == [False, True]
+
+
+def test_gmm_in_many_dimensions():
+    d = 512
+    means = torch.randn(3, d, generator=torch.Generator().manual_seed(0))
+    half = torch.randn(d, d, generator=torch.Generator().manual_seed(1)).double()
+    cov = half @ half.T / d + torch.eye(d)
+    toy = make("gmm", means=means.tolist(), cov=cov.tolist(), weights=[1, 1, 8])
+    assert toy.batch(0, 0)[0].shape == (256, d) and not toy.off_support(means).any()
+    x, _ = toy.sample(0, 4000, seed=0)
+    along = torch.linalg.eigh(cov)[1][:, [0, -1]]  # the flattest and the longest axis
+    w, m, c = toy.mixture()
+    values = x.double() @ along
+    mean = w @ m @ along
+    second = w @ ((m @ along) ** 2 + (along * (c[0] @ along)).sum(0))
+    error = (second - mean**2).sqrt() / math.sqrt(len(x))
+    assert ((values.mean(0) - mean).abs() < 4 * error).all()
+    error = values.square().std(0) / math.sqrt(len(x))
+    assert ((values.square().mean(0) - second).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("means", [[1], [1, 2]]),
+        ("means", [1, 2]),
+        ("means", []),
+        ("means", [[]]),
+        ("means", [["a", 1]]),
+        ("means", 3),
+        ("means", [[1, math.inf]]),
+        ("weights", [1]),
+        ("weights", [1, 0]),
+        ("weights", [2, -1]),
+        ("weights", 1),
+        ("cov", 0),
+        ("cov", True),
+        ("cov", [1, 2, 3]),
+        ("cov", [1, 0]),
+        ("cov", [[1, 0.5], [0.4, 1]]),
+        ("cov", [[1, 2], [2, 1]]),
+        ("cov", [[1, 1], [1, 1]]),
+        ("cov", [[[1, 0], [0, 1]], [[1, 0], [0, -1]]]),
+        ("cov", [[1, 0], [0]]),
+        ("cov", "a"),
+        ("cov", None),
+    ],
+)
+def test_what_describes_no_mixture_is_refused(key, value):
+    with pytest.raises(FmdiffError, match=rf"data\.{key}=.* must be") as refusal:
+        make("gmm", **{key: value})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("dimension", [2, 3, 512])
+@pytest.mark.parametrize("name", ["swissroll", "gmm4"])
+def test_embedded_is_a_plane_in_many_dimensions(dimension, name):
+    inner = make(name, conditional=LABELS[name] > 1)
+    data = make("embedded", of=inner, ambient_dim=dimension, conditional=inner.conditional)
+    gram = data.basis.T @ data.basis
+    torch.testing.assert_close(gram, torch.eye(2).double(), rtol=0, atol=1e-14)
+    assert data.shape == (dimension,) and data.classes == inner.classes
+    for draw in (lambda d: d.batch(1, 7), lambda d: d.held_out(100), lambda d: d.sample(0, 99, 2)):
+        (x, y), (point, label) = draw(data), draw(inner)
+        assert x.shape == (len(point), dimension) and x.dtype == torch.float32
+        torch.testing.assert_close(data.project(x), point, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x.norm(dim=1), point.norm(dim=1))
+        assert (y is None) == (label is None) and (y is None or torch.equal(y, label))
+        assert data.off_plane(x) < 1e-12
+    assert torch.equal(make("embedded", ambient_dim=dimension).basis, data.basis)
+
+
+def test_energy_outside_the_plane():
+    data = make("embedded", ambient_dim=100)
+    eps = torch.randn(2000, 100, generator=torch.Generator().manual_seed(0))
+    # of white noise a Beta(49, 1) share is outside: 0.98, here the mean of 2,000
+    assert data.off_plane(eps) == pytest.approx(0.98, abs=0.002)
+    _, null = torch.linalg.qr(data.basis, mode="complete")[0].split([2, 98], dim=1)
+    x = 3 * data.basis[:, :1].T + 4 * null[:, :1].T
+    assert data.off_plane(x) == pytest.approx(16 / 25, abs=1e-12)
+
+
+def test_embedded_takes_any_points_in_the_plane_by_name():
+    of = {"_target_": "fmdiff.build.named", "group": "data", "name": "moons", "noise": 0.2}
+    data = make("embedded", of=of, conditional=True, batch_size=8)
+    assert type(data.plane).__name__ == "Moons" and data.plane.noise == 0.2 and data.classes == 2
+    assert data.plane.batch_size == 8
+    for wrong in (make("two_modes"), make("digits"), "moons"):
+        with pytest.raises(FmdiffError, match=r"data\.of=.* in the plane"):
+            make("embedded", of=wrong)
+    with pytest.raises(FmdiffError, match=r"data\.ambient_dim=1 must be an integer >= 2"):
+        make("embedded", ambient_dim=1)
+
+
+# --- only some labels ----------------------------------------------------------------------------
+
+
+LABELLED = sorted(name for name in TOYS if LABELS[name] > 1)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_only_keeps_some_labels_of_a_toy(name):
+    kept = [1] if LABELS[name] == 2 else [LABELS[name] - 1, 1]
+    (whole, x, y), part = points(name, 20_000), make(name, conditional=True, only=kept)
+    assert part.classes == LABELS[name]
+    drawn = [part.batch(0, 0), part.held_out(1000), part.sample(0, 20_000, 3), part.examples(1000)]
+    for _, label in drawn:
+        assert set(label.tolist()) == set(kept)
+    few, label = drawn[2]
+    if len(kept) == 2:
+        assert scipy.stats.binomtest(int((label == 1).sum()), 20_000, 0.5).pvalue > 1e-4
+    for k in kept:  # a label means what it meant
+        means = [
+            (z[w == k].double().mean(0), z[w == k].double()) for z, w in ((x, y), (few, label))
+        ]
+        error = sum(z.var(0) / len(z) for _, z in means).sqrt()
+        assert ((means[0][0] - means[1][0]).abs() < 5 * error).all()
+    assert part.std == pytest.approx(few.std().item(), rel=0.02)
+    if name != "pinwheel":  # it has no off_support
+        assert part.off_support(few).double().mean() < 2e-3
+        dropped = x[~torch.isin(y, torch.tensor(kept))]
+        assert part.off_support(dropped).double().mean() > 0.9
+        assert whole.off_support(dropped).double().mean() < 2e-3
+
+
+def test_only_keeps_components_with_their_weights_and_labels():
+    means = [[-4], [0], [4]]
+    toy = make("gmm", means=means, weights=[1, 2, 5], only=[2, 0], conditional=True)
+    weights, kept_means, covs = toy.mixture()  # a component's row is its label
+    assert weights.tolist() == pytest.approx([1 / 6, 0, 5 / 6])
+    assert kept_means.tolist() == means and covs.shape == (3, 1, 1)
+    _, y = toy.sample(0, N, 0)
+    assert scipy.stats.binomtest(int((y == 2).sum()), N, 5 / 6).pvalue > 1e-4
+    assert not (y == 1).any()
+    x = torch.linspace(-6, 6, 50)[:, None].double()
+    for only, reference in (([2, 0], [-4, 4]), ([1], [0])):
+        part = make("gmm", means=means, weights=[1, 2, 5], only=only)
+        field = exact(part, CondOT())
+        w = part.mixture()[0][sorted(only)]
+        density = sum(
+            p * torch.exp(-((x[:, 0] - m) ** 2) / 0.5) / math.sqrt(0.5 * math.pi)
+            for p, m in zip(w, reference, strict=True)
+        )
+        torch.testing.assert_close(field.log_prob(x, torch.ones(()).double()), density.log())
+        assert field(x, torch.tensor(0.5).double()).isfinite().all()
+
+
+def test_only_keeps_some_images():
+    whole, eights = make("digits"), make("digits", only=[8, 3], batch_size=50)
+    assert eights.classes == 10
+    for train, split in ((True, eights.train), (False, eights.test)):
+        images, labels = whole.read(train)
+        chosen = (labels == 8) | (labels == 3)
+        assert torch.equal(split[0], images[chosen]) and torch.equal(split[1], labels[chosen])
+    n = len(eights.test[1])
+    for _, y in (eights.batch(0, 3), eights.held_out(n), eights.sample(0, n, 0)):
+        assert set(y.tolist()) == {3, 8}
+    assert eights.examples(10**6)[0].shape == (len(eights.train[1]), 1, 8, 8)
+    x = from_uint8(eights.train[0]).double()
+    assert eights.std == pytest.approx(x.std(correction=0).item(), rel=1e-6)
+    with pytest.raises(FmdiffError, match=f"has {n}"):
+        eights.sample(0, n + 1, 0)
+    assert make("digits", only=[8], conditional=False).batch(0, 0)[1] is None
+
+
+@pytest.mark.parametrize("only", [[], [10], [-1], [True], [1.0], ["8"], 8, "8", [[8]]])
+def test_labels_that_do_not_exist_are_refused(only):
+    with pytest.raises(FmdiffError, match=r"data\.only=.* from 0 to 9"):
+        make("digits", only=only)
 
 
 def distance_to_the_arcs(x):

@@ -17,6 +17,7 @@ CASES = [  # name, shape, classes, overrides
     ("mlp", (1,), 0, {}),
     ("mlp", (2,), 3, {}),
     ("mlp", (512,), 0, {"frequencies": 0, "layers": 1}),
+    ("mlp", (512,), 0, {"frequencies": 0, "layers": 5, "activation": "relu"}),
     ("unet", (1, 7, 7), 0, {}),
     ("unet", (1, 8, 8), 10, {}),
     ("unet", (1, 28, 28), 10, SMALL),
@@ -184,6 +185,26 @@ def test_fourier_features_are_fixed_and_saved():
     assert wide.std() == pytest.approx(2, rel=0.02) and wide.shape == (1000, 32)
 
 
+@pytest.mark.parametrize("name", ["silu", "relu", "selu"])
+def test_mlp_is_the_written_out_formula(name):
+    net = network("mlp", (3,), layers=3, hidden=8, perturbed=True, activation=name)
+    x, t, _ = inputs((3,), 0)
+    act = {
+        "silu": lambda h: h / (1 + torch.exp(-h)),
+        "relu": lambda h: h.clamp(min=0),
+        "selu": lambda h: (
+            1.0507009873554805 * torch.where(h > 0, h, 1.6732632423543772 * h.expm1())
+        ),
+    }[name]  # Klambauer et al. 2017 for the constants
+    state = net.state_dict()
+    angles = x @ state["fourier"]
+    h = torch.cat([x, angles.cos(), angles.sin(), Sinusoid(64)(t)], dim=1)
+    h = h @ state["first.weight"].T + state["first.bias"]
+    for layer in (1, 3, 5):
+        h = act(h) @ state[f"rest.{layer}.weight"].T + state[f"rest.{layer}.bias"]
+    torch.testing.assert_close(net(x, t), h, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 12, 32, 48, 96, 128, 160, 330])
 def test_group_norm_divides_the_channels_in_groups_of_at_least_four(channels):
     norm = group_norm(channels)
@@ -213,6 +234,7 @@ def test_bfloat16_autocast_stays_close(name, shape):
     ("name", "shape", "overrides", "words"),
     [
         ("mlp", (1, 28, 28), {}, ["model=mlp", "(1, 28, 28)", "model=unet"]),
+        ("mlp", (2,), {"activation": "rel"}, ["model.activation=rel", "'relu'", "selu, silu"]),
         ("unet", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
         ("unet_cifar", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
         ("unet_cifar", (1, 7, 7), {}, ["model.attention=[1]", "level 1", "(1, 7, 7)", "0 to 0"]),
