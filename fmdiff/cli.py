@@ -88,6 +88,19 @@ def evaluate(cfg: Any, folder: Path) -> None:
 
 
 @command
+def simulate(cfg: Any, folder: Path) -> None:
+    """Textbook systems step by step: errors, orders, random paths against theory.
+
+    fmdiff simulate system=linear system.theta=2 system.x0=4 solver=euler steps=4
+    fmdiff simulate system=linear steps=[4,10,50,100] solvers=[euler,heun]
+    fmdiff simulate system=two_modes solver=euler_maruyama solver.diffusion=1 steps=100
+    """
+    from fmdiff.simulate import simulate
+
+    simulate(cfg, folder)
+
+
+@command
 def info(cfg: Any) -> None:
     """What a checkpoint holds.
 

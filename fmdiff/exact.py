@@ -200,24 +200,28 @@ class RealData(Field):
 
 
 def exact(data, path: Path) -> Mixture:
-    """model=exact: the closed-form field of a data set that is a Gaussian mixture.
+    """model=exact, against=exact: the closed-form field of a data set that is a Gaussian mixture.
 
     Raises FmdiffError when the data set has no closed form.
     """
     if not hasattr(data, "mixture"):
         raise FmdiffError(
-            f"model=exact needs data with a closed form (gmm4, 8gaussians, two_modes), and "
-            f"{type(data).__name__} has none; choose one of these, or model=empirical"
+            "the exact field needs data with a closed form (gmm, gmm4, 8gaussians or two_modes), "
+            f"and {'this' if data is None else type(data).__name__} has none"
         )
     weights, means, covs = data.mixture()
     labels = torch.arange(len(weights)) if data.classes else None
-    return Mixture(path, weights, means, covs, labels)
+    field = Mixture(path, weights, means, covs, labels)
+    field.kept = tuple(data.only or ())
+    return field
 
 
 def empirical(data, path: Path, n: int) -> Empirical:
     """model=empirical: the ideal field of the first n examples (seed 0) of a data set."""
     x, y = data.examples(n)
-    return Empirical(path, x, y, data.classes)
+    field = Empirical(path, x, y, data.classes)
+    field.kept = tuple(data.only or ())
+    return field
 
 
 def real_data(data, path: Path) -> RealData:

@@ -25,6 +25,7 @@ class Field:
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
+    kept: tuple[int, ...] = ()  # the labels the data were restricted to; empty: all
     gaussian: bool = True  # eps is normal and independent of x: the score is -E[eps | x_t] / beta
     branches: int = 1  # evaluations of the model that one question costs
     evaluations: int = 0
@@ -60,7 +61,8 @@ class Field:
             if classes is not None:
                 raise FmdiffError(f"classes={classes}: this model was trained without classes")
             return None
-        chosen = [classes] if isinstance(classes, int) else classes or list(range(self.classes))
+        every = self.kept or range(self.classes)
+        chosen = list([classes] if isinstance(classes, int) else classes or every)
         if any(not 0 <= c < self.classes for c in chosen):
             raise FmdiffError(f"classes={classes} must lie in 0..{self.classes - 1}")
         return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
@@ -188,7 +190,7 @@ class Guided(Field):
 
     def __init__(self, field: Field, y: Tensor, w: float) -> None:
         self.path, self.shape, self.classes = field.path, field.shape, field.classes
-        self.gaussian = field.gaussian
+        self.gaussian, self.kept = field.gaussian, field.kept
         self.conditional = field.bind(y)
         self.both = field.bind(torch.cat([torch.full_like(y, field.classes), y]))
         self.w = w
@@ -241,7 +243,7 @@ class Along(Field):
     def __init__(self, field: Field, path: Path) -> None:
         self.field, self.path = field, path
         self.shape, self.classes, self.branches = field.shape, field.classes, field.branches
-        self.gaussian = field.gaussian
+        self.gaussian, self.kept = field.gaussian, field.kept
 
     def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The inner path's time, and inner state / outer state, at the outer time u."""

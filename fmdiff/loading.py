@@ -46,7 +46,9 @@ def restore(content: dict, weights: str | float = "ema", trust: tuple[str, ...] 
         source=source,
         coupled=not coupling.independent,
     )
-    return objective.field(net.eval().requires_grad_(False), shape, classes)
+    field = objective.field(net.eval().requires_grad_(False), shape, classes)
+    field.kept = tuple(spec["data"]["source"].get("only") or ())
+    return field
 
 
 def opened(settings: dict) -> tuple[Field, Any]:

@@ -176,7 +176,8 @@ def _parent(cfg: DictConfig) -> Path:
 
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"
-    return OUTPUTS / (cfg.name or f"{cfg.choices.model}-{cfg.choices.data}")
+    named = [cfg.choices.get(group) for group in ("model", "data", "system")]
+    return OUTPUTS / (cfg.name or "-".join(filter(None, named)))
 
 
 def _check_free(folder: Path, cfg: DictConfig) -> None:

@@ -167,6 +167,25 @@ RULES: dict[str, Rule] = {
     "trainer.skip_nonfinite": integer(0),
     "trainer.progress": FLAG,
 }
+STEPS = Rule(
+    lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(1).passes),
+    "an integer >= 1, a list of them like [4,10,50], or null",
+)
+# of one command, in place of or beside those above
+OWN_RULES: dict[str, dict[str, Rule]] = {
+    "simulate": {
+        "steps": STEPS,
+        "solvers": or_null(TEXTS),
+        "t_end": number(above=0),
+        "noise": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_number), "a list of numbers")),
+        "animation": FLAG,
+        "system.theta": number(),
+        "system.omega": number(),
+        "system.diffusion": number(low=0),
+    }
+}
+# keys that take a number or a list, whatever their default is
+NUMBER_OR_LIST = {"data.cov", "system.x0"}
 ABSENT = object()
 
 
@@ -174,7 +193,7 @@ def check(command: str, cfg: DictConfig) -> None:
     """Refuse a resolved config of a command with a value no run could use: FmdiffError."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise FmdiffError(f"{key}= is needed; --help says what it is")
-    for key, rule in RULES.items():
+    for key, rule in (RULES | OWN_RULES.get(command, {})).items():
         value = _value(cfg, key)
         if value is not ABSENT and not rule.passes(value):
             raise FmdiffError(f"{key}={_shown(value)}: must be {rule.says}")
@@ -186,7 +205,7 @@ def check(command: str, cfg: DictConfig) -> None:
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
     """Refuse a number, flag or list whose default in the chosen YAML is of another type."""
-    for key in sorted(keys):
+    for key in sorted(set(keys) - NUMBER_OR_LIST):
         value, usual = _value(cfg, key), _value(default, key)
         if ABSENT in (value, usual) or value is None or usual is None:
             continue

@@ -34,6 +34,9 @@ class Source:
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise FmdiffError unless the source makes samples of this shape."""
 
+    def prepare(self) -> None:
+        """Fetch what is missing, once per machine."""
+
 
 class Normal(Source):
     """eps = z."""
@@ -110,3 +113,6 @@ class Dataset(Source):
                 f"source.data={self.name} has samples of shape {tuple(self.data.shape)}, "
                 f"the data of shape {tuple(shape)}; choose a source.data of the same shape"
             )
+
+    def prepare(self) -> None:
+        self.data.prepare()

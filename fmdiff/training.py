@@ -239,6 +239,7 @@ def train(cfg, folder: Path) -> None:
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     source = build(settings["source"])
     source.check(data.shape)
+    source.prepare()
     objective = build(
         settings["objective"],
         path=path,

@@ -19,7 +19,8 @@ class MLP(nn.Module):
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
     null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
     fixed entries from N(0, scale^2) and is stored with the weights; the label's vector is added
-    in the first layer.
+    in the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the
+    output: far from the data every quantity of a path is linear in x_t.
 
     Raises FmdiffError for images and for an unknown activation. Source: Tancik et al. 2020
     (Fourier features).
@@ -36,7 +37,8 @@ class MLP(nn.Module):
         layers: int,
         frequencies: int,
         scale: float,
-        activation: str = "silu",  # checkpoints of 0.1.0 lack it
+        activation: str = "silu",  # checkpoints of 0.1.0 lack it and skip
+        skip: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -54,11 +56,13 @@ class MLP(nn.Module):
         self.time = Sinusoid(TIME_FEATURES)
         self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
         self.label = nn.Embedding(classes + 1, hidden) if classes else None
+        self.skip = zeroed(nn.Linear(TIME_FEATURES, 1)) if skip else None
         act = ACTIVATIONS[activation]
         rest = [part for _ in range(layers - 1) for part in (act(), nn.Linear(hidden, hidden))]
         self.rest = nn.Sequential(*rest, act(), zeroed(nn.Linear(hidden, size)))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        angles = x_t @ self.fourier
-        h = self.first(torch.cat([x_t, angles.cos(), angles.sin(), self.time(t)], dim=1))
-        return self.rest(h if self.label is None else h + self.label(y))
+        angles, time = x_t @ self.fourier, self.time(t)
+        h = self.first(torch.cat([x_t, angles.cos(), angles.sin(), time], dim=1))
+        out = self.rest(h if self.label is None else h + self.label(y))
+        return out if self.skip is None else out + self.skip(time) * x_t

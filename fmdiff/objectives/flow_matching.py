@@ -31,9 +31,10 @@ class FlowMatching:
     which is w |b_theta - b|^2 for distance=l2. prediction=v is conditional flow matching (Lipman
     et al. 2023, eq. 9), score denoising score matching (Vincent 2011), eps DDPM (Ho et al. 2020,
     eq. 14). loss=None: the space of the weighting, or without one the network's own output at unit
-    scale, q = 1 / scale(t), which keeps the loss finite on every path. `floor` bounds alpha, beta
-    and the determinants of the conversion, in the loss only; times are kept in
-    [t_eps, 1 - t_eps].
+    scale, q = 1 / scale(t), which keeps the loss finite on every path; for x, which at unit scale
+    forgets the small noise levels, the velocity x - eps on the straight path, q = 1 / (1 - r).
+    `floor` bounds alpha, beta and the determinants of the conversion, in the loss only; times are
+    kept in [t_eps, 1 - t_eps].
 
     Raises FmdiffError for an unknown name and for what cannot be combined.
     """
@@ -98,6 +99,8 @@ class FlowMatching:
 
     def slope(self, t: Tensor, field: NetField) -> Tensor:
         """q(t), from the network's prediction to the space of the loss; shaped like t."""
+        if self.loss is None and self.prediction == "x" and not self.precondition:
+            return 1 / (1 - self.path.r(t)).clamp(min=self.floor)
         if self.loss is None:
             return 1 / field.scale(t)
         one, zero = torch.ones_like(t), torch.zeros_like(t)
