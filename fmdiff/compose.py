@@ -241,21 +241,20 @@ def _one_line(error: Exception) -> str:
 def counterpart(cfg: DictConfig, overrides: list[str]) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
-    None where both or neither were chosen, or an experiment chose them.
+    None where they go together, or where both or neither were chosen.
     """
     choices = _choices(cfg.hydra)
     given = {key_of(override) for override in overrides}
-    if not (choices.get("data") and choices.get("model")) or choices.get("experiment"):
+    if not (choices.get("data") and choices.get("model")):
         return None
-    if "model" in given and "data" not in given:
-        if str(cfg.model.get("_target_")).startswith(POINT_MODELS):
-            return None
+    points = str(cfg.data.get("_target_")).startswith(POINT_DATA)
+    flat = str(cfg.model.get("_target_")).startswith(POINT_MODELS)
+    if points and not flat and "model" in given and "data" not in given:
         from fmdiff.data.files import found
 
         return "data=mnist" if found("mnist") else "data=digits"
-    if "data" in given and "model" not in given:
-        points = str(cfg.data.get("_target_")).startswith(POINT_DATA)
-        return None if points else "model=unet"
+    if points != flat and "data" in given and "model" not in given:
+        return "model=mlp" if points else "model=unet"
     return None
 
 

@@ -12,8 +12,8 @@ cell() {
   local path=$1 prediction=$2 run=$3/$1-$2
   [[ -f $run/points/sample.json ]] && return
   fmdiff train data=gmm4 path="$path" objective.prediction="$prediction" \
-    trainer.max_steps=6000 trainer.logger=csv trainer.progress=false \
-    trainer.picture_every=6000 trainer.checkpoint_every=6000 device=cpu threads=1 \
+    trainer.max_steps=9000 trainer.logger=csv trainer.progress=false \
+    trainer.picture_every=9000 trainer.checkpoint_every=9000 device=cpu threads=1 \
     out="$run" overwrite=true
   fmdiff sample ckpt="$run" n=10000 steps=64 threads=1 device=cpu out="$run/points" overwrite=true
 }
