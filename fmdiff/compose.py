@@ -67,6 +67,11 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
+def groups(overrides: list[str]) -> list[str]:
+    """Without the keys inside a group, which the group may lack until its choice is complete."""
+    return [o for o in overrides if "." not in key_of(o) or key_of(o).startswith("hydra.")]
+
+
 def register_resolvers() -> None:
     """`${choices:}` in a YAML: {group: chosen name} of this composition."""
     name = "register_new_resolver" if VERSION_BASE else "register_resolver"
@@ -124,8 +129,11 @@ class Composer:
 
     def jobs(self, overrides: list[str]) -> list[list[str]]:
         """The overrides of each job of a sweep."""
-        settings = self.compose(overrides, RunMode.MULTIRUN).hydra
-        parsed = self.parser.parse_overrides(list(settings.overrides.task))
+        for override in overrides:
+            self._check_grammar(override, RunMode.MULTIRUN)
+        settings = self.compose(groups(overrides), RunMode.MULTIRUN).hydra
+        own = [override for override in overrides if not key_of(override).startswith("hydra")]
+        parsed = self.parser.parse_overrides(own)
         if not settings.sweeper._target_.endswith(".BasicSweeper"):  # its values are not known yet
             fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
             return [[*settings.overrides.hydra, *fixed]]
@@ -238,24 +246,27 @@ def _one_line(error: Exception) -> str:
     return "; ".join(kept) or type(error).__name__
 
 
-def counterpart(cfg: DictConfig, overrides: list[str]) -> str | None:
+def counterpart(composer: Composer, overrides: list[str]) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
     None where they go together, or where both or neither were chosen.
     """
-    choices = _choices(cfg.hydra)
     given = {key_of(override) for override in overrides}
+    if ("data" in given) == ("model" in given):
+        return None
+    cfg = composer.compose(groups(overrides))
+    choices = _choices(cfg.hydra)
     if not (choices.get("data") and choices.get("model")):
         return None
     points = str(cfg.data.get("_target_")).startswith(POINT_DATA)
     flat = str(cfg.model.get("_target_")).startswith(POINT_MODELS)
-    if points and not flat and "model" in given and "data" not in given:
-        from fmdiff.data.files import found
-
-        return "data=mnist" if found("mnist") else "data=digits"
-    if points != flat and "data" in given and "model" not in given:
+    if points == flat or (flat and "model" in given):
+        return None
+    if "data" in given:
         return "model=mlp" if points else "model=unet"
-    return None
+    from fmdiff.data.files import found
+
+    return "data=mnist" if found("mnist") else "data=digits"
 
 
 def saved_overrides(overrides: list[str]) -> list[str]:
@@ -276,23 +287,21 @@ def prepare(command: str, args: Namespace) -> tuple[list[str], Path | None]:
     """
     composer = Composer(command, args)
     overrides = [*saved_overrides(args.overrides), *args.overrides]
-    cfgs = [] if args.multirun else [composer.compose(overrides)]
-    sweep = args.multirun or cfgs[0].hydra.mode == RunMode.MULTIRUN
+    mode = composer.compose(groups(overrides)).hydra.mode if not args.multirun else None
+    sweep = args.multirun or mode == RunMode.MULTIRUN
     jobs = composer.jobs(overrides)[:CHECKED_JOBS] if sweep else [overrides]
-    if sweep:
-        cfgs = [composer.compose(job) for job in jobs]
-    missing = {counterpart(cfg, job) for cfg, job in zip(cfgs, jobs, strict=True)}
+    missing = {counterpart(composer, job) for job in jobs}
     if len(missing) > 1:
         raise FmdiffError(
             "this sweep mixes points and images, so no default fits all its jobs: "
             "give both data= and model="
         )
     added = [override for override in missing if override]
+    overrides = overrides + added
+    jobs = [job + added for job in jobs]
+    cfgs = [composer.compose(job) for job in jobs]
     if added:
         print(f"{key_of(added[0])} is not given: taking {added[0]}", file=sys.stderr)
-        overrides = overrides + added
-        jobs = [job + added for job in jobs]
-        cfgs = [composer.compose(job) for job in jobs]
     if args.cfg:
         return overrides, None
     configs = [composer.check(cfg, job) for cfg, job in zip(cfgs, jobs, strict=True)]

@@ -13,8 +13,8 @@ sweep() {
   [[ -f $runs/done ]] && return
   rm -rf "$runs"
   fmdiff train -m experiment=jit_toy data.ambient_dim="$dim" objective.prediction=x,eps,v \
-    seed="$seed" trainer.logger=csv trainer.progress=false trainer.picture_every=2500 \
-    trainer.validate_every=2500 trainer.checkpoint_every=2500 device=cpu threads=1 out="$runs"
+    seed="$seed" trainer.logger=csv trainer.progress=false trainer.picture_every=3000 \
+    trainer.validate_every=3000 trainer.checkpoint_every=3000 device=cpu threads=1 out="$runs"
   for run in "$runs"/[0-9]; do
     fmdiff sample ckpt="$run" n=10000 steps=28 device=cpu threads=1 out="$run/points"
   done
