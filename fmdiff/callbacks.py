@@ -132,9 +132,15 @@ class Log(Callback):
             x, y = module.data.held_out(
                 2000 if len(module.data.shape) == 1 else 200, module.device
             )
-            draws = generator(0, "validation")
+            draws, size = generator(0, "validation"), module.data.batch_size
             eps = module.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
-            eps = eps[module.coupling(x, eps, y, 0, 0)]
+            parts = [slice(i, i + size) for i in range(0, len(x), size)]  # as in training
+            index = [
+                part.start
+                + module.coupling(x[part], eps[part], None if y is None else y[part], 0, 0)
+                for part in parts
+            ]
+            eps = eps[torch.cat(index)]
             t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
             self.fixed = x, y, eps, module.objective.time(t)
         losses, net = [], module.field().net

@@ -31,7 +31,7 @@ def _gaussian(cfg: Any) -> bool:
     )
 
 
-def _noisy_start_is_normal(cfg: Any) -> bool:
+def _source_out_of_reach(cfg: Any) -> bool:
     """Another source, on a path that never reaches it: alpha(0) beside beta(0) is not 0."""
     if _target(cfg, "source") == "fmdiff.source.Normal":
         return False
@@ -66,10 +66,9 @@ TRAIN = (
         "objective.precondition=true goes with objective.prediction=x, not {objective.prediction}",
     ),
     Refusal(
-        _noisy_start_is_normal,
-        "source={choices[source]} needs a path that begins at its source, and "
-        "path={choices[path]} begins with data and much noise; choose condot, cosine, "
-        "polynomial, linear_vp, vp or lipman",
+        _source_out_of_reach,
+        "source={choices[source]} needs a path with alpha(0) = 0, which path={choices[path]} has "
+        "not; choose condot, cosine, polynomial, linear_vp or lipman",
     ),
 )
 SAMPLE = (
@@ -90,9 +89,17 @@ SAMPLE = (
         lambda c: c.model is not None and c.data is None,
         "model={choices[model]} needs data=NAME, the data it is to describe",
     ),
+    Refusal(
+        lambda c: c.ckpt is not None and c.data is not None,
+        "data={choices[data]} goes with model=; ckpt={ckpt} has its own",
+    ),
 )
 EVALUATE = (
     *SAMPLE,
+    Refusal(
+        lambda c: c.ckpt is not None and c.path is not None,
+        "path={choices[path]} goes with model=; ckpt={ckpt} is compared along its own path",
+    ),
     Refusal(
         lambda c: _target(c, "model") == "fmdiff.exact.real_data",
         "model=data has no field to evaluate: choose exact or empirical, or give ckpt=RUN",

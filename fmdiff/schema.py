@@ -173,6 +173,7 @@ STEPS = Rule(
 )
 # of one command, in place of or beside those above
 OWN_RULES: dict[str, dict[str, Rule]] = {
+    "evaluate": {"n": integer(2)},
     "simulate": {
         "steps": STEPS,
         "solvers": or_null(TEXTS),
@@ -182,7 +183,7 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
         "system.theta": number(),
         "system.omega": number(),
         "system.diffusion": number(low=0),
-    }
+    },
 }
 # keys that take a number or a list, whatever their default is
 NUMBER_OR_LIST = {"data.cov", "system.x0"}

@@ -82,7 +82,8 @@ class Dataset(Source):
     """Another data set as the source: data to data, nothing of z but its shape is used.
 
     `data` names a YAML of configs/data, `only` keeps some of its labels (null: all). Training
-    takes its training data, sampling what it gives as a reference (of images the test split).
+    takes its training data, sampling what it gives as a reference: of images the test split, over
+    and over.
     Raises FmdiffError for an unknown data set, or labels it does not have.
     """
 
@@ -105,7 +106,10 @@ class Dataset(Source):
         return self.data.batch(key(seed, "source"), step, device=z.device)[0].to(z)
 
     def sample(self, z: Tensor, first: int, seed: int) -> Tensor:
-        return self.data.sample(first, first + len(z), key(seed, "source"))[0].to(z)
+        seed, stop, whole = key(seed, "source"), first + len(z), self.data.references
+        if whole is None:
+            return self.data.sample(first, stop, seed)[0].to(z)
+        return self.data.sample(0, whole, seed)[0][torch.arange(first, stop) % whole].to(z)
 
     def check(self, shape: tuple[int, ...]) -> None:
         if tuple(self.data.shape) != tuple(shape):

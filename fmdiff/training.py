@@ -41,7 +41,8 @@ class Training(pl.LightningModule):
         self.averages = Averages(net, self.options["ema"], self.options["ema_warmup"])
         self.seed, self.step, self.skipped = settings["seed"], 0, 0
         self.optimizer_state: dict | None = None
-        self.pairing: tuple[int, Any] = (-1, None)  # the step and its coupling
+        # the step, its coupling, and the transport cost with and without it
+        self.pairing: tuple[int, Any, Tensor] = (-1, None, torch.zeros(2))
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
         self.sums = torch.zeros(5)
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
@@ -98,8 +99,7 @@ class Training(pl.LightningModule):
             x, y = self.data.batch(self.seed, k, device=self.device)
             index = self.coupling(x, eps, y, self.seed, k)
             costs = transport_cost(x, eps[index]), transport_cost(x, eps)
-            self.sums[3:] += torch.stack(costs).cpu()
-            self.pairing = k, index
+            self.pairing = k, index, torch.stack(costs).cpu()
         return eps[self.pairing[1]]
 
     def optimiser_step(self, k: int) -> None:
@@ -125,7 +125,8 @@ class Training(pl.LightningModule):
             return
         optimizer.step()
         self.averages.update(self.net, k + 1)
-        self.sums[:3] += torch.stack([total, norm, torch.ones_like(norm)]).cpu()
+        done = torch.stack([total, norm, torch.ones_like(norm)]).cpu()
+        self.sums += torch.cat([done, self.pairing[2]])
 
     def skip(self, k: int, loss: float, norm: float) -> None:
         """Leave the weights as they are after a non-finite step; too many: the run diverged."""

@@ -20,6 +20,7 @@ from fmdiff.build import build, config_folder, named
 from fmdiff.ema import Averages
 from fmdiff.errors import FmdiffError
 from fmdiff.objectives.flow_matching import PREDICTIONS
+from fmdiff.path import from_spec
 from fmdiff.training import Chunks, Training, inner_steps, quiet
 
 PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
@@ -61,7 +62,8 @@ def module(data=None, path="condot", model=None, objective=None, optim=None, **t
     torch.manual_seed(0)
     net = build(settings["model"], shape=data.shape, classes=data.classes)
     objective = build(settings["objective"], path=from_spec(settings["path"]), data_std=data.std)
-    return Training(settings, data, net, objective, named("time", "uniform"))
+    coupling = named("coupling", "independent")
+    return Training(settings, data, net, objective, named("time", "uniform"), coupling)
 
 
 def fit(module, steps):

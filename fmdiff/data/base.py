@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Data(ABC):
     conditional: bool
     only: list[int] | None = None  # checkpoints of 0.1.0 lack it
 
+    references: ClassVar[int | None] = None  # how many `sample` can give; None: any number
     shape: tuple[int, ...] = field(init=False)
     labels: int = field(init=False, default=1)  # kinds of label the data come with
 

@@ -78,6 +78,10 @@ class Images(Data):
         images, labels = self.test
         return self.labelled(from_uint8(images[:n]), labels[:n], device)
 
+    @property
+    def references(self) -> int:  # type: ignore[override]
+        return len(self.test[1])
+
     def examples(self, n: int) -> Batch:
         images, labels = self.train
         return self.labelled(from_uint8(images[:n]), labels[:n], "cpu")
@@ -88,7 +92,7 @@ class Images(Data):
         Raises FmdiffError when the split has fewer.
         """
         images, labels = self.test
-        if stop > len(labels):
+        if stop > self.references:
             raise FmdiffError(
                 f"n={stop} real images were asked for as a reference, but the test split of "
                 f"{type(self).__name__} has {len(labels)}; choose n <= {len(labels)}"

@@ -44,7 +44,7 @@ class Toy(Data):
         return self.labelled(*self._rows(start, stop, seed, "reference"), "cpu")
 
     def examples(self, n: int) -> Batch:
-        return self.sample(0, n, 0)
+        return self.labelled(*self._rows(0, n, 0, "examples"), "cpu")
 
     def _rows(self, start: int, stop: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         blocks = range(start // BLOCK, -(-stop // BLOCK))
