@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every path x prediction on gmm4, 60 s or less of training each: every mode weight within 4
 # standard errors of 1/4 and E log p within 0.05 nats of the data's (EXPERIMENTS.md has the table).
-# scripts/grid_toy.sh [FOLDER] [PROCESSES]; about 20 minutes on two cores; goes on where it stopped.
+# scripts/grid_toy.sh [FOLDER] [PROCESSES]; about 20 minutes on two idle cores; goes on where it stopped.
 set -euo pipefail
 out=${1:-outputs/grid_toy}
 processes=${2:-2}
