@@ -112,4 +112,4 @@ def check(command: str, cfg: DictConfig) -> None:
     """Raises FmdiffError for the first refusal of a command that applies."""
     for refusal in REFUSALS.get(command, ()):
         if refusal.when(cfg):
-            raise FmdiffError(refusal.says.format(**cfg))
+            raise FmdiffError(refusal.says.format_map(cfg))

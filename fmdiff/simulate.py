@@ -135,8 +135,8 @@ def _follow(cfg, settings: dict, system: System, name: str, solver) -> tuple[dic
         print(as_text(*tables["steps"]))
         if exact is not None:
             error, size = (exact[-1] - first[-1]).norm(), exact[-1].norm()
-            share = f", {error / size:.3g} of it" if size > 0 else ""
-            print(f"error at t = {times[-1]:g}: {error:.6g} beside the exact value{share}")
+            share = f", {error / size:.2%} of the exact value" if size > 0 else ""
+            print(f"error at t = {times[-1]:g}: {error:.6g}{share}")
     else:
         ode = travel(Euler(), normals=normals)[1][-1] if solver.stochastic else None
         statistics = _statistics(system, times[marks], marked, ode)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fmdiff import checkpoint, cli
+from fmdiff.custom import Custom
 from fmdiff.path import (
     EDM,
     VE,
     VP,
     CondOT,
     Cosine,
-    Custom,
     LinearVP,
     Lipman,
     Polynomial,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import PATHS as EVERY
 
+from fmdiff.custom import Custom
 from fmdiff.errors import FmdiffError
 from fmdiff.path import (
     EDM,
@@ -13,7 +14,6 @@ from fmdiff.path import (
     VP,
     CondOT,
     Cosine,
-    Custom,
     LinearVP,
     Lipman,
     Path,
