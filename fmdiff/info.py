@@ -24,6 +24,7 @@ def info(cfg) -> None:
         "model": f"{described(spec['model'])}, {parameters:,} parameters",
         "path": described(spec["path"]),
         "objective": described(spec["objective"]),
+        **{group: described(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
         f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
         "interval": f"t in [{lo:.4g}, {hi:.4g}]",

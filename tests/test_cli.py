@@ -507,7 +507,7 @@ def test_worker_leaves_reporting_to_rank_0(fmdiff, calls, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("fmdiff ", {"train", "sample", "info"}),
+        ("fmdiff ", set(cli.COMMANDS)),
         ("fmdiff t", {"train"}),
         ("fmdiff sample data=m", {"data=mnist", "data=moons"}),
         ("/opt/train/fmdiff train data=moo", {"data=moons"}),

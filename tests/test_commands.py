@@ -74,6 +74,8 @@ def words_of(group, choice):
     elif group == "model":
         data, model = ("moons" if choice == "mlp" else "digits"), choice
     words = {"data": data, "model": model, group: choice}
+    if (group, choice) == ("source", "data"):
+        words["source.data"] = "8gaussians"
     return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *SMALL[model]]
 
 
@@ -81,7 +83,10 @@ def words_of(group, choice):
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"), choices("data", "path", "time", "model", "objective", "optim", "trainer")
+    ("group", "choice"),
+    choices(
+        "data", "source", "coupling", "path", "time", "model", "objective", "optim", "trainer"
+    ),
 )
 def test_every_choice_of_training_runs(command, few_pictures, group, choice):
     if group == "data":
