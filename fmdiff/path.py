@@ -44,6 +44,8 @@ def _slope(formula: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 class Path:
     """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1]."""
 
+    norm = 2  # alpha^norm + beta^norm is what a shift keeps
+
     def alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -140,33 +142,39 @@ class Path:
 class Shifted(Path):
     """A path whose noise level beta/alpha is multiplied by `shift` (> 1: more noise at each t).
 
-    r becomes r / (r + shift (1 - r)), alpha + beta stays. On CondOT this is the timestep shift of
-    Esser et al. 2024 (arXiv:2403.03206, eq. 23).
+    r becomes r / (r + shift (1 - r)); alpha^norm + beta^norm stays, so a shifted CondOT is the
+    timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23), a shifted VP variance
+    preserving.
     """
 
     def __init__(self, path: Path, shift: float) -> None:
-        self.path, self.shift = path, shift
+        self.path, self.shift, self.norm = path, shift, path.norm
 
-    def _scale(self, t: Tensor) -> Tensor:
-        a, b = self.path.alpha(t), self.path.beta(t)
-        return (a + b) / (a + self.shift * b)
+    def _size(self, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+        """The norm of (alpha, shift beta), and the derivative of its logarithm."""
+        (a, b), (d_a, d_b), p = self.path.row("x_t", t), self.path.row("v", t), self.norm
+        power = a**p + (shift * b) ** p
+        slope = a ** (p - 1) * d_a + shift**p * b ** (p - 1) * d_b
+        return power ** (1 / p), slope / power
 
-    def _d_scale(self, t: Tensor) -> Tensor:
-        a, b, da, db = *self.path.row("x_t", t), *self.path.row("v", t)
-        return (1 - self.shift) * (a * db - da * b) / (a + self.shift * b) ** 2
+    def _scale(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What alpha and shift beta are multiplied by, and its derivative."""
+        (old, d_old), (new, d_new) = self._size(t, 1), self._size(t, self.shift)
+        return old / new, old / new * (d_old - d_new)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._scale(t) * self.path.alpha(t)
+        return self._scale(t)[0] * self.path.alpha(t)
 
     def beta(self, t: Tensor) -> Tensor:
-        return self.shift * self._scale(t) * self.path.beta(t)
+        return self._scale(t)[0] * self.shift * self.path.beta(t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        return self._d_scale(t) * self.path.alpha(t) + self._scale(t) * self.path.d_alpha(t)
+        scale, slope = self._scale(t)
+        return slope * self.path.alpha(t) + scale * self.path.d_alpha(t)
 
     def d_beta(self, t: Tensor) -> Tensor:
-        slope = self._d_scale(t) * self.path.beta(t) + self._scale(t) * self.path.d_beta(t)
-        return self.shift * slope
+        scale, slope = self._scale(t)
+        return self.shift * (slope * self.path.beta(t) + scale * self.path.d_beta(t))
 
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
         return self.path.time_of_logsnr(logsnr + 2 * math.log(self.shift))
@@ -181,6 +189,8 @@ def from_spec(spec: Mapping, trust: tuple[str, ...] | None = None) -> Path:
 
 class CondOT(Path):
     """alpha = t, beta = 1 - t: straight lines (Lipman et al. 2023; rectified flow)."""
+
+    norm = 1
 
     def alpha(self, t: Tensor) -> Tensor:
         return t
@@ -206,6 +216,8 @@ class CondOT(Path):
 
 class Polynomial(Path):
     """alpha = t^n, beta = 1 - t^n."""
+
+    norm = 1
 
     def __init__(self, n: float = 2) -> None:
         self.n = n

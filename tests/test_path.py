@@ -149,8 +149,8 @@ def published(name, t):
     """alpha and beta from the papers, term by term."""
 
     def shifted(a, b, shift=3):
-        r = a / (a + shift * b)
-        return (a + b) * r, (a + b) * (1 - r)
+        size = math.hypot(a, shift * b)  # it stays variance preserving
+        return a / size, shift * b / size
 
     integral = 0.5 * (1 - t) ** 2 * (20.0 - 0.1) + (1 - t) * 0.1
     return {
@@ -238,7 +238,7 @@ def test_a_shift_multiplies_the_noise_level_and_keeps_the_scale(path, shift):
     moved = Shifted(path, shift)
     level, old = moved.beta(T) / moved.alpha(T), path.beta(T) / path.alpha(T)
     torch.testing.assert_close(level, shift * old, rtol=1e-12, atol=0)
-    scale, old = moved.alpha(T) + moved.beta(T), path.alpha(T) + path.beta(T)
+    scale, old = (p.alpha(T) ** path.norm + p.beta(T) ** path.norm for p in (moved, path))
     torch.testing.assert_close(scale, old, rtol=1e-12, atol=0)
 
 
