@@ -53,7 +53,7 @@ def main(out: Path) -> None:
                 f"| {dim} | {prediction} | {middle[0] / floor:.2f} "
                 f"({low[0] / floor:.2f}-{high[0] / floor:.2f}) "
                 + "".join(
-                    f"| {100 * middle[i]:.2g} % ({100 * low[i]:.2g}-{100 * high[i]:.2g}) "
+                    f"| {100 * middle[i]:.3g} % ({100 * low[i]:.3g}-{100 * high[i]:.3g}) "
                     for i in (1, 2)
                 )
                 + f"| {len(runs)} |"

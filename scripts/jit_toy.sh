@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A network of 256 units predicts x, eps or v of a plane in D dimensions: at D = 512 only x works
-# (figures in EXPERIMENTS.md). 36 trainings, about 35 minutes on two cores; goes on where it
+# (figures in EXPERIMENTS.md). 36 trainings, about 25 minutes on two cores; goes on where it
 # stopped. scripts/jit_toy.sh [FOLDER] [PROCESSES]
 set -euo pipefail
 out=${1:-outputs/jit_toy}
