@@ -185,9 +185,10 @@ def test_fourier_features_are_fixed_and_saved():
     assert wide.std() == pytest.approx(2, rel=0.02) and wide.shape == (1000, 32)
 
 
+@pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("name", ["silu", "relu", "selu"])
-def test_mlp_is_the_written_out_formula(name):
-    net = network("mlp", (3,), layers=3, hidden=8, perturbed=True, activation=name)
+def test_mlp_is_the_written_out_formula(name, skip):
+    net = network("mlp", (3,), layers=3, hidden=8, perturbed=True, activation=name, skip=skip)
     x, t, _ = inputs((3,), 0)
     act = {
         "silu": lambda h: h / (1 + torch.exp(-h)),
@@ -198,10 +199,13 @@ def test_mlp_is_the_written_out_formula(name):
     }[name]  # Klambauer et al. 2017 for the constants
     state = net.state_dict()
     angles = x @ state["fourier"]
-    h = torch.cat([x, angles.cos(), angles.sin(), Sinusoid(64)(t)], dim=1)
+    time = Sinusoid(64)(t)
+    h = torch.cat([x, angles.cos(), angles.sin(), time], dim=1)
     h = h @ state["first.weight"].T + state["first.bias"]
     for layer in (1, 3, 5):
         h = act(h) @ state[f"rest.{layer}.weight"].T + state[f"rest.{layer}.bias"]
+    if skip:
+        h = h + x * (time @ state["skip.weight"].T + state["skip.bias"])
     torch.testing.assert_close(net(x, t), h, rtol=1e-4, atol=1e-5)
 
 

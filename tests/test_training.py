@@ -137,11 +137,12 @@ def test_a_run_averages_every_step(train, tmp_path):
 
 
 def test_loss_at_the_start_is_that_of_a_network_of_zeros():
-    """The output is zero at first: E|v|^2 / d = s^2 + 1 + mean^2, since v = x - eps."""
+    """The output is zero at first: E|v|^2 / d = E x^2 + 1, over s^2 + 1 at unit scale."""
     m = module(data={"batch_size": 8192})
     x, y, eps, t = m.draw(0, slice(None))
     loss = m.objective(m.net, x, y, eps, t).mean().item()
-    assert loss == pytest.approx(x.square().mean().item() + 1, rel=0.05)
+    wanted = (x.square().mean().item() + 1) / (m.data.std**2 + 1)
+    assert loss == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("clip", [1e-3, None])
