@@ -29,7 +29,7 @@ demo: $(READY)  ## train and sample moons and handwritten digits, in about three
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: $(READY) $(DATA)  ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY) $(DATA)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
