@@ -27,7 +27,7 @@ class Field:
     classes: int = 0
     kept: tuple[int, ...] = ()  # the labels the data were restricted to; empty: all
     gaussian: bool = True  # eps is normal and independent of x: the score is -E[eps | x_t] / beta
-    branches: int = 1  # evaluations of the model that one question costs
+    branches: int = 1  # evaluations of the model that one question costs at most
     evaluations: int = 0
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -37,6 +37,10 @@ class Field:
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         """The conditional expectation of the quantity `kind` given x_t: (B, *shape)."""
         raise NotImplementedError
+
+    def price(self, t: Tensor) -> int:
+        """Evaluations of the model that a question at time t () costs."""
+        return self.branches
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         """[lo, hi], the times at which `kind` is finite and trained."""
@@ -178,61 +182,32 @@ class NetField(Field):
         return self
 
 
-class Guided(Field):
-    """Classifier-free guidance (Ho & Salimans 2022) of a field bound to labels.
+class Around(Field):
+    """A field around a field: all but what a subclass changes is the inner one's."""
 
-    v = (1 - w) v(x_t, null) + w v(x_t, y): w = 1 is no guidance. The formula holds for every kind,
-    since kinds are affine in each other with the same coefficients in both branches. The two
-    branches are asked in one batch and count as two evaluations.
-    """
-
-    branches = 2
-
-    def __init__(self, field: Field, y: Tensor, w: float) -> None:
-        self.path, self.shape, self.classes = field.path, field.shape, field.classes
-        self.gaussian, self.kept = field.gaussian, field.kept
-        self.conditional = field.bind(y)
-        self.both = field.bind(torch.cat([torch.full_like(y, field.classes), y]))
-        self.w = w
+    def __init__(self, field: Field) -> None:
+        self.field, self.path, self.branches = field, field.path, field.branches
+        self.shape, self.classes, self.kept = field.shape, field.classes, field.kept
+        self.gaussian = field.gaussian
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        return self.both.evaluations
+        return self.field.evaluations
 
     def reset(self) -> None:
-        self.both.reset()
+        self.field.reset()
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        twice = torch.cat([t, t]) if t.ndim else t
-        null, conditional = self.both.predict(torch.cat([x_t, x_t]), twice, kind).chunk(2)
-        return torch.lerp(null, conditional, self.w)
+    def price(self, t: Tensor) -> int:
+        return self.field.price(t)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        return self.both.interval(kind)
+        return self.field.interval(kind)
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self.conditional.start(eps, t, first, seed)
+        return self.field.start(eps, t, first, seed)
 
 
-def unguided(field: Field, y: Tensor | None) -> Field:
-    """guidance=none: the conditional branch alone (the whole field when there are no classes)."""
-    return field if y is None else field.bind(y)
-
-
-def cfg(field: Field, y: Tensor | None, w: float) -> Field:
-    """guidance=cfg: classifier-free guidance of scale w; w = 1 asks the conditional branch alone.
-
-    Raises FmdiffError when the model has no classes.
-    """
-    if y is None:
-        raise FmdiffError(
-            "guidance=cfg needs a model trained with classes, and this one was trained without; "
-            "choose guidance=none, or train with data.conditional=true"
-        )
-    return field.bind(y) if w == 1 else Guided(field, y, w)
-
-
-class Along(Field):
+class Along(Around):
     """A field seen along another path: an exact change of coordinates.
 
     All Gaussian paths share the straight one: times correspond by r = alpha / (alpha + beta), and
@@ -241,9 +216,8 @@ class Along(Field):
     """
 
     def __init__(self, field: Field, path: Path) -> None:
-        self.field, self.path = field, path
-        self.shape, self.classes, self.branches = field.shape, field.classes, field.branches
-        self.gaussian, self.kept = field.gaussian, field.kept
+        super().__init__(field)
+        self.path = path
 
     def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The inner path's time, and inner state / outer state, at the outer time u."""
@@ -260,6 +234,9 @@ class Along(Field):
         straight = self.field.predict(expand(scale, x_t) * x_t, inner, "straight")
         return self.path.convert(straight, x_t, t, "straight", kind)
 
+    def price(self, t: Tensor) -> int:
+        return self.field.price(self._inner(t)[0])
+
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         ends = torch.tensor(self.field.interval("straight"), dtype=torch.float64)
         lo, hi = self.path.time_of_r(self.field.path.r(ends))
@@ -270,6 +247,9 @@ class Along(Field):
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         inner, scale = self._inner(t)
         return self.field.start(eps, inner, first, seed) / scale
+
+    def bind(self, y: Tensor) -> "Along":
+        return Along(self.field.bind(y), self.path)
 
 
 def Straight(field: Field) -> Field:

@@ -59,3 +59,69 @@ def noise(
     ]
     first = start - blocks.start * BLOCK
     return torch.cat(drawn)[first : first + stop - start]
+
+
+class Brownian:
+    """Brownian motion W on [0, 1] of samples start ... stop - 1: row i depends on (seed, i, t).
+
+    Levy's construction by halves: W_0 = 0, W_1 = Z_0, and at the middle of an interval [a, b]
+
+        W = (W_a + W_b) / 2 + sqrt(b - a) / 2 Z_node.
+
+    Within a leaf, an interval of length 2^-DEPTH, at a + f (b - a),
+
+        W = (1 - f) W_a + f W_b + sqrt(f (1 - f) (b - a)) Z_leaf.
+
+    So the joint law is exact at times of which no two are inside the same leaf, and other steps
+    see the same path. The intervals around the last time asked are kept: S increasing times cost
+    at most (DEPTH + 1) S draws, about (DEPTH + 2 - log2 S) S in equal steps.
+
+    Raises ValueError for a time outside [0, 1].
+    """
+
+    DEPTH = 20
+
+    def __init__(self, start: int, stop: int, shape: tuple[int, ...], seed: int) -> None:
+        self.rows, self.shape, self.seed = (start, stop), shape, seed
+        one = self._draw(0)
+        # from the root inwards: an interval, W at its ends, the number of its node
+        self.around = [(0.0, 1.0, torch.zeros_like(one), one, 1)]
+        self.middles: list[Tensor] = []  # W in the middles of the outer ones
+        self.last = 0.0, torch.zeros_like(one)
+
+    def __call__(self, t: Tensor, s: Tensor) -> Tensor:
+        """The increment W_s - W_t (stop - start, *shape), float64 on the CPU."""
+        before = self.at(float(t))
+        return self.at(float(s)) - before
+
+    def at(self, t: float) -> Tensor:
+        """W_t (stop - start, *shape), float64 on the CPU."""
+        if not 0 <= t <= 1:
+            raise ValueError(f"t={t} is not in [0, 1]")
+        if self.last[0] != t:
+            self.last = t, self._find(t)
+        return self.last[1]
+
+    def _find(self, t: float) -> Tensor:
+        while not self.around[-1][0] <= t <= self.around[-1][1]:
+            self.around.pop()
+        self.middles = self.middles[: len(self.around)]
+        while True:
+            a, b, w_a, w_b, node = self.around[-1]
+            if t in (a, b):
+                return w_a if t == a else w_b
+            if node >= 2**self.DEPTH:
+                return self._between((t - a) / (b - a))
+            if len(self.middles) < len(self.around):
+                self.middles.append(self._between(0.5))
+            m, w = (a + b) / 2, self.middles[-1]
+            half = (a, m, w_a, w, 2 * node) if t < m else (m, b, w, w_b, 2 * node + 1)
+            self.around.append(half)
+
+    def _between(self, f: float) -> Tensor:
+        """W at the share f of the innermost interval, by its node's draw."""
+        a, b, w_a, w_b, node = self.around[-1]
+        return w_a + f * (w_b - w_a) + (f * (1 - f) * (b - a)) ** 0.5 * self._draw(node)
+
+    def _draw(self, node: int) -> Tensor:
+        return noise(*self.rows, self.shape, self.seed, "brownian", node).double()

@@ -16,9 +16,10 @@ from fmdiff import __version__, device, plots
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
+from fmdiff.guidance import clipped
 from fmdiff.loading import opened
 from fmdiff.path import from_spec
-from fmdiff.sampling import Samples, default_batch_size, generate, plan, view
+from fmdiff.sampling import Plan, Samples, default_batch_size, generate, plan, view
 
 
 def sample(cfg, folder: Path) -> None:
@@ -46,12 +47,10 @@ def sample(cfg, folder: Path) -> None:
     def guidance(field: Field, y: Tensor | None) -> Field:
         return build(settings["guidance"], field, y)
 
-    branches = guidance(field, field.labels(settings["classes"], 0, 1, cfg.seed)).branches
-    laid_out = plan(view(field, cfg.coordinates, path), solver, cfg.steps, schedule, cfg.final)
-    print(
-        f"{n} samples, solver {cfg.choices.solver}, {cfg.steps} steps in {cfg.coordinates} "
-        f"coordinates, {laid_out.nfe * branches} evaluations each"
-    )
+    settings_of_plan = (cfg.steps, schedule, cfg.final, cfg.nfe, cfg.trajectory)
+    bound = clipped(guidance(field, field.labels(settings["classes"], 0, 1, cfg.seed)), cfg.clip)
+    laid_out = plan(view(bound, cfg.coordinates, path), solver, *settings_of_plan)
+    print(f"{n} samples, {describe(cfg, solver, laid_out, bound.branches)}")
     bar = _Bar(n)
     begin = time.perf_counter()
     samples = generate(
@@ -59,6 +58,7 @@ def sample(cfg, folder: Path) -> None:
         n,
         solver=solver,
         steps=cfg.steps,
+        nfe=cfg.nfe,
         seed=cfg.seed,
         classes=settings["classes"],
         guidance=guidance,
@@ -66,6 +66,7 @@ def sample(cfg, folder: Path) -> None:
         coordinates=cfg.coordinates,
         final=cfg.final,
         path=path,
+        clip=cfg.clip,
         batch_size=size,
         device=where,
         dtype=getattr(torch, cfg.dtype),
@@ -98,6 +99,25 @@ def sample(cfg, folder: Path) -> None:
     )
     for name in [*written, "sample.json"]:
         print(f"  {folder / name}")
+
+
+def describe(cfg, solver, plan: Plan, branches: int) -> str:
+    """The plan in one line: solver, order, steps, where they lie, what they cost."""
+    order = getattr(solver, "order", None)
+    name = cfg.choices.solver + (f" (order {order:g})" if order else "")
+    steps = f"{plan.steps} steps" if plan.steps != 1 else "1 step"
+    if plan.nfe is None:
+        steps, cost = "adaptive steps", "evaluations known after the run"
+    else:
+        cost = f"{plan.nfe} evaluations each"
+    law = f"schedule {cfg.choices.schedule}"
+    ends = f"from {plan.times[0]:.4g} to {plan.times[-1]:.4g}"
+    jump = " and a jump to the estimate of x" if plan.jump else ""
+    guided = f" (guidance {cfg.choices.guidance} included)" if branches > 1 else ""
+    return (
+        f"solver {name}, {steps}, {law}, in {cfg.coordinates} coordinates {ends}{jump}, "
+        f"{cost}{guided}"
+    )
 
 
 def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[str]:

@@ -10,18 +10,12 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Along, Field, Straight, need_gaussian, unguided
+from fmdiff.field import Along, Field, Straight, need_gaussian
+from fmdiff.guidance import clipped, unguided
 from fmdiff.path import Path
+from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
 
-
-class Uniform:
-    """The step schedule u -> u: equal steps of the solver's time."""
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return u
-
-
-UNIFORM = Uniform()
+STEPS = 28  # where neither steps nor nfe nor the schedule says it
 
 
 @dataclass(frozen=True)
@@ -30,37 +24,132 @@ class Plan:
 
     times: Tensor  # (S+1,) float64, increasing, in the coordinates of the field
     jump: bool
-    nfe: int  # network evaluations per sample; both branches of a guided step count
+    # network evaluations per sample, each branch of a guided step counted; None: the solver is
+    # adaptive and they are known after the run
+    nfe: int | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1 + self.jump
 
 
 def plan(
-    field: Field, solver, steps: int, schedule: Callable = UNIFORM, final: str = "auto"
+    field: Field,
+    solver,
+    steps: int | None = None,
+    schedule: Callable = UNIFORM,
+    final: str = "auto",
+    nfe: int | None = None,
+    trajectory: bool = False,
 ) -> Plan:
-    """Lay out `steps` intervals over the field's interval.
+    """Lay out `steps` intervals over the field's interval, or as many as `nfe` evaluations allow.
 
     final=denoise: the last interval is one jump to the estimate of x. final=solver: no jump.
     final=auto: a jump where the interval ends before all noise is gone. A jump from an end that
-    still has noise comes after steps - 1 solver steps; else it replaces the last one.
+    still has noise comes after steps - 1 solver steps; else it replaces the last one. An adaptive
+    solver crosses it all in one step, unless a trajectory is to show the `steps`.
+
+    Raises FmdiffError when steps and nfe are both given, or nfe does not pay for one step.
     """
     if solver.stochastic:
         need_gaussian(field, "a stochastic solver (heun and the other ODE solvers do not)")
+    if nfe is None:
+        return _laid_out(field, solver, steps, schedule, final, trajectory)
+    if steps is not None:
+        raise FmdiffError(f"steps={steps} and nfe={nfe} are both given: choose one of them")
+    if getattr(solver, "adaptive", False):
+        raise FmdiffError(
+            f"nfe={nfe}: an adaptive solver chooses its own steps, bounded by solver.max_nfe; "
+            "choose another solver, or leave nfe out"
+        )
+
+    if isinstance(schedule, Explicit):
+        raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
+    return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
+
+
+def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
+    """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
+    best = laid_out(1)
+    if (best.nfe or 0) > nfe:
+        raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
+    over = nfe + 1 if best.nfe else 0  # a step costs an evaluation, or there is nothing to solve
+    while over - best.steps > 1:
+        middle = laid_out((best.steps + over) // 2)
+        if (middle.nfe or 0) <= nfe:
+            best = middle
+        else:
+            over = middle.steps
+    return best
+
+
+def _laid_out(
+    field: Field, solver, steps: int | None, schedule: Callable, final: str, trajectory: bool
+) -> Plan:
     lo, hi = field.interval(solver.asks)
     if lo == hi:
         return Plan(torch.tensor([hi], dtype=torch.float64), False, 0)
-    noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
-    jump = final == "denoise" or (final == "auto" and noisy)
-    intervals = steps - 1 if jump and noisy else steps
-    u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
-    times = lo + (hi - lo) * schedule(u)
+    if isinstance(schedule, Explicit):
+        if steps not in (None, schedule.steps):
+            raise FmdiffError(f"steps={steps}, but schedule.times has {schedule.steps} steps")
+        times = schedule.within(lo, hi, final)
+        lo, hi = times[0].item(), times[-1].item()
+        noisy, jump = _ending(field, hi, final)
+        jump = jump or len(times) <= schedule.steps
+    else:
+        if isinstance(schedule, NoiseLevels):
+            lo, hi = schedule.span(field.path, lo, hi)
+        noisy, jump = _ending(field, hi, final)
+        intervals = (steps or STEPS) - (jump and noisy)
+        u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+        if isinstance(schedule, NoiseLevels):
+            times = schedule.times(u, field.path, lo, hi)
+        else:
+            times = lo + (hi - lo) * schedule(u)
+        times[0], times[intervals:] = lo, hi if intervals else lo  # exactly
     if jump and not noisy:
         times = times[:-1]
-    branches = field.branches
-    return Plan(times, jump, branches * (solver.nfe(len(times) - 1) + jump))
+    if getattr(solver, "adaptive", False) and len(times) > 1:
+        return Plan(times if trajectory else times[[0, -1]], jump, None)
+    return Plan(times, jump, _price(field, solver, times, jump))
+
+
+def _ending(field: Field, hi: float, final: str) -> tuple[bool, bool]:
+    """Whether noise is left at hi, and whether a jump takes it away."""
+    noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
+    return noisy, final == "denoise" or (final == "auto" and noisy)
+
+
+def _price(field: Field, solver, times: Tensor, jump: bool) -> int:
+    """Evaluations along `times` and for the jump."""
+    if field.branches == 1:
+        return solver.nfe(len(times) - 1) + jump
+    # the price of guidance depends on the time: a rehearsal shows which times are asked
+    rehearsal = _Rehearsal(field)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
+    if jump:
+        rehearsal.predict(x, times[-1], "x")
+    return rehearsal.paid
+
+
+class _Rehearsal:
+    """Answers 0 in a field's place and adds up what the field would have cost."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.path, self.paid = field, field.path, 0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.predict(x_t, t, "v")
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: str) -> Tensor:
+        self.paid += self.field.price(t)
+        return torch.zeros_like(x_t)
 
 
 def integrate(
     solver,
-    field: Field,
+    field,
     x: Tensor,
     times: Tensor,
     noise: Callable | None = None,
@@ -69,9 +158,9 @@ def integrate(
     """Carry the states x (B, *shape) along times (S+1,): the one loop.
 
     noise(t, s) gives the Brownian increment W_s - W_t of these samples, observe(t, x) sees every
-    state but the first.
+    state but the first. A solver that wants to know all the times first has a `begin(times)`.
     """
-    state = None
+    state = solver.begin(times) if hasattr(solver, "begin") else None
     for t, s in pairwise(times):
         x, state = solver.step(field, x, t, s, state, noise)
         if observe:
@@ -85,7 +174,7 @@ class Samples:
 
     x: Tensor
     y: Tensor | None
-    nfe_planned: int
+    nfe_planned: int | None  # None: an adaptive solver
     nfe_counted: float
     plan: Plan
     # every state, start and end included (frames, n, *shape), and its time (frames,)
@@ -112,7 +201,8 @@ def generate(
     n: int = 64,
     *,
     solver="heun",
-    steps: int = 28,
+    steps: int | None = None,
+    nfe: int | None = None,
     seed: int = 0,
     classes: list[int] | int | None = None,
     guidance: Callable[[Field, Tensor | None], Field] = unguided,
@@ -120,6 +210,7 @@ def generate(
     coordinates: str = "straight",
     final: str = "auto",
     path: Path | None = None,
+    clip: str = "none",
     batch_size: int | None = None,
     device="cpu",
     dtype: torch.dtype = torch.float32,
@@ -128,21 +219,24 @@ def generate(
 ) -> Samples:
     """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
 
-    solver: a solver or the name of one (its YAML). guidance: what makes of a field and labels the
-    field to integrate. path: sample along another path than the field's own.
+    solver: a solver or the name of one (its YAML). steps, or the nfe they may cost; neither: 28.
+    guidance: what makes of a field and labels the field to integrate. path: sample along another
+    path than the field's own. clip: none, data or dynamic, for the estimate of x of images.
     """
     if isinstance(solver, str):
         solver = named("solver", solver)
     field = field.to(device, dtype)
     size = batch_size or default_batch_size(field.shape)
     xs, ys, frames, counted = [], [], [], 0
+    the_plan: Plan | None = None
     for start in range(0, n, size):
         stop = min(start + size, n)
         y = field.labels(classes, start, stop, seed)
-        bound = guidance(field, None if y is None else y.to(device))
+        bound = clipped(guidance(field, None if y is None else y.to(device)), clip)
         bound.reset()
         asked = view(bound, coordinates, path)
-        the_plan = plan(asked, solver, steps, schedule, final)
+        if the_plan is None:
+            the_plan = plan(asked, solver, steps, schedule, final, nfe, trajectory)
         seen: list[Tensor] = []
         x = _one_batch(asked, solver, the_plan, start, stop, seed, device, dtype, seen, trajectory)
         counted += bound.evaluations
@@ -151,6 +245,7 @@ def generate(
         frames.append(seen)
         if progress:
             progress(stop - start)
+    assert the_plan is not None
     x = torch.cat(xs)
     bad = int((~x.flatten(1).isfinite()).any(1).sum())
     if bad:
@@ -171,10 +266,10 @@ def _one_batch(field, solver, plan, start, stop, seed, device, dtype, seen, traj
         drawn = randomness.noise(start, stop, field.shape, seed, purpose, step)
         return drawn.to(device, dtype)
 
-    increments = iter(range(10**9))
+    walk = randomness.Brownian(start, stop, field.shape, seed)
 
     def brownian(t: Tensor, s: Tensor) -> Tensor:
-        return (s - t).sqrt() * draw("brownian", next(increments))
+        return walk(t, s).to(device, dtype)
 
     def observe(t: Tensor, x: Tensor) -> None:
         # shown at the scale of the data, whatever the path's own scale is

@@ -117,7 +117,9 @@ RULES: dict[str, Rule] = {
     "ckpt": or_null(TEXT),
     "weights": WEIGHTS,
     "n": or_null(integer(1)),
-    "steps": integer(1),
+    "steps": or_null(integer(1)),
+    "nfe": or_null(integer(1)),
+    "clip": one_of("none", "data", "dynamic"),
     "batch_size": or_null(integer(1)),
     "classes": CLASSES,
     "coordinates": one_of("straight", "native"),
@@ -143,7 +145,23 @@ RULES: dict[str, Rule] = {
     "objective.floor": number(low=0),
     "objective.t_eps": number(low=0),
     "optim.lr": number(above=0),
-    "guidance.w": number(),
+    "guidance.w": Rule(lambda v: _is_number(v) or TEXT.passes(v), "a number or a formula"),
+    "guidance.phi": FRACTION,
+    "guidance.interval": or_null(
+        Rule(
+            lambda v: _is_list(v, FRACTION.passes) and len(v) == 2 and v[0] < v[1],
+            "two numbers from 0 to 1, the lower first, like [0.2,0.8]",
+        )
+    ),
+    "guidance.ckpt": or_null(TEXT),
+    "guidance.weights": WEIGHTS,
+    "schedule.p": number(above=0),
+    "schedule.q": number(above=0),
+    "schedule.end": one_of("start", "end"),
+    "schedule.noise_min": number(above=0),
+    "schedule.noise_max": number(above=0),
+    "schedule.rho": number(above=0),
+    "schedule.shift": number(above=0),
     "solver.rtol": number(above=0),
     "solver.atol": number(above=0),
     "trainer.max_steps": integer(1),
@@ -185,8 +203,8 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
         "system.diffusion": number(low=0),
     },
 }
-# keys that take a number or a list, whatever their default is
-NUMBER_OR_LIST = {"data.cov", "system.x0"}
+# keys that take values of several types, whatever their default is
+SEVERAL_TYPES = {"data.cov", "system.x0", "guidance.w"}
 ABSENT = object()
 
 
@@ -206,7 +224,7 @@ def check(command: str, cfg: DictConfig) -> None:
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
     """Refuse a number, flag or list whose default in the chosen YAML is of another type."""
-    for key in sorted(set(keys) - NUMBER_OR_LIST):
+    for key in sorted(set(keys) - SEVERAL_TYPES):
         value, usual = _value(cfg, key), _value(default, key)
         if ABSENT in (value, usual) or value is None or usual is None:
             continue

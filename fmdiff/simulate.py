@@ -83,6 +83,10 @@ def usable(solver, name: str, system: System):
                 f"solver.diffusion={solver.diffusion}: this system has its own, system.diffusion"
             )
         return Additive()
+    if isinstance(system, Mixed) and solver.stochastic and not isinstance(solver, EulerMaruyama):
+        raise FmdiffError(
+            f"solver={name}: here the noise is one draw a step, for solver=euler_maruyama"
+        )
     if not isinstance(system, Mixed) and (solver.stochastic or solver.asks != "v"):
         raise FmdiffError(f"solver={name} needs a score or noise, this system is an ODE; {plain}")
     if isinstance(system, Velocities) and not isinstance(solver, Euler):

@@ -9,7 +9,8 @@ from torch import nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import Along, Guided, NetField, Straight, cfg, unguided
+from fmdiff.field import Along, NetField, Straight
+from fmdiff.guidance import Guided, cfg, unguided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
 torch.set_num_threads(1)

@@ -1,10 +1,13 @@
 """Draws are functions of (seed, purpose, counters)."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.stats import kstest
 
-from fmdiff.randomness import BLOCK, generator, key, noise, permutation, positions
+from fmdiff.randomness import BLOCK, Brownian, generator, key, noise, permutation, positions
 
 torch.set_num_threads(1)
 
@@ -80,3 +83,74 @@ def test_noise_is_standard_normal():
     assert (torch.corrcoef(draw.T) - torch.eye(3)).abs().max() < 4 / 20_000**0.5
     lagged = torch.corrcoef(torch.stack([draw[:-BLOCK, 0], draw[BLOCK:, 0]]))[0, 1]
     assert lagged.abs() < 4 / 20_000**0.5
+
+
+# --- Brownian motion ------------------------------------------------------------------------
+
+
+def moved(walk, *times):
+    """The increments (n, len(times) - 1) between the times."""
+    at = torch.tensor(times, dtype=torch.float64)
+    return torch.cat([walk(t, s) for t, s in pairwise(at)], 1)
+
+
+TIMES = (0.0, 1e-5, 1 / 7, 0.25, 0.3, 1 / 3, 0.5, 0.75, 1 - 2e-6, 1.0)
+
+
+@pytest.mark.parametrize("times", [TIMES, (0.0, 0.5, 1.0), tuple(k / 9 for k in range(10))])
+def test_increments_are_independent_normal_and_of_the_variance_of_their_length(times):
+    n = 20_000
+    steps = moved(Brownian(0, n, (1,), 0), *times)
+    z = steps / torch.tensor(times, dtype=torch.float64).diff().sqrt()
+    off = (z.T @ z / n - torch.eye(len(times) - 1)).abs()
+    assert (off < 4 * (2 / n) ** 0.5).all()
+    for column in z.T:
+        assert kstest(column.numpy(), "norm").pvalue > 1e-3
+
+
+def test_increments_add_up_to_those_of_longer_steps():
+    times = torch.linspace(0.1, 0.9, 38, dtype=torch.float64)
+    coarse = Brownian(0, 50, (3,), 1)(times[0], times[-1])
+    fine = Brownian(0, 50, (3,), 1)
+    total = sum(fine(t, s) for t, s in pairwise(times))
+    torch.testing.assert_close(total, coarse, rtol=0, atol=1e-12)
+    assert coarse.std() > 0.5
+
+
+def test_the_path_is_a_function_of_time_whatever_was_asked_before():
+    times = [*TIMES, 0.123456789, 0.1234567891, 0.999, 2**-20, 3 * 2**-21]
+    alone = {t: Brownian(5, 8, (2,), 3).at(t) for t in times}
+    assert alone[0.0].eq(0).all() and torch.equal(
+        alone[1.0], noise(5, 8, (2,), 3, "brownian").double()
+    )
+    walk = Brownian(5, 8, (2,), 3)
+    for order in (times, times[::-1], sorted(times), [*times[::2], *times[1::2]]):
+        for t in order:
+            assert torch.equal(walk.at(t), alone[t])
+    assert len({tuple(w.flatten().tolist()) for w in alone.values()}) == len(alone)
+
+
+def test_a_row_of_the_path_depends_on_its_index_alone():
+    at = torch.tensor([0.3, 0.77], dtype=torch.float64)
+    whole = Brownian(0, 130, (2, 3), 4)(*at)
+    for start, stop in ((0, 1), (3, 10), (60, 130), (64, 128)):
+        assert torch.equal(Brownian(start, stop, (2, 3), 4)(*at), whole[start:stop])
+    assert Brownian(0, 130, (2, 3), 5)(*at).ne(whole).all()
+    assert len(whole.flatten().unique()) == whole.numel()
+
+
+@pytest.mark.parametrize("steps", [16, 28, 100, 1000])
+def test_steps_cost_few_draws_and_little_memory(steps, monkeypatch):
+    walk, drawn = Brownian(0, 1, (1,), 0), []
+    draw = walk._draw
+    monkeypatch.setattr(walk, "_draw", lambda node: drawn.append(node) or draw(node))
+    moved(walk, *torch.linspace(0, 1, steps + 1).double().tolist())
+    assert len(drawn) <= steps * (walk.DEPTH + 2 - int(math.log2(steps)))
+    assert steps != 16 or sorted(drawn) == list(range(1, 16))  # no draw twice, none too many
+    assert len(walk.around) <= walk.DEPTH + 1
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, float("nan")])
+def test_a_time_outside_the_path_is_refused(t):
+    with pytest.raises(ValueError, match="not in"):
+        Brownian(0, 1, (1,), 0).at(t)

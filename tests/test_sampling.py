@@ -1,5 +1,8 @@
 """Sampling end to end: plans and their price, reproducibility, and the law of the samples."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import every_path
@@ -8,7 +11,8 @@ from torch import nn
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import NetField, Straight, cfg, unguided
+from fmdiff.field import NetField, Straight
+from fmdiff.guidance import cfg, unguided
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
 from fmdiff.sampling import default_batch_size, generate, integrate, plan, view
@@ -106,6 +110,80 @@ def test_the_plan_states_what_is_paid(path, solver):
                     assert made.x.shape == (5, 2) and made.x.dtype == torch.float32
 
 
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "adams_rk4"])
+@pytest.mark.parametrize(
+    "guidance",
+    [unguided, guided_by(2.0), lambda field, y: cfg(field, y, 2.0, interval=[0.25, 0.7])],
+    ids=["none", "cfg", "interval"],
+)
+def test_nfe_takes_the_most_steps_it_pays_for(solver, guidance):
+    """Against trying every number of steps."""
+    solver = SOLVERS[solver]
+    for field in (gmm4(CondOT()), network(CondOT(), "x")):
+        seen = view(guidance(field, torch.zeros(2, dtype=torch.long)), "straight")
+        prices = {steps: plan(seen, solver, steps).nfe for steps in range(1, 40)}
+        for nfe in (8, 9, 15, 16, 35):
+            most = max(steps for steps, price in prices.items() if price <= nfe)
+            made = plan(seen, solver, nfe=nfe)
+            assert made.steps == most and made.nfe == prices[most] <= nfe
+        made = generate(field, 3, solver=solver, nfe=20, guidance=guidance)
+        assert made.nfe_counted == made.nfe_planned <= 20
+
+
+def test_steps_or_nfe():
+    field = gmm4(CondOT())
+    assert plan(field, Euler()).nfe == 28
+    with pytest.raises(FmdiffError, match="steps=4 and nfe=20 are both given"):
+        plan(field, Euler(), 4, nfe=20)
+    with pytest.raises(FmdiffError, match="nfe=3: one step costs 4 evaluations"):
+        plan(field, RK4(), nfe=3)
+    with pytest.raises(FmdiffError, match="nfe=20: an adaptive solver"):
+        plan(field, named("solver", "dopri5"), nfe=20)
+    assert plan(named("model", "data", gmm4_data(), CondOT()), Euler(), nfe=5).nfe == 0
+
+
+def gmm4_data():
+    data = named("data", "gmm4")
+    data.prepare()
+    return data
+
+
+def test_an_adaptive_solver_takes_one_interval_unless_it_is_watched():
+    """Its price is known after the run."""
+    solver = named("solver", "dopri5")
+    for field, final, times, jump in (
+        (gmm4(CondOT()), "auto", [0, 1], False),
+        (gmm4(CondOT()), "denoise", [0, 0.8], True),
+        (network(CondOT(), "x"), "auto", [0, 0.99], True),
+    ):
+        made = plan(field, solver, 5, final=final)
+        assert made.times.tolist() == pytest.approx(times)
+        assert (made.jump, made.nfe) == (jump, None)
+        watched = plan(field, solver, 5, final=final, trajectory=True)
+        assert watched.steps == 5 and watched.nfe is None
+        shown = generate(field, 3, solver=solver, steps=5, final=final, trajectory=True)
+        assert len(shown.trajectory[1]) == 6 and shown.nfe_planned is None
+        alone = generate(field, 3, solver=solver, steps=5, final=final)
+        assert alone.nfe_counted > 5
+        torch.testing.assert_close(alone.x, shown.x, rtol=0, atol=2e-3)
+    assert plan(gmm4(CondOT()), solver, 1, final="denoise").nfe == 1
+
+
+def test_a_solver_hears_all_the_times_before_its_first_step():
+    class Listens(Euler):
+        def begin(self, times):
+            return times.tolist()
+
+        def step(self, field, x, t, s, state, noise):
+            heard.append((t.item(), state))
+            return super().step(field, x, t, s, None, noise)[0], state[1:]
+
+    heard = []
+    times = torch.tensor([0, 0.3, 1], dtype=torch.float64)
+    integrate(Listens(), gmm4(CondOT()), torch.zeros(1, 2), times)
+    assert heard == [(0, [0, 0.3, 1]), (0.3, [0.3, 1])]
+
+
 # --- reproducibility ------------------------------------------------------------------------
 
 
@@ -145,7 +223,7 @@ def test_starts_and_increments_are_those_of_the_seed_and_index():
             return x + noise(t, s), None
 
     walked = generate(field, 100, solver=Walk(), steps=4, seed=5, batch_size=9).x
-    brownian = sum(0.5 * noise(0, 100, (2,), 5, "brownian", step) for step in range(4))
+    brownian = noise(0, 100, (2,), 5, "brownian", 0)  # the first draw is W_1
     torch.testing.assert_close(walked - made.x, brownian, rtol=1e-5, atol=1e-6)
     assert brownian.std().item() == pytest.approx(1, abs=0.15)
 
@@ -296,3 +374,45 @@ def test_progress_counts_samples_and_solvers_are_named_by_their_yaml():
     assert seen == [4, 4, 2]
     with pytest.raises(FmdiffError, match="solver"):
         generate(gmm4(CondOT()), 1, solver="heunn")
+
+
+# --- the command line -----------------------------------------------------------------------
+
+EXACT = ("model=exact", "data=gmm4", "n=4", "device=cpu", "out=samples")
+
+
+def test_the_command_line_prints_the_plan_first_and_counts_the_same(command, capfd):
+    assert command("sample", *EXACT, "solver=rk4", "nfe=22", "schedule=karras") == 0
+    told = capfd.readouterr().out.splitlines()
+    # 80 and 0.002 are the noise levels of r = 1/81 and 1/1.002
+    assert told[0] == (
+        "4 samples, solver rk4 (order 4), 6 steps, schedule karras, in straight coordinates from "
+        "0.01235 to 0.998 and a jump to the estimate of x, 21 evaluations each"
+    )
+    assert told[-4].startswith("21 evaluations per sample counted")
+    report = json.loads(Path("samples/sample.json").read_text())
+    assert report["nfe_planned"] == report["nfe_counted"] == 21
+
+
+def test_an_adaptive_solver_writes_null(command, capfd):
+    assert command("sample", *EXACT, "solver=dopri5") == 0
+    assert "adaptive steps" in (told := capfd.readouterr().out)
+    assert "evaluations known after the run" in told.splitlines()[0]
+    report = json.loads(Path("samples/sample.json").read_text())
+    assert report["nfe_planned"] is None and report["nfe_counted"] > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("steps=4", "nfe=20"), "steps=4 and nfe=20"),
+        (("nfe=3", "solver=rk4"), "nfe=3: one step costs 4 evaluations"),
+        (("nfe=20", "solver=dopri5"), "nfe=20: an adaptive solver"),
+        (("nfe=20", "schedule=explicit"), "nfe=20: schedule=explicit has its own 3 steps"),
+        (("nfe=0",), "nfe=0"),
+    ],
+)
+def test_refusals_of_the_command_line(command, capfd, words, says):
+    assert command("sample", *EXACT, *words) == 2
+    assert says in capfd.readouterr().err
+    assert not Path("samples/samples.npz").exists()

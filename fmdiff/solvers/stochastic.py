@@ -1,12 +1,21 @@
-"""Solvers of the SDE that has the same marginals as the field's ODE."""
+r"""Solvers of the SDE that has the same marginals as the field's ODE.
+
+dX = [v + g^2/2 score] dt + g dW has the marginals p_t for every g(t) >= 0: the score term cancels
+the spread that the noise adds (Song et al. 2021, arXiv:2011.13456; SiT, arXiv:2401.08740, eq. 5).
+`until`: from this time of the solver on the noise is off, and the step is one of the ODE.
+"""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from fmdiff.build import named
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.formula import CONSTANTS, Formula
 from fmdiff.path import Path
+from fmdiff.solvers.exponential import DPM2, ddim, log_ratio
 
 # the coefficient g(t) = sigma_t of the Brownian term, by name, as g^2
 DIFFUSIONS: dict[str, Callable[[Path, Tensor], Tensor]] = {
@@ -15,44 +24,225 @@ DIFFUSIONS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "linear": lambda p, t: 1 - t,
     "inc_dec": lambda p, t: torch.sin(torch.pi * t) ** 2,
 }
+LAST = ("mean", "tweedie", "euler")
+PREDICTORS = ("ddpm", "euler_maruyama")
+
+
+def at_least_0(**options: float) -> None:
+    """Raises FmdiffError, naming the option, for a value that is not a number >= 0."""
+    for name, value in options.items():
+        if not value >= 0:
+            raise FmdiffError(f"solver.{name}={value}: a number >= 0 is needed")
+
+
+def normals(noise: Callable, t: Tensor, s: Tensor, n: int = 1) -> list[Tensor]:
+    """n independent standard normal draws: the increments over n equal parts of [t, s]."""
+    times = torch.lerp(t, s, torch.linspace(0, 1, n + 1, dtype=t.dtype))
+    return [noise(a, b) / (b - a).sqrt() for a, b in pairwise(times)]
 
 
 class EulerMaruyama:
     """x_s = x_t + [v + g^2/2 score] h + g (W_s - W_t).
 
-    The score term cancels the spread that the noise adds, so every g keeps the marginals p_t
-    (Song et al. 2021, arXiv:2011.13456; SiT, arXiv:2401.08740, eq. 5). `diffusion` is a constant
-    g >= 0 or a name: path (g^2 = 2 (beta^2 alpha'/alpha - beta beta'), the textbook reverse SDE),
-    beta (g^2 = beta), linear (1 - t), inc_dec (sin^2 pi t). Weak and strong order 1, since the
-    noise is additive.
+    `diffusion` is a constant g >= 0, a name or else a formula of t for g: path (g^2 = 2 (beta^2
+    alpha'/alpha - beta beta'), the textbook reverse SDE), beta (g^2 = beta), linear (1 - t),
+    inc_dec (sin^2 pi t). Weak and strong order 1, since the noise is additive. `last` is another
+    rule for the last step (SiT, section 3.3): mean leaves its noise out, euler is the ODE's step,
+    tweedie goes to x_hat, and by DDIM where beta_s is not 0.
+
+    Raises FmdiffError for a diffusion that cannot be read, or is infinite inside (0, 1).
     """
 
     order = 1
     asks = "straight"  # finite in more places than v or score, and gives both in one evaluation
     stochastic = True
 
-    def __init__(self, diffusion: float | str) -> None:
-        if isinstance(diffusion, str) and diffusion not in DIFFUSIONS:
-            raise FmdiffError(
-                f"solver.diffusion={diffusion} is neither a number nor a known name; "
-                f"{nearest(diffusion, DIFFUSIONS)}"
-            )
-        if not isinstance(diffusion, str) and not 0 <= diffusion < float("inf"):
-            raise FmdiffError(f"solver.diffusion={diffusion}: a constant must be finite and >= 0")
-        self.diffusion = diffusion
+    def __init__(
+        self, diffusion: float | str, until: float = 1.0, last: str | None = None
+    ) -> None:
+        at_least_0(until=until)
+        if last is not None and last not in LAST:
+            raise FmdiffError(f"solver.last={last}: choose null, {', '.join(LAST)}")
+        self.diffusion, self.until, self.last = diffusion, until, last
+        self.formula = None
+        if not isinstance(diffusion, str):
+            if not 0 <= diffusion < float("inf"):
+                raise FmdiffError(
+                    f"solver.diffusion={diffusion}: a constant must be finite and >= 0"
+                )
+        elif diffusion not in DIFFUSIONS:
+            if diffusion.isidentifier() and diffusion not in ("t", *CONSTANTS):
+                raise FmdiffError(
+                    f"solver.diffusion={diffusion} is neither a number, nor a formula of t, nor a "
+                    f"known name; {nearest(diffusion, DIFFUSIONS)}"
+                )
+            self.formula = Formula(diffusion, ("t",), "solver.diffusion")
+            if not self.formula(torch.arange(1, 100, dtype=torch.float64) / 100).isfinite().all():
+                raise FmdiffError(f'solver.diffusion="{diffusion}" is not finite for 0 < t < 1')
 
     def nfe(self, intervals: int) -> int:
         return intervals
 
     def squared(self, path: Path, t: Tensor) -> Tensor:
+        """g^2, shaped like t."""
+        if self.formula:
+            return self.formula(t) ** 2
         if isinstance(self.diffusion, str):
             return DIFFUSIONS[self.diffusion](path, t)
         return torch.full_like(t, self.diffusion**2)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def begin(self, times: Tensor) -> Tensor:
+        """The state before the first of the steps along times (S+1,): where the last one ends."""
+        return times[-1]
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: Tensor | None, noise):
+        path = field.path
         straight = field.predict(x, t, "straight")
-        v = field.path.convert(straight, x, t, "straight", "v")
-        score = field.path.convert(straight, x, t, "straight", "score")
+        last = self.last if s == (1 if state is None else state) else None
+        if last == "tweedie":
+            x_hat = path.convert(straight, x, t, "straight", "x")
+            return ddim(path, x, t, s, x_hat), state
+        ahead = x + (s - t) * path.convert(straight, x, t, "straight", "v")
+        if t >= self.until or last == "euler":
+            return ahead, state
         # path is infinite where alpha = 0; as every g keeps the marginals, take none there
-        g2 = self.squared(field.path, t).nan_to_num(nan=0.0, posinf=0.0)
-        return x + (s - t) * (v + g2 / 2 * score) + g2.sqrt() * noise(t, s), None
+        g2 = self.squared(path, t).nan_to_num(nan=0.0, posinf=0.0)
+        score = path.convert(straight, x, t, "straight", "score")
+        ahead = ahead + (s - t) * g2 / 2 * score
+        return ahead if last == "mean" else ahead + g2.sqrt() * noise(t, s), state
+
+
+class DPMppSDE:
+    """DPM-Solver++ for the SDE (Lu et al. 2022b, arXiv:2211.01095, section 5).
+
+    With q = exp(-eta h), h = lam_s - lam_t, lam = log(alpha/beta), z standard normal,
+
+        x_s = q (beta_s / beta_t) x_t + (alpha_s - q alpha_t beta_s / beta_t) x_hat
+              + beta_s sqrt(1 - q^2) z
+
+    is exact for fixed x_hat. Order 1 with eta = 1 is ancestral sampling: a draw of x_s given x_t
+    and x = x_hat (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 7, the smaller of its variances).
+    Order 2 extends the line through the last two x_hat to the middle of the step in lam. eta
+    scales g^2 of the diffusion `path`; 0 is DDIM, and DPM-Solver++ 2M. Where lam is infinite at
+    t or s the order is 1; into beta_s = 0 the result is x_hat.
+    """
+
+    asks = "x"
+    stochastic = True
+
+    def __init__(self, order: int, eta: float, until: float = 1.0) -> None:
+        if order not in (1, 2):
+            raise FmdiffError(f"solver.order={order}: choose 1 or 2")
+        at_least_0(eta=eta, until=until)
+        self.order, self.eta, self.until = order, eta, until
+
+    def nfe(self, intervals: int) -> int:
+        return intervals
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+        path = field.path
+        (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
+        x_hat = field.predict(x, t, "x")
+        lam, middle = log_ratio(path, t), x_hat
+        h = log_ratio(path, s) - lam
+        if self.order == 2 and state and h.isfinite():
+            before, since = state
+            middle = x_hat + h / (lam - since) / 2 * (x_hat - before)
+        eta = 0.0 if t >= self.until else self.eta
+        q = (a_t * b_s / (a_s * b_t)) ** eta
+        kept = q * b_s / b_t
+        ahead = kept * x + (a_s - kept * a_t) * middle
+        if q < 1 and b_s > 0:
+            (z,) = normals(noise, t, s)
+            ahead = ahead + b_s * (1 - q**2).sqrt() * z
+        return ahead, (x_hat, lam)
+
+
+class Churn:
+    """The stochastic sampler of EDM (Karras et al. 2022, arXiv:2206.00364, algorithm 2).
+
+    In y = x_t / alpha and the noise level n = beta / alpha: noise is added up to (1 + c) n, with
+    c = min(s_churn / steps, sqrt(2) - 1) where s_min <= n <= s_max and else 0, its standard
+    deviation multiplied by s_noise; from there one step of Heun on dy/dn = (y - x_hat) / n. No
+    more noise is added than the path begins with. Out of alpha = 0 and into beta = 0, where that
+    slope does not exist, DPM-Solver-2 (the paper ends with an Euler step: final=denoise).
+    """
+
+    order = 2
+    asks = "x"
+    stochastic = True
+
+    def __init__(
+        self, s_churn: float, s_min: float, s_max: float, s_noise: float, until: float = 1.0
+    ) -> None:
+        at_least_0(s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise, until=until)
+        self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, s_max, s_noise
+        self.until, self.ends = until, DPM2()
+
+    def nfe(self, intervals: int) -> int:
+        return 2 * intervals
+
+    def begin(self, times: Tensor) -> int:
+        """The state before the first of the steps along times (S+1,): their number."""
+        return len(times) - 1
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: int | None, noise):
+        path = field.path
+
+        def level(t: Tensor) -> Tensor:
+            return path.beta(t) / path.alpha(t)
+
+        def slope(y: Tensor, t: Tensor) -> Tensor:
+            return (y - field.predict(path.alpha(t) * y, t, "x")) / level(t)
+
+        now, u, churn = level(t), t, 0.0
+        if self.s_min <= now <= self.s_max and now.isfinite() and t < self.until:
+            # equal steps from 0 to 1 where their number is not known
+            churn = min(self.s_churn / (state or float(1 / (s - t))), 2**0.5 - 1)
+        if churn > 0:
+            u = path.time_of_logsnr(-2 * ((1 + churn) * now).log())
+            (z,) = normals(noise, t, s)
+            added = (level(u) ** 2 - now**2).clamp(min=0).sqrt()
+            x = path.alpha(u) * (x / path.alpha(t) + self.s_noise * added * z)
+        if path.alpha(u) == 0 or path.beta(s) == 0:
+            return self.ends.step(field, x, u, s, None, noise)[0], state
+        y, h = x / path.alpha(u), level(s) - level(u)
+        k = slope(y, u)
+        return path.alpha(s) * (y + h / 2 * (k + slope(y + h * k, s))), state
+
+
+class PredictorCorrector:
+    """`corrections` steps of Langevin dynamics at t, then one step of `predictor` from t to s.
+
+    x <- x + e score + sqrt(2 e) z (Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5), with
+    e = 2 (snr beta)^2. Their e = 2 (snr |z| / |score|)^2 is measured on the batch; this is its
+    value where |score| is that of the noise, |z| / beta, and depends on no sample, for a step
+    that varies with x does not keep p_t. The variance at t is then too large by the share
+    e / (2 S) of a normal law's S. Correcting before the step instead of after it never asks for a
+    score where beta = 0.
+    """
+
+    order = 1
+    stochastic = True
+
+    def __init__(self, predictor: str, corrections: int, snr: float) -> None:
+        if predictor not in PREDICTORS:
+            raise FmdiffError(f"solver.predictor={predictor}: {nearest(predictor, PREDICTORS)}")
+        if corrections not in range(10**6):
+            raise FmdiffError(f"solver.corrections={corrections}: a whole number is needed")
+        if not 0 <= snr < 1:
+            raise FmdiffError(f"solver.snr={snr}: choose a number from 0 to below 1")
+        self.predictor, self.corrections, self.snr = named("solver", predictor), corrections, snr
+        self.asks = self.predictor.asks
+
+    def nfe(self, intervals: int) -> int:
+        return intervals * (1 + self.corrections)
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+        path, size = field.path, self.snr * field.path.beta(t)
+        *draws, own = normals(noise, t, s, self.corrections + 1)
+        for z in draws:
+            value = field.predict(x, t, self.asks)
+            eps = path.convert(value, x, t, self.asks, "eps")
+            x = x + 2 * size * (z - self.snr * eps)
+        return self.predictor.step(field, x, t, s, state, lambda t, s: (s - t).sqrt() * own)

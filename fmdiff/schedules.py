@@ -1,0 +1,201 @@
+"""Step schedules: where the intervals of a solver lie.
+
+A schedule is a law `schedule(u) -> r` of u in [0, 1], increasing from 0 to 1; steps are equal in
+u, and r is straight time (with coordinates=native the path's own time). A law knows nothing of
+the field: from 0 to 1 it is stretched over the interval on which the field may be asked.
+Schedules of noise levels (karras, logsnr) and explicit times are absolute instead.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError, nearest
+from fmdiff.path import Path
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise FmdiffError(f"schedule.{option}={value}: a finite number > 0 is needed")
+    return value
+
+
+class Uniform:
+    """r = u."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u
+
+
+UNIFORM = Uniform()
+
+
+class Quadratic:
+    """r = u^2 (end=start: dense at the noise) or 1 - (1-u)^2 (end=end: dense at the data)."""
+
+    def __init__(self, end: str) -> None:
+        if end not in ("start", "end"):
+            raise FmdiffError(f"schedule.end={end}: {nearest(end, ('start', 'end'))}")
+        self.end = end
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u**2 if self.end == "start" else 1 - (1 - u) ** 2
+
+
+class Power:
+    """r = 1 - (1-u)^p: dense at the data for p > 1, at the noise for p < 1."""
+
+    def __init__(self, p: float) -> None:
+        self.p = _positive("p", p)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return 1 - (1 - u) ** self.p
+
+
+class Ratio:
+    """r = u^p / (u^p + (1-u)^q): p > 1 is dense at the noise, q > 1 at the data."""
+
+    def __init__(self, p: float, q: float) -> None:
+        self.p, self.q = _positive("p", p), _positive("q", q)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        up = u**self.p
+        return up / (up + (1 - u) ** self.q)
+
+
+class Cosine:
+    """r = (1 - cos(pi u)) / 2: dense at both ends."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * u) ** 2
+
+
+class Shifted:
+    """r = u / (u + shift (1-u)): equal steps whose noise levels are multiplied by `shift`.
+
+    The timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23); above 1 it is dense at the
+    noise. A shift of the path is another one, and both apply.
+    """
+
+    def __init__(self, shift: float) -> None:
+        self.shift = _positive("shift", shift)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return u / (u + self.shift * (1 - u))
+
+
+class NoiseLevels:
+    """A law of the noise level beta/alpha from noise_max to noise_min: r = 1 / (1 + level).
+
+    Levels are absolute: solving starts at noise_max and stops at noise_min, or earlier where the
+    field may not be asked; the law then runs between what is left. The noise that is left at the
+    end falls to the final jump, which counts as a step, so `steps` equals the number of levels.
+    """
+
+    def __init__(self, noise_min: float, noise_max: float) -> None:
+        if not 0 < noise_min < noise_max < math.inf:
+            raise FmdiffError(
+                f"schedule.noise_min={noise_min:g} and schedule.noise_max={noise_max:g}: "
+                "0 < noise_min < noise_max is needed"
+            )
+        self.noise_min, self.noise_max = noise_min, noise_max
+
+    def level(self, u: Tensor, noise_min: float, noise_max: float) -> Tensor:
+        """The noise level at u."""
+        raise NotImplementedError
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return 1 / (1 + self.level(u, self.noise_min, self.noise_max))
+
+    def span(self, path: Path, lo: float, hi: float) -> tuple[float, float]:
+        """The part of the field's interval [lo, hi] between the two noise levels.
+
+        Raises FmdiffError where there is none.
+        """
+        ends = torch.tensor([self.noise_max, self.noise_min], dtype=torch.float64)
+        first, last = path.time_of_r(1 / (1 + ends)).tolist()
+        if not max(lo, first) < min(hi, last):
+            least, most = _levels(path, lo, hi)
+            raise FmdiffError(
+                f"schedule.noise_min={self.noise_min:g} and schedule.noise_max="
+                f"{self.noise_max:g} do not meet the noise levels {least:.3g} to {most:.3g} "
+                "of this model"
+            )
+        return max(lo, first), min(hi, last)
+
+    def times(self, u: Tensor, path: Path, lo: float, hi: float) -> Tensor:
+        """The law between the noise levels of lo and hi, as times of the path."""
+        return path.time_of_r(1 / (1 + self.level(u, *_levels(path, lo, hi))))
+
+
+def _levels(path: Path, lo: float, hi: float) -> tuple[float, float]:
+    """The noise levels at hi and at lo."""
+    r = path.r(torch.tensor([hi, lo], dtype=torch.float64))
+    least, most = ((1 - r) / r).tolist()
+    return least, most
+
+
+class Karras(NoiseLevels):
+    """level^(1/rho) falls in equal steps (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
+
+    def __init__(self, noise_min: float, noise_max: float, rho: float) -> None:
+        super().__init__(noise_min, noise_max)
+        self.rho = _positive("rho", rho)
+
+    def level(self, u: Tensor, noise_min: float, noise_max: float) -> Tensor:
+        first, last = noise_max ** (1 / self.rho), noise_min ** (1 / self.rho)
+        return (first + u * (last - first)) ** self.rho
+
+
+class LogSNR(NoiseLevels):
+    """log-SNR = -2 log level in equal steps (Lu et al. 2022, arXiv:2206.00927, section 3.4)."""
+
+    def level(self, u: Tensor, noise_min: float, noise_max: float) -> Tensor:
+        return noise_max ** (1 - u) * noise_min**u
+
+
+class Explicit:
+    """The times themselves, increasing in [0, 1]; how many steps there are follows from them."""
+
+    def __init__(self, times: list[float]) -> None:
+        numbers = all(isinstance(t, int | float) and not isinstance(t, bool) for t in times)
+        if not numbers or len(times) < 2 or not all(0 <= t <= 1 for t in times):
+            raise FmdiffError(
+                f"schedule.times={_shown(times)}: two numbers or more from 0 to 1 are needed"
+            )
+        if not all(t < s for t, s in pairwise(times)):
+            raise FmdiffError(f"schedule.times={_shown(times)} must increase")
+        self.given = torch.tensor(times, dtype=torch.float64)
+
+    @property
+    def steps(self) -> int:
+        return len(self.given) - 1
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The time at u = k / steps; linear in between."""
+        place = u * self.steps
+        k = place.floor().long().clamp(max=self.steps - 1)
+        given = self.given.to(u)
+        return torch.lerp(given[k], given[k + 1], place - k)
+
+    def within(self, lo: float, hi: float, final: str) -> Tensor:
+        """The times a solver takes; without a last 1 that only the final jump can reach.
+
+        Raises FmdiffError for times at which the field may not be asked.
+        """
+        times = self.given
+        if times[-1] == 1 > hi and final != "solver":
+            times = times[:-1]
+        if not (lo <= times[0] and times[-1] <= hi):
+            raise FmdiffError(
+                f"schedule.times={_shown(self.given.tolist())}: this model is solved from "
+                f"{lo:.4g} to {hi:.4g}"
+                + ("" if final == "solver" else ", and a last time 1 stands for the final jump")
+            )
+        return times
+
+
+def _shown(times: list) -> str:
+    return f"[{','.join(f'{t:g}' if isinstance(t, int | float) else str(t) for t in times)}]"

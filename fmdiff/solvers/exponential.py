@@ -1,0 +1,247 @@
+r"""Exponential integrators: what is linear is solved exactly, only the prediction is guessed.
+
+With lam = log(alpha/beta) and rho = beta/alpha = exp(-lam), the ODE of every Gaussian path reads
+
+    x_s = (beta_s / beta_t) x_t + beta_s integral of x_hat d(1/rho)        (data form)
+        = (alpha_s / alpha_t) x_t + alpha_s integral of eps_hat d rho      (noise form)
+
+over [t, s]. With the prediction held fixed both are DDIM, which is Euler in straight coordinates;
+the methods below put a polynomial in its place, through values at earlier times. Only x_hat is
+asked for, so they run to the end where v is infinite, and equal noise levels give equal samples
+whatever the coordinates. At an end where lam is infinite (alpha = 0 or beta = 0) no polynomial in
+lam exists: that step is of first order, and into beta = 0 its result is x_hat.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError, nearest
+from fmdiff.path import Path
+from fmdiff.solvers.multistep import Recorded, quadrature
+from fmdiff.solvers.runge_kutta import RungeKutta
+
+# B(h) of UniPC: what stands, halved, for the first moment where two values are known. bh1 has no
+# limit, so over an infinite h it is bh2's.
+VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bh1": lambda h: h if h.isfinite() else torch.ones_like(h),
+    "bh2": lambda h: -torch.expm1(-h),
+}
+
+
+def log_ratio(path: Path, t: Tensor) -> Tensor:
+    """lam = log(alpha/beta), infinite where one of them is 0."""
+    return path.logsnr(t) / 2
+
+
+def ddim(path: Path, x: Tensor, t: Tensor, s: Tensor, x_hat: Tensor) -> Tensor:
+    """The step with x_hat held fixed (Song et al. 2021, arXiv:2010.02502), for beta_t > 0."""
+    kept = path.beta(s) / path.beta(t)
+    return kept * x + (path.alpha(s) - kept * path.alpha(t)) * x_hat
+
+
+def moments(h: Tensor, n: int) -> Tensor:
+    """M_k = h * integral over [0, 1] of exp((u - 1) h) u^k du for k < n; h of either sign.
+
+    M_k = k! h phi_{k+1}(-h) in the notation of Hochbruck & Ostermann 2010.
+    """
+    found = [-torch.expm1(-h)]
+    for k in range(1, n):
+        found.append(1 - k * found[-1] / h)  # by parts
+    return torch.stack(found)
+
+
+def weights(nodes: list[Tensor], lo: Tensor, hi: Tensor, moments: Tensor) -> list[float]:
+    """w with sum_j w_j p(nodes_j) = sum_k c_k M_k for p = sum_k c_k u^k, u = 0 at lo, 1 at hi.
+
+    lo = -inf is allowed beside the node lo itself and the node hi.
+    """
+    z = torch.stack(nodes)
+    u = torch.where(z == lo, 0, torch.where(z == hi, 1, (z - lo) / (hi - lo)))
+    powers = torch.arange(len(nodes))
+    return torch.linalg.solve(u ** powers[:, None], moments).tolist()
+
+
+class DPM2:
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1): the midpoint rule in lam.
+
+    x_s = (alpha_s / alpha_t) x_t + alpha_s (rho_s - rho_t) eps_hat(x_m, m), lam_m halfway, x_m by
+    DDIM. Where lam is infinite at t or s, the midpoint rule in r instead.
+    """
+
+    order = 2
+    asks = "x"
+    stochastic = False
+
+    def nfe(self, intervals: int) -> int:
+        return 2 * intervals
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+        path = field.path
+        (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
+        finite = a_t > 0 and b_s > 0
+        if finite:
+            m = path.time_of_logsnr(log_ratio(path, t) + log_ratio(path, s))
+        else:
+            m = path.time_of_r((path.r(t) + path.r(s)) / 2)
+        inner = ddim(path, x, t, m, field.predict(x, t, "x"))
+        x_hat = field.predict(inner, m, "x")
+        if finite:
+            eps = path.convert(x_hat, inner, m, "x", "eps")
+            return a_s / a_t * x + (b_s - a_s * b_t / a_t) * eps, None
+        straight = path.convert(x_hat, inner, m, "x", "straight")
+        z = x / (a_t + b_t) + (path.r(s) - path.r(t)) * straight
+        return (a_s + b_s) * z, None
+
+
+class Node(NamedTuple):
+    z: Tensor  # the polynomial's variable there
+    value: Tensor  # the prediction there
+
+
+class State(NamedTuple):
+    known: tuple[Node, ...] = ()
+    left: int | None = None  # steps still to come, where known
+    last: tuple[Tensor, Tensor, list[Node]] | None = None  # the last step's x_t, t and nodes
+
+
+class Multistep:
+    """x_s from the polynomial through the predictions at the last `order` times.
+
+    lower_order_final: the order is at most the number of steps left, which is safer with few
+    steps. start: a Runge-Kutta solver takes the first order - 1 steps; null: lower order there.
+    """
+
+    asks = "x"
+    stochastic = False
+    corrector = False
+
+    def __init__(self, order: int, lower_order_final: bool, start=None) -> None:
+        if order not in (1, 2, 3):
+            raise FmdiffError(f"solver.order={order}: choose 1, 2 or 3")
+        if start is not None and not isinstance(start, RungeKutta):
+            raise FmdiffError(
+                f"solver.start={type(start).__name__}: choose a Runge-Kutta solver or null"
+            )
+        self.order, self.lower_order_final, self.start = order, lower_order_final, start
+
+    def nfe(self, intervals: int) -> int:
+        first = min(intervals, self.order - 1) if self.start else 0
+        return intervals - first + (self.start.nfe(first) if self.start else 0)
+
+    def begin(self, times: Tensor) -> State:
+        """The state before the first of the steps along times (S+1,)."""
+        return State(left=len(times) - 1 if self.lower_order_final else None)
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
+        known, left, last = state or State()
+        path, after = field.path, None if left is None else left - 1
+        z_t, z_s = self.variable(path, t), self.variable(path, s)
+        if self.start and len(known) < self.order - 1:
+            first = Recorded(field)
+            ahead, _ = self.start.step(first, x, t, s, None, noise)
+            x_hat = path.convert(first.slope, x, t, "v", "x")
+            node = Node(z_t, self.value(path, x_hat, x, t))
+            return ahead, State((*known, node), after)
+        x_hat = field.predict(x, t, "x")
+        node = Node(z_t, self.value(path, x_hat, x, t))
+        if self.corrector and last:
+            before, since, used = last
+            x = self.advance(path, before, since, t, [*used, node])
+        known = (*known, node)[-self.order :]
+        order = self.order if left is None else min(self.order, left)
+        nodes = [node]
+        if z_t.isfinite() and z_s.isfinite():
+            nodes = [n for n in known if n.z.isfinite()][-order:]
+        if len(nodes) == 1:
+            ahead = ddim(path, x, t, s, x_hat)
+        else:
+            ahead = self.advance(path, x, t, s, nodes)
+        return ahead, State(known, after, (x, t, nodes))
+
+    def variable(self, path: Path, t: Tensor) -> Tensor:
+        """The polynomial's variable."""
+        return log_ratio(path, t)
+
+    def value(self, path: Path, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction the polynomial goes through."""
+        return x_hat
+
+    def advance(self, path: Path, x: Tensor, t: Tensor, s: Tensor, nodes: list[Node]) -> Tensor:
+        """x_s from x_t = x and the polynomial through two nodes or more."""
+        raise NotImplementedError
+
+
+class DPMpp(Multistep):
+    """DPM-Solver++ 2M and 3M (Lu et al. 2022b, arXiv:2211.01095): the data form in lam.
+
+    x_s = (beta_s / beta_t) x_t + alpha_s sum_j w_j x_hat_j, h = lam_s - lam_t, w_j from the
+    moments M_k(h). Where two values are known the paper (algorithm 2) has (1 - exp(-h))/2 for the
+    first moment. The third order has the full polynomial; the common code for 3M halves its
+    second derivative, which leaves an error of order 2.
+    """
+
+    def __init__(self, order: int, lower_order_final: bool, start=None) -> None:
+        super().__init__(order, lower_order_final, start)
+        self.first = VARIANTS["bh2"]
+
+    def advance(self, path, x, t, s, nodes):
+        lo, hi = log_ratio(path, t), log_ratio(path, s)
+        m = moments(hi - lo, len(nodes))
+        if len(nodes) == 2:
+            m[1] = self.first(hi - lo) / 2
+        w = weights([n.z for n in nodes], lo, hi, m)
+        mean = sum(c * n.value for c, n in zip(w, nodes, strict=True))
+        return path.beta(s) / path.beta(t) * x + path.alpha(s) * mean
+
+
+class UniPC(DPMpp):
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867): a corrector for DPM-Solver++ that costs nothing.
+
+    When x_hat at the predicted x_s arrives, at the next step, the last step is redone with the
+    polynomial that goes through it too, which raises the order by one. variant: B(h) = h (bh1) or
+    1 - exp(-h) (bh2), whose half is the first moment where two values are known; with more values
+    B(h) cancels.
+    """
+
+    def __init__(
+        self, order: int, corrector: bool, variant: str, lower_order_final: bool, start=None
+    ) -> None:
+        super().__init__(order, lower_order_final, start)
+        if variant not in VARIANTS:
+            raise FmdiffError(f"solver.variant={variant}: {nearest(variant, VARIANTS)}")
+        self.corrector, self.first = corrector, VARIANTS[variant]
+
+
+class DEIS(Multistep):
+    """DEIS (Zhang & Chen 2023, arXiv:2204.13902): exponential Adams-Bashforth in the noise form.
+
+    x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j w_j eps_hat_j, w_j the integral over rho of
+    Lagrange polynomials in `polynomial`: log_rho (= -lam) or rho (the paper's rhoAB).
+    """
+
+    def __init__(self, order: int, polynomial: str, lower_order_final: bool, start=None) -> None:
+        super().__init__(order, lower_order_final, start)
+        if polynomial not in ("log_rho", "rho"):
+            choices = nearest(polynomial, ("log_rho", "rho"))
+            raise FmdiffError(f"solver.polynomial={polynomial}: {choices}")
+        self.polynomial = polynomial
+
+    def variable(self, path: Path, t: Tensor) -> Tensor:
+        lam = log_ratio(path, t)
+        return lam if self.polynomial == "log_rho" else torch.exp(-lam)
+
+    def value(self, path: Path, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return path.convert(x_hat, x, t, "x", "eps")
+
+    def advance(self, path, x, t, s, nodes):
+        lo, hi = self.variable(path, t), self.variable(path, s)
+        at = [n.z for n in nodes]
+        if self.polynomial == "rho":
+            w = quadrature(at, lo, hi)
+        else:
+            w = weights(at, lo, hi, torch.exp(-hi) * moments(lo - hi, len(nodes)))
+        total = sum(c * n.value for c, n in zip(w, nodes, strict=True))
+        return path.alpha(s) * (x / path.alpha(t) + total)
