@@ -94,9 +94,6 @@ def usable(solver, name: str, system: System):
     return solver
 
 
-# One run
-
-
 def _follow(cfg, settings: dict, system: System, name: str, solver) -> tuple[dict, partial]:
     """A run of equal steps: its tables and picture."""
     given, by_hand = settings["noise"], settings["noise"]
@@ -378,9 +375,6 @@ def order(h: list[float], errors: list[float], size: float) -> float | None:
     if len(points) < 2:
         return None
     return float(np.polyfit(np.log(list(points)), np.log(list(points.values())), 1)[0])
-
-
-# Tables
 
 
 def as_csv(header: list[str], rows: list[list]) -> str:
