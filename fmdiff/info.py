@@ -29,6 +29,11 @@ def info(cfg) -> None:
         f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
         "interval": f"t in [{lo:.4g}, {hi:.4g}]",
         "weights": ", ".join(content["weights"]) + " (weights=ema takes the first average)",
+        **(
+            {"guidance.w": "1 is none; w of SiT, DiT, JiT and EDM2; FM's examples say w - 1"}
+            if data["classes"]
+            else {}
+        ),
         "resumable": "yes" if "training" in content else "no, weights only",
     }
     width = max(map(len, rows))
