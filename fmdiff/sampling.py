@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -266,7 +267,8 @@ def _one_batch(field, solver, plan, start, stop, seed, device, dtype, seen, traj
         drawn = randomness.noise(start, stop, field.shape, seed, purpose, step)
         return drawn.to(device, dtype)
 
-    walk = randomness.Brownian(start, stop, field.shape, seed)
+    # only a stochastic solver asks for the path, which costs a draw to begin
+    walk: Any = solver.stochastic and randomness.Brownian(start, stop, field.shape, seed)
 
     def brownian(t: Tensor, s: Tensor) -> Tensor:
         return walk(t, s).to(device, dtype)

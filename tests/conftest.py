@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import logging
 import os
 
@@ -78,6 +79,19 @@ def train(command):
         return checkpoint.read(checkpoint.find(folder))
 
     return run
+
+
+def metrics(folder):
+    """The rows of metrics.csv without what a clock says."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def vector(weights):
+    return torch.cat([value.flatten() for value in weights.values()])
 
 
 def _trained(folder, *words):

@@ -1,6 +1,5 @@
 """Training with couplings and other sources: what is paired, what is kept, what is sampled."""
 
-import csv
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, POINTS
+from conftest import PLAIN, POINTS, metrics, vector
 from omegaconf import OmegaConf
 
 from fmdiff import checkpoint, generate, load
@@ -24,19 +23,6 @@ from fmdiff.training import Training
 BRIEF = ("trainer.warmup=0", "trainer.picture_every=1000")
 OT = (*POINTS, *BRIEF, "coupling=ot")
 SAMPLE = ("device=cpu", "threads=1", "out=samples")
-
-
-def metrics(folder):
-    """The rows of metrics.csv without what a clock says."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
-            for row in csv.DictReader(file)
-        ]
-
-
-def vector(weights):
-    return torch.cat([value.flatten() for value in weights.values()])
 
 
 def module(coupling="ot", source="normal", data=None, source_keys=None, **trainer):

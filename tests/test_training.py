@@ -1,4 +1,3 @@
-import csv
 import functools
 import itertools
 import math
@@ -10,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import IMAGES, PLAIN, POINTS
+from conftest import IMAGES, PLAIN, POINTS, metrics, vector
 from lightning import pytorch as pl
 from omegaconf import OmegaConf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,19 +24,6 @@ from fmdiff.training import Chunks, Training, inner_steps, quiet
 
 PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
 INTERVALS = tuple(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint"))
-
-
-def rows(folder):
-    """metrics.csv without what a clock says."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
-            for row in csv.DictReader(file)
-        ]
-
-
-def vector(weights):
-    return torch.cat([value.flatten() for value in weights.values()])
 
 
 def yaml(group, name, **changes):
@@ -236,7 +222,7 @@ def test_every_prediction_on_every_path_trains_and_samples(path, prediction):
 
 def test_metrics_log_what_happened(train, tmp_path):
     train(tmp_path / "run", *POINTS, *INTERVALS, "trainer.max_steps=25", "trainer.warmup=0")
-    found = rows(tmp_path / "run")
+    found = metrics(tmp_path / "run")
     assert [row["step"] for row in found] == ["10", "20", "25"]
     for row in found:
         assert float(row["loss"]) > 0 and float(row["grad_norm"]) > 0
@@ -250,7 +236,7 @@ def test_metrics_log_what_happened(train, tmp_path):
 def test_equal_seeds_give_equal_runs_and_others_do_not(train, tmp_path):
     words = (*POINTS, *INTERVALS, "trainer.max_steps=20")
     a, b = (train(tmp_path / name, *words) for name in "ab")
-    assert a["checksums"] == b["checksums"] and rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert a["checksums"] == b["checksums"] and metrics(tmp_path / "a") == metrics(tmp_path / "b")
     picture = "samples/step_0000020.png"
     assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
     assert train(tmp_path / "c", *words, "seed=1")["checksums"] != a["checksums"]
@@ -281,7 +267,7 @@ def test_a_signal_saves_and_the_rest_is_bit_identical(train, tmp_path, monkeypat
     assert stopped["step"] == 17
     resumed = train(tmp_path / "run", *words, "resume=last")
     assert resumed["step"] == 40 and resumed["checksums"] == whole["checksums"]
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
@@ -294,7 +280,7 @@ def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
         interrupt(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
         assert train(tmp_path / "run", *words, code=143)["step"] == 5
     assert train(tmp_path / "run", *words, "resume=true")["checksums"] == whole["checksums"]
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_an_error_in_mid_run_loses_only_what_came_after_the_last_checkpoint(
@@ -309,7 +295,7 @@ def test_an_error_in_mid_run_loses_only_what_came_after_the_last_checkpoint(
         interrupt(patch, 37, crash)
         assert train(tmp_path / "run", *words, code=1)["step"] == 30
     assert train(tmp_path / "run", *words, "resume=true")["checksums"] == whole["checksums"]
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_a_longer_run_goes_on(train, command, tmp_path):
@@ -454,7 +440,7 @@ def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path
     resumed = train(run, *words, "resume=last")
     whole = train(tmp_path / "whole", *words)
     assert resumed["step"] == 1000 and resumed["checksums"] == whole["checksums"]
-    assert rows(run) == rows(tmp_path / "whole")
+    assert metrics(run) == metrics(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -469,7 +455,9 @@ def test_two_processes_learn_what_one_does(train, tmp_path):
     for name, weights in one["weights"].items():
         a, b, c = map(vector, (weights, two["weights"][name], other["weights"][name]))
         assert ((a - b).norm() / a.norm()).item() < 1e-3 < ((a - c).norm() / a.norm()).item()
-    for ours, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "sweep" / "0"), strict=True):
+    for ours, theirs in zip(
+        metrics(tmp_path / "one"), metrics(tmp_path / "sweep" / "0"), strict=True
+    ):
         for name, value in ours.items():
             assert not value or float(theirs[name]) == pytest.approx(float(value), rel=1e-3)
 
