@@ -31,6 +31,10 @@ def _gaussian(cfg: Any) -> bool:
     )
 
 
+def _classifies(cfg: Any) -> bool:
+    return _target(cfg, "objective") == "fmdiff.objectives.classification.Classification"
+
+
 def _source_out_of_reach(cfg: Any) -> bool:
     """Another source, on a path that never reaches it: alpha(0) beside beta(0) is not 0."""
     if _target(cfg, "source") == "fmdiff.source.Normal":
@@ -70,6 +74,15 @@ TRAIN = (
         "source={choices[source]} needs a path with alpha(0) = 0, which path={choices[path]} has "
         "not; choose condot, cosine, polynomial, linear_vp or lipman",
     ),
+    Refusal(
+        lambda c: _classifies(c) and not c.data.get("conditional"),
+        "objective=classification needs classes: data with labels and data.conditional=true",
+    ),
+    Refusal(
+        lambda c: _classifies(c) and not _gaussian(c),
+        "objective=classification needs source=normal and coupling=independent, as the guidance "
+        "it serves; not source={choices[source]} coupling={choices[coupling]}",
+    ),
 )
 SAMPLE = (
     Refusal(
@@ -95,13 +108,25 @@ SAMPLE = (
     ),
 )
 EVALUATE = (
-    *SAMPLE,
     Refusal(
-        lambda c: c.ckpt is not None and c.path is not None,
+        lambda c: sum(v is not None for v in (c.ckpt, c.model, c.samples, c.result)) != 1,
+        "one of ckpt=RUN, model=exact with data=NAME, samples=FILE and result=FILE is needed",
+    ),
+    *SAMPLE[2:],
+    Refusal(
+        lambda c: c.samples is not None and (c.repeats > 1 or any(c.grid.values())),
+        "samples={samples} are there already: repeats= and grid= go with ckpt= or model=",
+    ),
+    Refusal(
+        lambda c: c.samples is not None and c.against in (None, "exact"),
+        "samples={samples} need against=: a data set, a .npz, a folder or a statistics file",
+    ),
+    Refusal(
+        lambda c: c.against == "exact" and c.ckpt is not None and c.path is not None,
         "path={choices[path]} goes with model=; ckpt={ckpt} is compared along its own path",
     ),
     Refusal(
-        lambda c: _target(c, "model") == "fmdiff.exact.real_data",
+        lambda c: c.against == "exact" and _target(c, "model") == "fmdiff.exact.real_data",
         "model=data has no field to evaluate: choose exact or empirical, or give ckpt=RUN",
     ),
 )

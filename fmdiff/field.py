@@ -61,15 +61,7 @@ class Field:
 
         Raises FmdiffError for a class the model does not have.
         """
-        if not self.classes:
-            if classes is not None:
-                raise FmdiffError(f"classes={classes}: this model was trained without classes")
-            return None
-        every = self.kept or range(self.classes)
-        chosen = list([classes] if isinstance(classes, int) else classes or every)
-        if any(not 0 <= c < self.classes for c in chosen):
-            raise FmdiffError(f"classes={classes} must lie in 0..{self.classes - 1}")
-        return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
+        return in_turn(classes, self.classes, self.kept, start, stop)
 
     def to(self, device, dtype: torch.dtype) -> "Field":
         raise NotImplementedError
@@ -77,6 +69,20 @@ class Field:
     def reset(self) -> None:
         """Count evaluations from 0."""
         self.evaluations = 0
+
+
+def in_turn(
+    classes: list[int] | int | None, known: int, kept: tuple[int, ...], start: int, stop: int
+) -> Tensor | None:
+    """The chosen ones of `known` classes in turn, for samples start ... stop - 1 (see labels)."""
+    if not known:
+        if classes is not None:
+            raise FmdiffError(f"classes={classes}: this model was trained without classes")
+        return None
+    chosen = list([classes] if isinstance(classes, int) else classes or kept or range(known))
+    if any(not 0 <= c < known for c in chosen):
+        raise FmdiffError(f"classes={classes} must lie in 0..{known - 1}")
+    return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
 
 
 def need_gaussian(field: Field, what: str) -> None:

@@ -1,129 +1,54 @@
 """Guidance: fields around fields, made from a field and labels before a solver sees them.
 
-Every guidance here moves from a guide's answer to the model's and beyond it:
+Every guidance here aims at the density p(x_t) (p(x_t | y) / p(x_t))^w. With a guide that answers
+for p(x_t), the null label or a worse model,
 
     v = guide + w (v(x_t, y) - guide),
 
 so w = 1 is no guidance. The formula holds for every kind, since kinds are affine in each other
-with the same coefficients on both sides. Where the guide is the same network, both branches are
-asked in one batch; each counts as an evaluation.
+with the same coefficients on both sides. A classifier gives the same from the model alone, as
+grad log p(x_t | y) / p(x_t) = grad log p(y | x_t). Where the guide is the same network, both
+branches are asked in one batch; each counts as an evaluation, as does a classifier.
 """
 
-import functools
 import math
 from numbers import Real
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fmdiff import checkpoint
+from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Along, Around, Field
+from fmdiff.field import EDGE, Along, Around, Field, in_turn, need_gaussian
 from fmdiff.formula import Formula
-from fmdiff.loading import load
-from fmdiff.path import Kind, expand
+from fmdiff.loading import load, load_classifier
+from fmdiff.path import Kind, Path, expand
 
 PERCENTILE = 0.995  # of |x| that dynamic thresholding takes for the end of the range
 
 
-def unguided(field: Field, y: Tensor | None) -> Field:
+class Unguided:
     """guidance=none: the conditional branch alone (the whole field when there are no classes)."""
-    return field if y is None else field.bind(y)
+
+    def labels(self, field: Field, classes, start: int, stop: int, seed: int) -> Tensor | None:
+        """The labels y that samples start ... stop - 1 of the field are asked for."""
+        return field.labels(classes, start, stop, seed)
+
+    def __call__(self, field: Field, y: Tensor | None) -> Field:
+        """The field to integrate for labels y (B,)."""
+        return field if y is None else field.bind(y)
 
 
-def cfg(
-    field: Field,
-    y: Tensor | None,
-    w: float | str,
-    interval: list[float] | None = None,
-    phi: float = 0.0,
-) -> Field:
+class CFG(Unguided):
     """guidance=cfg, interval and rescale: the guide is the null label's branch (see Guided).
 
-    Raises FmdiffError when the model has no classes.
+    Raises FmdiffError for a key out of range and, when called, for a model without classes.
     """
-    if y is None:
-        raise FmdiffError(
-            "guidance=cfg needs a model trained with classes, and this one was trained without; "
-            "choose guidance=none, or train with data.conditional=true"
-        )
-    return field.bind(y) if w == 1 else Guided(field, y, w, interval, phi)
-
-
-def autoguidance(
-    field: Field,
-    y: Tensor | None,
-    w: float | str,
-    ckpt: str | None,
-    weights: str | float = "ema",
-    trust: list[str] | tuple[str, ...] = (),
-) -> Field:
-    """guidance=autoguidance: the guide is a worse model of the same data.
-
-    A smaller or less trained one, or other averages of the same run (Karras et al. 2024,
-    arXiv:2406.02507). It is seen along the model's path, whatever its own is, and asked for the
-    same labels if it has classes.
-
-    Raises FmdiffError when the guide's data have another shape or other classes.
-    """
-    if ckpt is None:
-        raise FmdiffError("guidance=autoguidance needs guidance.ckpt=RUN, the model to guide with")
-    file = checkpoint.find(ckpt)
-    guide = _loaded(file, file.stat().st_mtime_ns, weights, tuple(trust))
-    if guide.shape != field.shape or guide.classes not in (0, field.classes):
-        raise FmdiffError(
-            f"guidance.ckpt={ckpt} is a model of shape {list(guide.shape)} with {guide.classes} "
-            f"classes; the guided one has shape {list(field.shape)} and {field.classes} classes"
-        )
-    if w == 1:
-        return unguided(field, y)
-    net = getattr(field, "net", None)
-    if net is not None:
-        parameter = next(net.parameters())
-        guide.to(parameter.device, parameter.dtype)
-    same = type(guide.path) is type(field.path) and vars(guide.path) == vars(field.path)
-    return Guided(field, y, w, guide=guide if same else Along(guide, field.path))
-
-
-@functools.lru_cache(maxsize=1)  # every batch asks for it; `changed` tells a newer file apart
-def _loaded(file: Path, changed: int, weights: str | float, trust: tuple[str, ...]) -> Field:
-    return load(file, weights, trust)
-
-
-class Guided(Around):
-    """guide + w (v(x_t, y) - guide); the guide is another field or, as in classifier-free
-    guidance (Ho & Salimans 2022, arXiv:2207.12598), the same with the null label.
-
-    w: a number, or a formula of the path's time t and the straight time r. Where r lies outside
-    `interval` = [lo, hi] the conditional branch alone is asked (Kynkaanniemi et al. 2024,
-    arXiv:2404.07724; their noise levels are (1 - r) / r). With phi > 0 the estimate of x becomes
-    phi x std(conditional) / std(x) + (1 - phi) x, std over all but the batch (Lin et al. 2023,
-    arXiv:2305.08891, section 3.4).
-    """
-
-    branches = 2
-    evaluations = 0  # rows asked of either network
 
     def __init__(
-        self,
-        field: Field,
-        y: Tensor | None,
-        w: float | str,
-        interval: list[float] | None = None,
-        phi: float = 0.0,
-        guide: Field | None = None,
+        self, w: float | str, interval: list[float] | None = None, phi: float = 0.0
     ) -> None:
-        super().__init__(field)
-        self.branches, self.y, self.guide = 2, y, guide
-        self.gaussian = field.gaussian and (guide is None or guide.gaussian)
-        self.w: float | Formula = 1.0
-        if isinstance(w, str):
-            self.w = Formula(w, ("t", "r"), "guidance.w")
-        elif isinstance(w, Real) and math.isfinite(w):
-            self.w = float(w)
-        else:
-            raise FmdiffError(f"guidance.w={w}: a finite number or a formula of t and r is needed")
+        self.w, self.interval, self.phi = Strength(w), interval, phi
         if interval is not None and not (
             len(interval) == 2
             and all(isinstance(r, Real) for r in interval)
@@ -134,8 +59,155 @@ class Guided(Around):
             )
         if not 0 <= phi <= 1:
             raise FmdiffError(f"guidance.phi={phi}: a number from 0 to 1 is needed")
-        if phi and math.prod(field.shape) < 2:
-            raise FmdiffError(f"guidance.phi={phi}: data of one dimension have no std to keep")
+
+    def __call__(self, field: Field, y: Tensor | None) -> Field:
+        if y is None:
+            raise FmdiffError(
+                "guidance=cfg needs a model trained with classes, and this one was trained "
+                "without; choose guidance=none, or train with data.conditional=true"
+            )
+        if self.phi and math.prod(field.shape) < 2:
+            raise FmdiffError(f"guidance.phi={self.phi}: data of one dimension have no std")
+        if self.w == 1:
+            return field.bind(y)
+        return Guided(field, y, self.w, self.interval, self.phi)
+
+
+class Autoguidance(Unguided):
+    """guidance=autoguidance: the guide is a worse model of the same data.
+
+    A smaller or less trained one, or other averages of the same run (Karras et al. 2024,
+    arXiv:2406.02507). It is seen along the model's path, whatever its own is, and asked for the
+    same labels if it has classes.
+
+    Raises FmdiffError when the guide's data have another shape or other classes.
+    """
+
+    def __init__(
+        self,
+        w: float | str,
+        ckpt: str | None,
+        weights: str | float = "ema",
+        trust: list[str] | tuple[str, ...] = (),
+    ) -> None:
+        if ckpt is None:
+            raise FmdiffError("guidance=autoguidance needs guidance.ckpt=RUN, the model to guide")
+        self.w, self.ckpt, self.guide = Strength(w), ckpt, load(ckpt, weights, tuple(trust))
+
+    def __call__(self, field: Field, y: Tensor | None) -> Field:
+        guide = self.guide
+        if guide.shape != field.shape or guide.classes not in (0, field.classes):
+            raise FmdiffError(
+                f"guidance.ckpt={self.ckpt} is a model of shape {list(guide.shape)} with "
+                f"{guide.classes} classes; the guided one has shape {list(field.shape)} and "
+                f"{field.classes} classes"
+            )
+        if self.w == 1:
+            return super().__call__(field, y)
+        guide.to(*_place(field))
+        same = type(guide.path) is type(field.path) and vars(guide.path) == vars(field.path)
+        return Guided(field, y, self.w, guide=guide if same else Along(guide, field.path))
+
+
+class ByClassifier(Unguided):
+    """guidance=classifier: a noise-aware classifier leads a model with or without classes.
+
+    See Tilted. The classifier is trained by objective=classification.
+
+    Raises FmdiffError when the classifier's data have another shape or other classes, and for a
+    model whose source is not normal and independent of x.
+    """
+
+    def __init__(
+        self,
+        w: float | str,
+        ckpt: str | None,
+        weights: str | float = "ema",
+        trust: list[str] | tuple[str, ...] = (),
+    ) -> None:
+        if ckpt is None:
+            raise FmdiffError(
+                "guidance=classifier needs guidance.ckpt=RUN, a run of objective=classification"
+            )
+        self.w, self.ckpt = Strength(w), ckpt
+        self.classifier: Classifier = load_classifier(ckpt, weights, tuple(trust))
+
+    def labels(self, field: Field, classes, start: int, stop: int, seed: int) -> Tensor | None:
+        if field.classes:
+            return field.labels(classes, start, stop, seed)
+        return in_turn(classes, self.classifier.classes, field.kept, start, stop)
+
+    def __call__(self, field: Field, y: Tensor | None) -> Field:
+        known = self.classifier
+        if known.shape != field.shape or field.classes not in (0, known.classes):
+            raise FmdiffError(
+                f"guidance.ckpt={self.ckpt} is a classifier of {known.classes} classes for data "
+                f"of shape {list(known.shape)}; the guided model has shape {list(field.shape)} "
+                f"and {field.classes} classes"
+            )
+        need_gaussian(field, "guidance=classifier")
+        assert y is not None
+        known.to(*_place(field))
+        return Tilted(field, y, self.w, known)
+
+
+def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
+    """Where a field's network is and in which precision; that of the CPU without one."""
+    net = getattr(field, "net", None)
+    parameter = next(net.parameters(), None) if net is not None else None
+    return ("cpu", torch.float32) if parameter is None else (parameter.device, parameter.dtype)
+
+
+class Strength:
+    """The guidance scale w: a number, or a formula of the path's time t and straight time r.
+
+    Raises FmdiffError for anything else.
+    """
+
+    def __init__(self, w: float | str) -> None:
+        self.value: float | Formula
+        if isinstance(w, str):
+            self.value = Formula(w, ("t", "r"), "guidance.w")
+        elif isinstance(w, Real) and math.isfinite(w):
+            self.value = float(w)
+        else:
+            raise FmdiffError(f"guidance.w={w}: a finite number or a formula of t and r is needed")
+
+    def __eq__(self, w: object) -> bool:
+        """Whether it is the number w at every time."""
+        return self.value == w
+
+    def __call__(self, path: Path, x: Tensor, t: Tensor) -> Tensor | float:
+        """w at t, made broadcastable against x."""
+        if isinstance(self.value, float):
+            return self.value
+        return expand(self.value(t, path.r(t)), x).to(x)
+
+
+class Guided(Around):
+    """guide + w (v(x_t, y) - guide); the guide is another field or, as in classifier-free
+    guidance (Ho & Salimans 2022, arXiv:2207.12598), the same with the null label.
+
+    Where r lies outside `interval` = [lo, hi] the conditional branch alone is asked (Kynkaanniemi
+    et al. 2024, arXiv:2404.07724; their noise levels are (1 - r) / r). With phi > 0 the estimate
+    of x becomes phi x std(conditional) / std(x) + (1 - phi) x, std over all but the batch (Lin et
+    al. 2023, arXiv:2305.08891, section 3.4).
+    """
+
+    evaluations = 0  # rows asked of either network
+
+    def __init__(
+        self,
+        field: Field,
+        y: Tensor | None,
+        w: Strength,
+        interval: list[float] | None = None,
+        phi: float = 0.0,
+        guide: Field | None = None,
+    ) -> None:
+        super().__init__(field)
+        self.branches, self.y, self.w, self.guide = 2, y, w, guide
+        self.gaussian = field.gaussian and (guide is None or guide.gaussian)
         self.between, self.phi = interval, phi
 
     def reset(self) -> None:
@@ -150,12 +222,6 @@ class Guided(Around):
 
     def price(self, t: Tensor) -> int:
         return 2 if self.inside(t) else 1
-
-    def strength(self, x: Tensor, t: Tensor) -> Tensor | float:
-        """w at t, made broadcastable against x."""
-        if isinstance(self.w, float):
-            return self.w
-        return expand(self.w(t, self.path.r(t)), x).to(x)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         inside = self.inside(t)
@@ -183,7 +249,7 @@ class Guided(Around):
         else:
             guide = self._ask(self.guide, x_t, t, y if self.guide.classes else None, kind)
             conditional = self._conditional(x_t, t, y, kind)
-        value = torch.lerp(guide, conditional, self.strength(x_t, t))
+        value = torch.lerp(guide, conditional, self.w(self.path, x_t, t))
         if self.phi:
             usual, std = (v.flatten(1).std(1) for v in (conditional, value))
             ratio = torch.where(std > 0, usual / std, 1)  # a constant image stays as it is
@@ -194,7 +260,7 @@ class Guided(Around):
         return self._ask(self.field, x_t, t, y, kind)
 
     def _ask(self, field: Field, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
-        bound = unguided(field, y)
+        bound = field if y is None else field.bind(y)
         before = bound.evaluations
         answer = bound.predict(x_t, t, kind)
         self.evaluations += bound.evaluations - before
@@ -207,7 +273,63 @@ class Guided(Around):
         return max(lo for lo, _ in ends), min(hi for _, hi in ends)
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return unguided(self.field, self.y).start(eps, t, first, seed)
+        bound = self.field if self.y is None else self.field.bind(self.y)
+        return bound.start(eps, t, first, seed)
+
+
+class Tilted(Around):
+    """score + k grad log p(y | x_t), in any kind (Dhariwal & Nichol 2021, arXiv:2105.05233).
+
+    k = w for a field without classes, and w - 1 beside the conditional branch of one with
+    classes, so that both aim at p(x_t) p(y | x_t)^w. A classifier is blind at alpha = 0, where
+    nothing of x is left, so the field is asked from r = 0.01 on.
+    """
+
+    evaluations = 0  # rows asked of the model and of the classifier
+
+    def __init__(self, field: Field, y: Tensor, w: Strength, classifier: Classifier) -> None:
+        super().__init__(field)
+        self.y, self.w, self.classifier = y, w, classifier
+        self.bound, self.offset = (field.bind(y), 1) if field.classes else (field, 0)
+        self.branches = 1 if w == self.offset else 2
+
+    def reset(self) -> None:
+        self.evaluations = 0
+
+    def price(self, t: Tensor) -> int:
+        return self.branches
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        before = self.bound.evaluations
+        value = self.bound.predict(x_t, t, kind)
+        self.evaluations += self.bound.evaluations - before
+        if self.branches == 1:
+            return value
+        score = (self.w(self.path, x_t, t) - self.offset) * self.gradient(x_t, t)
+        self.evaluations += len(x_t)
+        # kinds are affine in the score: what it gains reaches them by the slope alone
+        return value + self.path.convert(score, torch.zeros_like(x_t), t, "score", kind)
+
+    def gradient(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """grad log p(y | x_t) (B, *shape), of a classifier along any path."""
+        path, theirs = self.path, self.classifier.path
+        u = theirs.time_of_r(path.r(t))
+        scale = (theirs.alpha(u) + theirs.beta(u)) / (path.alpha(t) + path.beta(t))
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            log_p = self.classifier.log_prob(expand(scale, x).to(x) * x, u, self.y)
+            (gradient,) = torch.autograd.grad(log_p.sum(), x)
+        return gradient
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        lo, hi = self.bound.interval(kind)
+        if self.branches == 1:
+            return lo, hi
+        edge = torch.tensor(EDGE, dtype=torch.float64)
+        return max(lo, self.path.time_of_r(edge).item()), hi
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        return self.bound.start(eps, t, first, seed)
 
 
 def _of_estimate(field: Field, kind: Kind) -> tuple[float, float]:

@@ -1,7 +1,15 @@
 """fmdiff info: what a checkpoint holds."""
 
 from fmdiff import checkpoint
+from fmdiff.classifier import Classifier
 from fmdiff.loading import restore
+
+# guidance scales of other code and papers at our w; theirs is off at the value of w = 1
+SCALES = {
+    "DiT, SiT, JiT, minRF, EDM2, diffusers": "w, off at 1",
+    "Ho & Salimans 2022, flow_matching's examples": "w - 1, off at 0",
+    "classifier guidance, Dhariwal & Nichol 2021": "w, or w - 1 beside a conditional model",
+}
 
 
 def described(spec: dict) -> str:
@@ -17,7 +25,8 @@ def info(cfg) -> None:
     spec, data = content["spec"], content["spec"]["data"]
     field = restore(content, trust=tuple(cfg.trust))
     parameters = sum(p.numel() for p in field.net.parameters())
-    lo, hi = field.interval("straight")
+    classifier = isinstance(field, Classifier)
+    span = None if classifier else "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
     rows = {
         "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content['version']})",
         "step": content["step"],
@@ -27,17 +36,19 @@ def info(cfg) -> None:
         **{group: described(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
         f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
-        "interval": f"t in [{lo:.4g}, {hi:.4g}]",
+        **({} if span is None else {"interval": span}),
         "weights": ", ".join(content["weights"]) + " (weights=ema takes the first average)",
-        **(
-            {"guidance.w": "1 is none; w of SiT, DiT, JiT and EDM2; FM's examples say w - 1"}
-            if data["classes"]
-            else {}
-        ),
         "resumable": "yes" if "training" in content else "no, weights only",
     }
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
-    print(f"\nfmdiff sample ckpt={path} solver=heun steps=28", end="")
-    print(" guidance=cfg guidance.w=2" if data["classes"] else "")
+    if classifier:
+        print(f"\nfmdiff sample ckpt=RUN guidance=classifier guidance.ckpt={path} guidance.w=2")
+        return
+    if data["classes"]:
+        print("\nguidance.w=w here, 1: off, is elsewhere")
+        for name, scale in SCALES.items():
+            print(f"  {name:<{max(map(len, SCALES))}}  {scale}")
+    guided = " guidance=cfg guidance.w=2" if data["classes"] else ""
+    print(f"\nfmdiff sample ckpt={path} solver=heun steps=28{guided}")

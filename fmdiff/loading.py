@@ -1,10 +1,11 @@
 """From a checkpoint, or from data, to a field; with torch alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmdiff import checkpoint
 from fmdiff.build import build
+from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.path import from_spec
@@ -18,11 +19,36 @@ def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] 
 
     Raises FmdiffError for a missing, damaged or foreign checkpoint and for unknown weights.
     """
-    return restore(checkpoint.read(checkpoint.find(ckpt)), weights, trust)
+    return _a_field(restore(checkpoint.read(checkpoint.find(ckpt)), weights, trust))
 
 
-def restore(content: dict, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> NetField:
-    """The field of a checkpoint's content."""
+def load_classifier(
+    ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] = ()
+) -> Classifier:
+    """The classifier a checkpoint of objective=classification holds; see `load`.
+
+    Raises FmdiffError for a checkpoint of a model that samples.
+    """
+    found = restore(checkpoint.read(checkpoint.find(ckpt)), weights, trust)
+    if not isinstance(found, Classifier):
+        raise FmdiffError(
+            f"guidance.ckpt={ckpt} holds a model that samples, and a classifier is needed: "
+            "train one with objective=classification"
+        )
+    return found
+
+
+def _a_field(found: Any) -> Any:
+    if isinstance(found, Classifier):
+        raise FmdiffError(
+            "this checkpoint holds a classifier, which cannot be sampled; it leads another model "
+            "by guidance=classifier guidance.ckpt=RUN"
+        )
+    return found
+
+
+def restore(content: dict, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> Any:
+    """What a checkpoint's content holds: a NetField or a Classifier."""
     spec, stored = content["spec"], content["weights"]
     averages = [name for name in stored if name != "raw"]
     name = (averages or ["raw"])[0] if weights == "ema" else str(weights)
@@ -51,18 +77,29 @@ def restore(content: dict, weights: str | float = "ema", trust: tuple[str, ...] 
     return field
 
 
-def opened(settings: dict) -> tuple[Field, Any]:
+class Opened(NamedTuple):
+    """What ckpt=, or model= with data=, names."""
+
+    field: Field
+    data: Any  # the data set it stands for, or None
+    about: dict[str, Any] | None  # of a checkpoint: path, step, weights
+
+
+def opened(settings: dict, data: bool = False) -> Opened:
     """The field that `ckpt=`, or `model=` with `data=`, names, and the data it stands for.
 
-    Of an image checkpoint the data are None: it is sampled without them.
+    Of an image checkpoint the data are None unless asked for: it is sampled without them.
     """
     if settings["ckpt"]:
-        content = checkpoint.read(checkpoint.find(settings["ckpt"]))
+        file = checkpoint.find(settings["ckpt"])
+        content = checkpoint.read(file)
         trust = tuple(settings["trust"])
-        field = restore(content, settings["weights"], trust)
-        points = len(field.shape) == 1
-        return field, build(content["spec"]["data"]["source"], trust=trust) if points else None
-    data = build(settings["data"])
-    data.prepare()
+        field = _a_field(restore(content, settings["weights"], trust))
+        about = {"path": str(file), "step": content["step"], "weights": settings["weights"]}
+        wanted = data or len(field.shape) == 1
+        source = build(content["spec"]["data"]["source"], trust=trust) if wanted else None
+        return Opened(field, source, about)
+    found = build(settings["data"])
+    found.prepare()
     path = from_spec(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
-    return build(settings["model"], data, path), data
+    return Opened(build(settings["model"], found, path), found, None)

@@ -15,6 +15,9 @@ from fmdiff.sampling import view
 SMALL = (*PLAIN, "data.batch_size=64", "trainer.max_steps=1", "trainer.warmup=0")
 OT = ("coupling=ot", "data=moons")
 
+EXACT = ("against=exact",)
+CLASSIFY = ("objective=classification", "model=mlp_classifier")
+
 # command -> refusal number -> the command lines it refuses, and what the line on stderr says
 REFUSED = {
     "train": [
@@ -47,6 +50,8 @@ REFUSED = {
             (("source=truncated", "path=edm"), "path=edm"),
             (("source=data", "source.data=8gaussians", "path=ve"), "source=data"),
         ],
+        [((*CLASSIFY, "data=moons"), "data.conditional=true")],
+        [((*CLASSIFY, "data.conditional=true", "coupling=ot"), "coupling=ot")],
     ],
     "sample": [
         [((), "neither is given"), (("data=gmm4",), "neither is given")],
@@ -56,13 +61,25 @@ REFUSED = {
         [(("ckpt=run", "data=gmm4"), "data=gmm4 goes with model=")],
     ],
     "evaluate": [
-        [((), "neither is given")],
-        [(("ckpt=run", "model=exact", "data=gmm4"), "both are given")],
+        [
+            ((), "one of ckpt=RUN"),
+            (("ckpt=run", "model=exact", "data=gmm4"), "one of ckpt=RUN"),
+            (("ckpt=run", "samples=s.npz"), "one of ckpt=RUN"),
+            (("result=r.json", "samples=s.npz"), "one of ckpt=RUN"),
+        ],
         [(("model=mlp", "data=gmm4"), "model=mlp is a network")],
         [(("model=empirical",), "model=empirical needs data=NAME")],
         [(("ckpt=run", "data=gmm4"), "data=gmm4 goes with model=")],
-        [(("ckpt=run", "path=vp"), "path=vp goes with model=")],
-        [(("model=data", "data=gmm4"), "model=data has no field")],
+        [
+            (("samples=s.npz", "against=gmm4", "repeats=2"), "samples=s.npz are there already"),
+            (("samples=s.npz", "against=gmm4", "grid.nfe=[4]"), "grid= go with ckpt="),
+        ],
+        [
+            (("samples=s.npz",), "samples=s.npz need against="),
+            (("samples=s.npz", "against=exact"), "samples=s.npz need against="),
+        ],
+        [(("ckpt=run", "path=vp", "against=exact"), "path=vp goes with model=")],
+        [(("model=data", "data=gmm4", "against=exact"), "model=data has no field")],
     ],
 }
 
@@ -120,7 +137,7 @@ def test_a_combination_is_refused(command, capfd, monkeypatch, name, number, wor
         ("train", ("objective.precondition=true",), "objective.precondition=true"),
         ("train", ("source=data", "source.data=digits"), "source.data=digits"),
         ("sample", ("model=exact", "data=moons"), "Moons has none"),
-        ("evaluate", ("model=data", "data=gmm4"), "model=data"),
+        ("evaluate", ("model=data", "data=gmm4", "against=exact"), "model=data"),
     ],
 )
 def test_nothing_is_left_in_outputs_either(command, capfd, name, words, said):
@@ -159,8 +176,8 @@ def test_neighbours_of_refusals_run(command, words, monkeypatch):
         ("train", ("objective.weighting=minsnr",), "objective.weighting=minsnr"),
         ("train", ("objective.distance=l3",), "objective.distance=l3"),
         ("sample", ("model=exact", "data=moons"), "Moons has none"),
-        ("evaluate", ("model=exact", "data=moons"), "Moons has none"),
-        ("evaluate", ("model=exact", "data=gmm4", "n=null"), "n=null"),
+        ("evaluate", ("model=exact", "data=moons", "against=exact"), "Moons has none"),
+        ("evaluate", ("model=exact", "data=gmm4", "n=1"), "n=1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -188,10 +205,10 @@ def runs(tmp_path_factory):
     [
         ("sample", "coupled", ("solver=euler_maruyama",), "stochastic solver"),
         ("sample", "sphere", ("solver=euler_maruyama",), "stochastic solver"),
-        ("evaluate", "coupled", (), "against=exact needs a normal source"),
-        ("evaluate", "coupled", ("kind=score",), "against=exact needs a normal source"),
-        ("evaluate", "sphere", ("kind=score",), "against=exact needs a normal source"),
-        ("evaluate", "plain", (), "Moons has none"),
+        ("evaluate", "coupled", (*EXACT,), "against=exact needs a normal source"),
+        ("evaluate", "coupled", (*EXACT, "kind=score"), "against=exact needs a normal source"),
+        ("evaluate", "sphere", (*EXACT, "kind=score"), "against=exact needs a normal source"),
+        ("evaluate", "plain", (*EXACT,), "Moons has none"),
         ("sample", "plain", ("guidance=cfg",), "guidance=cfg needs a model trained with classes"),
         ("sample", "plain", ("classes=[0]",), "classes=[0]"),
         ("sample", "classes", ("classes=[2]",), "classes=[2] must lie in 0..1"),

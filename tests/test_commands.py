@@ -18,7 +18,15 @@ from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
 
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
-SMALL = {"mlp": ("model.hidden=16",), "unet": IMAGES[3:], "unet_cifar": ("model.channels=32",)}
+SMALL = {
+    "mlp": ("model.hidden=16",),
+    "mlp_classifier": ("model.hidden=16",),
+    "unet": IMAGES[3:],
+    "unet_cifar": ("model.channels=32",),
+    "classifier": ("model.channels=8",),
+}
+OF_POINTS = ("mlp", "mlp_classifier")
+CLASSIFY = {"objective": "classification", "data.conditional": "true"}
 
 
 def choices(*groups):
@@ -72,10 +80,14 @@ def words_of(group, choice):
     if group == "data":
         data = choice
     elif group == "model":
-        data, model = ("moons" if choice == "mlp" else "digits"), choice
+        data, model = ("moons" if choice in OF_POINTS else "digits"), choice
+    if choice == "classification":
+        model = "mlp_classifier"
     words = {"data": data, "model": model, group: choice}
     if (group, choice) == ("source", "data"):
         words["source.data"] = "8gaussians"
+    if "classifier" in model:
+        words |= CLASSIFY
     return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *SMALL[model]]
 
 
@@ -96,7 +108,8 @@ def test_every_choice_of_training_runs(command, few_pictures, group, choice):
     words = words_of(group, choice)
     assert command("train", *PLAIN, *BRIEF, *words, "out=run") == 0
     assert checkpoint.read(checkpoint.find("run"))["step"] == 2
-    assert command("sample", "ckpt=run", "n=3", "steps=2", "device=cpu", "out=samples") == 0
+    code = 2 if "objective=classification" in words else 0  # a classifier gives no samples
+    assert command("sample", "ckpt=run", "n=3", "steps=2", "device=cpu", "out=samples") == code
 
 
 @pytest.mark.parametrize(("group", "choice"), choices("experiment"))
@@ -120,7 +133,12 @@ def test_every_solver_and_schedule_runs(command, moons_run, group, choice):
 
 @pytest.mark.parametrize(("group", "choice"), choices("guidance"))
 def test_every_guidance_runs(command, digits_run, group, choice):
-    words = ("n=4", "steps=2", "device=cpu", "out=samples")
+    words = ["n=4", "steps=2", "device=cpu", "out=samples"]
+    if choice == "classifier":
+        small = (*SMALL["classifier"], "data.batch_size=2", *BRIEF, "out=led")
+        led = ("data=digits", "model=classifier", "objective=classification")
+        assert command("train", *PLAIN, *led, *small) == 0
+        words.append("guidance.ckpt=led")
     assert command("sample", f"ckpt={digits_run}", f"{group}={choice}", *words) == 0
     report = json.loads(Path("samples/sample.json").read_text())
     assert report["nfe_planned"] == report["nfe_counted"]

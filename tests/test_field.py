@@ -10,7 +10,7 @@ from torch import nn
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
-from fmdiff.guidance import Guided, cfg, unguided
+from fmdiff.guidance import CFG, Guided, Strength, Unguided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
 torch.set_num_threads(1)
@@ -247,14 +247,14 @@ def test_guidance_is_the_same_in_every_space(path, w):
         x_t, t = at(path, t)
         null = field.bind(torch.full_like(y, 3))(x_t, t)
         wanted = (1 - w) * null + w * field.bind(y)(x_t, t)
-        guided = Guided(field, y, w)
+        guided = Guided(field, y, Strength(w))
         torch.testing.assert_close(guided(x_t, t), wanted, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(guided(x_t, t.expand(9)), wanted, rtol=1e-9, atol=1e-9)
         for kind in KINDS:
             v = path.convert(guided.predict(x_t, t, kind), x_t, t, kind, "v")
             torch.testing.assert_close(v, wanted, rtol=1e-6, atol=1e-6)
         seen = Along(guided, Cosine())  # guide, then change the path, or the other way round
-        other = Guided(mixture(Cosine()), y, w)
+        other = Guided(mixture(Cosine()), y, Strength(w))
         x_t, t = at(Cosine(), 0.5)
         torch.testing.assert_close(seen(x_t, t), other(x_t, t), rtol=1e-7, atol=1e-7)
 
@@ -262,8 +262,8 @@ def test_guidance_is_the_same_in_every_space(path, w):
 def test_w_1_asks_the_conditional_branch_alone_and_w_2_both():
     y, (x_t, t) = torch.tensor([0, 1, 2] * 3), at(CondOT(), 0.5)
     for field in (mixture(CondOT()), netfield(CondOT(), "v", Knows(CondOT(), "v", 1), classes=3)):
-        one, two = cfg(field, y, 1), cfg(field, y, 2)
-        torch.testing.assert_close(one(x_t, t), unguided(field, y)(x_t, t), rtol=0, atol=0)
+        one, two = CFG(1)(field, y), CFG(2)(field, y)
+        torch.testing.assert_close(one(x_t, t), Unguided()(field, y)(x_t, t), rtol=0, atol=0)
         two(x_t, t)
         assert (one.evaluations, one.branches) == (9, 1)
         assert (two.evaluations, two.branches) == (18, 2)
@@ -274,9 +274,9 @@ def test_w_1_asks_the_conditional_branch_alone_and_w_2_both():
 
 def test_guidance_needs_classes():
     with pytest.raises(FmdiffError, match="conditional=true"):
-        cfg(netfield(CondOT(), "v"), None, 2)
+        CFG(2)(netfield(CondOT(), "v"), None)
     field = netfield(CondOT(), "v")
-    assert unguided(field, None) is field
+    assert Unguided()(field, None) is field
 
 
 def test_labels_go_round_and_unknown_classes_are_refused():

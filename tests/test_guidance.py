@@ -12,7 +12,7 @@ from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
-from fmdiff.guidance import Clipped, Guided, autoguidance, cfg, clipped, unguided
+from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, clipped
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import generate, plan, view
 
@@ -23,6 +23,13 @@ WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 STD = 0.6
 Y = torch.tensor([0, 1, 2] * 3)
+
+
+unguided = Unguided()
+
+
+def cfg(field, y, w, **keys):
+    return CFG(w, **keys)(field, y)
 
 
 def mixture(path):
@@ -258,7 +265,7 @@ def test_autoguidance_goes_on_from_another_field():
     for guide_path in (path, VP()):
         worse = Mixture(guide_path, WEIGHTS, MEANS, covs, torch.arange(3))
         truth = Mixture(path, WEIGHTS, MEANS, covs, torch.arange(3)).bind(Y)
-        guided = Guided(mixture(path), Y, 2.0, guide=Along(worse, path))
+        guided = Guided(mixture(path), Y, Strength(2.0), guide=Along(worse, path))
         x_t, t = at(path, 0.5)
         wanted = 2 * mixture(path).bind(Y)(x_t, t) - truth(x_t, t)
         torch.testing.assert_close(guided(x_t, t), wanted, rtol=1e-8, atol=1e-8)
@@ -268,45 +275,51 @@ def test_autoguidance_goes_on_from_another_field():
 def test_autoguidance_with_a_checkpoint(moons_run, digits_run):
     field = load(moons_run)
     t, x_t = torch.tensor(0.4).double(), images(5, (2,))
-    guided = autoguidance(field, None, 3.0, moons_run, "raw")
+    guided = Autoguidance(3.0, moons_run, "raw")(field, None)
     guide = load(moons_run, "raw")(x_t, t)
     assert (guide - field(x_t, t)).abs().max() > 1e-4
     torch.testing.assert_close(guided(x_t, t), guide + 3 * (field(x_t, t) - guide))
     keys = {"ckpt": str(moons_run), "trust": []}
-    made = generate(
-        field, 5, steps=3, guidance=lambda f, y: named("guidance", "autoguidance", f, y, **keys)
-    )
+    made = generate(field, 5, steps=3, guidance=named("guidance", "autoguidance", **keys))
     assert made.nfe_counted == made.nfe_planned == 12
-    alone = autoguidance(field, None, 1.0, moons_run, "raw")
+    alone = Autoguidance(1.0, moons_run, "raw")(field, None)
     assert torch.equal(alone(x_t, t), field(x_t, t)) and alone.branches == 1
     with pytest.raises(FmdiffError, match=r"guidance.ckpt=.* shape \[1, 8, 8\]"):
-        autoguidance(field, None, 2.0, digits_run)
+        Autoguidance(2.0, digits_run)(field, None)
     with pytest.raises(FmdiffError, match=r"guidance\.ckpt=RUN"):
-        autoguidance(field, None, 2.0, None)
+        Autoguidance(2.0, None)
 
 
 def test_a_newer_checkpoint_of_the_same_name_is_read_anew(moons_run, tmp_path):
     file = tmp_path / "guide.ckpt"
     field, t, x_t = load(moons_run), torch.tensor(0.4).double(), images(5, (2,))
     file.write_bytes(checkpoint.find(moons_run).read_bytes())
-    before = autoguidance(field, None, 3.0, file, "raw")(x_t, t)
+    before = Autoguidance(3.0, file, "raw")(field, None)(x_t, t)
     content = checkpoint.read(file)
     content["weights"]["raw"] = {k: 0.5 * v for k, v in content["weights"]["raw"].items()}
     checkpoint.write(file, content)
-    after = autoguidance(field, None, 3.0, file, "raw")(x_t, t)
+    after = Autoguidance(3.0, file, "raw")(field, None)(x_t, t)
     assert (after - before).abs().max() > 1e-3
 
 
 # --- what it costs --------------------------------------------------------------------------
 
+
+class Worse(Unguided):
+    """Another network along another path as the guide."""
+
+    def __call__(self, field, y):
+        return Guided(field, y, Strength(0.5), guide=network("x", VP(), net=Answers(0.2)))
+
+
 KINDS_OF_GUIDANCE = {
     "none": unguided,
-    "cfg": lambda f, y: cfg(f, y, 2.0),
-    "formula": lambda f, y: cfg(f, y, "1+r"),
-    "interval": lambda f, y: cfg(f, y, 2.0, interval=[0.25, 0.7]),
-    "rescale": lambda f, y: cfg(f, y, 2.0, phi=0.7),
-    "all": lambda f, y: cfg(f, y, "2+t", interval=[0.25, 0.7], phi=0.5),
-    "guide": lambda f, y: Guided(f, y, 0.5, guide=network("x", VP(), net=Answers(0.2))),
+    "cfg": CFG(2.0),
+    "formula": CFG("1+r"),
+    "interval": CFG(2.0, interval=[0.25, 0.7]),
+    "rescale": CFG(2.0, phi=0.7),
+    "all": CFG("2+t", interval=[0.25, 0.7], phi=0.5),
+    "guide": Worse(),
 }
 
 
@@ -353,7 +366,7 @@ def test_guided_samples_are_the_solution_of_the_guided_ode(coordinates):
         3,
         solver="rk4",
         steps=150,
-        guidance=lambda f, y: cfg(f, y, w),
+        guidance=CFG(w),
         coordinates=coordinates,
         dtype=torch.float64,
         trajectory=True,

@@ -66,3 +66,39 @@ class MLP(nn.Module):
         h = self.first(torch.cat([x_t, angles.cos(), angles.sin(), time], dim=1))
         out = self.rest(h if self.label is None else h + self.label(y))
         return out if self.skip is None else out + self.skip(time) * x_t
+
+
+class MLPClassifier(MLP):
+    """The same layers, ending in logits (B, classes).
+
+    Raises FmdiffError for images and for an unknown activation.
+    """
+
+    logits = True
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        hidden: int,
+        layers: int,
+        frequencies: int,
+        scale: float,
+        activation: str,
+    ) -> None:
+        if len(shape) != 1:
+            raise FmdiffError(
+                f"model=mlp_classifier takes points, but the data has shape {tuple(shape)}; "
+                "choose model=classifier for images"
+            )
+        super().__init__(
+            shape=shape,
+            classes=0,
+            hidden=hidden,
+            layers=layers,
+            frequencies=frequencies,
+            scale=scale,
+            activation=activation,
+        )
+        self.rest[-1] = nn.Linear(hidden, classes)
