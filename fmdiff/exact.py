@@ -76,10 +76,12 @@ class Mixture(Field):
         log_p, u, cu, a = self._posterior(x_t, t)
         rho = log_p.softmax(-1)
         axes = self.axes.to(x_t)
-        u = torch.einsum("bk,kde,bke->bd", rho, axes, u)
+        # two operands: with three the (B, K, d, d) product would be formed
+        u = torch.einsum("kde,bke->bd", axes, rho[..., None] * u)
         if kind == "score":
             return -u
-        x = rho @ self.means.to(x_t) + a[..., 0] * torch.einsum("bk,kde,bke->bd", rho, axes, cu)
+        spread = torch.einsum("kde,bke->bd", axes, rho[..., None] * cu)
+        x = rho @ self.means.to(x_t) + a[..., 0] * spread
         return self.path.mix(x, expand(self.path.beta(t), x_t) * u, t, kind)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:

@@ -117,27 +117,33 @@ def test_equal_steps_from_end_to_end_have_order_two(solver):
 def test_moments_are_the_integrals_they_say(h):
     from scipy.integrate import quad
 
-    got = moments(torch.tensor(h, dtype=torch.float64), 3)
+    got = moments(h, 3)
     for k in range(3):
         want = quad(lambda u, k=k: h * math.exp((u - 1) * h) * u**k, 0, 1, epsabs=1e-14)[0]
-        assert got[k].item() == pytest.approx(want, rel=1e-9)
-    assert moments(torch.tensor(math.inf), 3).tolist() == [1, 1, 1]
+        assert got[k] == pytest.approx(want, rel=1e-9)
+    assert moments(math.inf, 3) == [1, 1, 1]
 
 
 def test_weights_integrate_a_parabola_against_the_exponential():
     from scipy.integrate import quad
 
-    nodes = torch.tensor([-0.9, -0.4, 0.1]).double()
-    lo, hi = nodes[-1], torch.tensor(0.8).double()
-    w = weights(list(nodes), lo, hi, moments(hi - lo, 3))
+    nodes, lo, hi = (-0.9, -0.4, 0.1), 0.1, 0.8
+    w = weights(nodes, lo, hi, moments(hi - lo, 3))
 
     def parabola(lam):
         return 2 - lam + 3 * lam**2
 
-    want = quad(lambda lam: math.exp(lam - hi.item()) * parabola(lam), lo.item(), hi.item())[0]
-    assert sum(c * parabola(z.item()) for c, z in zip(w, nodes, strict=True)) == pytest.approx(
-        want
-    )
+    want = quad(lambda lam: math.exp(lam - hi) * parabola(lam), lo, hi)[0]
+    got = sum(c * parabola(z) for c, z in zip(w, nodes, strict=True))
+    assert got == pytest.approx(want)
+
+
+def test_weights_solve_their_equations_with_four_nodes_in_any_order():
+    nodes, lo, hi, m = [0.3, -1.1, 0.7, 2.0], -1.1, 0.7, [0.4, -0.2, 1.3, 0.9]
+    u = (torch.tensor(nodes, dtype=torch.float64) - lo) / (hi - lo)
+    powers = u ** torch.arange(4)[:, None]
+    want = torch.linalg.solve(powers, torch.tensor(m, dtype=torch.float64))
+    assert weights(nodes, lo, hi, m) == pytest.approx(want.tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize(

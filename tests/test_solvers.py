@@ -11,7 +11,7 @@ from fmdiff.exact import Mixture
 from fmdiff.field import Straight
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import integrate, plan
-from fmdiff.solvers.multistep import Adams, quadrature
+from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama
 
@@ -116,27 +116,6 @@ def test_solvers_on_an_equation_worked_by_hand():
         (RK4(), 1 - 1 / 2 + 1 / 8 - 1 / 48 + 1 / 384),
     ):
         assert integrate(solver, field, x, times).item() == pytest.approx(4 * factor**4, rel=1e-12)
-
-
-@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5])
-def test_quadrature_is_exact_for_polynomials_on_uneven_nodes(nodes):
-    at = torch.tensor([0.11, 0.17, 0.3, 0.36, 0.55], dtype=torch.float64)[-nodes:]
-    t, s = torch.tensor(0.55).double(), torch.tensor(0.7).double()
-    weights = quadrature(list(at), t, s)
-    for power in range(nodes):
-        exact = (s ** (power + 1) - t ** (power + 1)) / (power + 1)
-        got = sum(w * u**power for w, u in zip(weights, at, strict=True))
-        assert got.item() == pytest.approx(exact.item(), rel=1e-10)
-    got = sum(w * u**nodes for w, u in zip(weights, at, strict=True)).item()
-    assert got != pytest.approx((0.7 ** (nodes + 1) - 0.55 ** (nodes + 1)) / (nodes + 1), rel=1e-6)
-
-
-def test_quadrature_gives_the_classical_weights():
-    grid = [torch.tensor(float(i), dtype=torch.float64) for i in range(5)]
-    bashforth = [-9 / 24, 37 / 24, -59 / 24, 55 / 24]
-    moulton = [1 / 24, -5 / 24, 19 / 24, 9 / 24]
-    assert quadrature(grid[:4], grid[3], grid[4]) == pytest.approx(bashforth)
-    assert quadrature(grid[1:], grid[3], grid[4]) == pytest.approx(moulton)
 
 
 SOLVERS = [

@@ -10,30 +10,32 @@ the methods below put a polynomial in its place, through values at earlier times
 asked for, so they run to the end where v is infinite, and equal noise levels give equal samples
 whatever the coordinates. At an end where lam is infinite (alpha = 0 or beta = 0) no polynomial in
 lam exists: that step is of first order, and into beta = 0 its result is x_hat.
+
+What depends on the times alone is done in Python's floats, which costs less than 0-dim tensors.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.path import Path
-from fmdiff.solvers.multistep import Recorded, quadrature
+from fmdiff.solvers.multistep import Recorded
 from fmdiff.solvers.runge_kutta import RungeKutta
 
 # B(h) of UniPC: what stands, halved, for the first moment where two values are known. bh1 has no
 # limit, so over an infinite h it is bh2's.
-VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "bh1": lambda h: h if h.isfinite() else torch.ones_like(h),
-    "bh2": lambda h: -torch.expm1(-h),
+VARIANTS: dict[str, Callable[[float], float]] = {
+    "bh1": lambda h: h if math.isfinite(h) else 1.0,
+    "bh2": lambda h: -math.expm1(-h),
 }
 
 
-def log_ratio(path: Path, t: Tensor) -> Tensor:
+def log_ratio(path: Path, t: Tensor) -> float:
     """lam = log(alpha/beta), infinite where one of them is 0."""
-    return path.logsnr(t) / 2
+    return path.logsnr(t).item() / 2
 
 
 def ddim(path: Path, x: Tensor, t: Tensor, s: Tensor, x_hat: Tensor) -> Tensor:
@@ -42,26 +44,35 @@ def ddim(path: Path, x: Tensor, t: Tensor, s: Tensor, x_hat: Tensor) -> Tensor:
     return kept * x + (path.alpha(s) - kept * path.alpha(t)) * x_hat
 
 
-def moments(h: Tensor, n: int) -> Tensor:
+def moments(h: float, n: int) -> list[float]:
     """M_k = h * integral over [0, 1] of exp((u - 1) h) u^k du for k < n; h of either sign.
 
     M_k = k! h phi_{k+1}(-h) in the notation of Hochbruck & Ostermann 2010.
     """
-    found = [-torch.expm1(-h)]
+    found = [-math.expm1(-h)]
     for k in range(1, n):
         found.append(1 - k * found[-1] / h)  # by parts
-    return torch.stack(found)
+    return found
 
 
-def weights(nodes: list[Tensor], lo: Tensor, hi: Tensor, moments: Tensor) -> list[float]:
+def weights(nodes: Sequence[float], lo: float, hi: float, moments: list[float]) -> list[float]:
     """w with sum_j w_j p(nodes_j) = sum_k c_k M_k for p = sum_k c_k u^k, u = 0 at lo, 1 at hi.
 
-    lo = -inf is allowed beside the node lo itself and the node hi.
+    lo = -inf is allowed beside the node lo itself and the node hi. The equations
+    sum_j u_j^k w_j = M_k are solved by the method of Bjorck & Pereyra 1970 (Golub & Van Loan,
+    Matrix Computations, algorithm 4.6.2).
     """
-    z = torch.stack(nodes)
-    u = torch.where(z == lo, 0, torch.where(z == hi, 1, (z - lo) / (hi - lo)))
-    powers = torch.arange(len(nodes))
-    return torch.linalg.solve(u ** powers[:, None], moments).tolist()
+    u = [0.0 if z == lo else 1.0 if z == hi else (z - lo) / (hi - lo) for z in nodes]
+    w, n = list(moments), len(nodes)
+    for k in range(n - 1):
+        for i in range(n - 1, k, -1):
+            w[i] -= u[k] * w[i - 1]
+    for k in range(n - 2, -1, -1):
+        for i in range(k + 1, n):
+            w[i] /= u[i] - u[i - k - 1]
+        for i in range(k, n - 1):
+            w[i] -= w[i + 1]
+    return w
 
 
 class DPM2:
@@ -83,7 +94,7 @@ class DPM2:
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
         finite = a_t > 0 and b_s > 0
         if finite:
-            m = path.time_of_logsnr(log_ratio(path, t) + log_ratio(path, s))
+            m = path.time_of_logsnr((path.logsnr(t) + path.logsnr(s)) / 2)
         else:
             m = path.time_of_r((path.r(t) + path.r(s)) / 2)
         inner = ddim(path, x, t, m, field.predict(x, t, "x"))
@@ -97,7 +108,7 @@ class DPM2:
 
 
 class Node(NamedTuple):
-    z: Tensor  # the polynomial's variable there
+    z: float  # the polynomial's variable there
     value: Tensor  # the prediction there
 
 
@@ -149,19 +160,19 @@ class Multistep:
         node = Node(z_t, self.value(path, x_hat, x, t))
         if self.corrector and last:
             before, since, used = last
-            x = self.advance(path, before, since, t, [*used, node])
+            x = self.advance(path, before, since, t, used[-1].z, z_t, [*used, node])
         known = (*known, node)[-self.order :]
         order = self.order if left is None else min(self.order, left)
         nodes = [node]
-        if z_t.isfinite() and z_s.isfinite():
-            nodes = [n for n in known if n.z.isfinite()][-order:]
+        if math.isfinite(z_t) and math.isfinite(z_s):
+            nodes = [n for n in known if math.isfinite(n.z)][-order:]
         if len(nodes) == 1:
             ahead = ddim(path, x, t, s, x_hat)
         else:
-            ahead = self.advance(path, x, t, s, nodes)
+            ahead = self.advance(path, x, t, s, z_t, z_s, nodes)
         return ahead, State(known, after, (x, t, nodes))
 
-    def variable(self, path: Path, t: Tensor) -> Tensor:
+    def variable(self, path: Path, t: Tensor) -> float:
         """The polynomial's variable."""
         return log_ratio(path, t)
 
@@ -169,8 +180,10 @@ class Multistep:
         """The prediction the polynomial goes through."""
         return x_hat
 
-    def advance(self, path: Path, x: Tensor, t: Tensor, s: Tensor, nodes: list[Node]) -> Tensor:
-        """x_s from x_t = x and the polynomial through two nodes or more."""
+    def advance(
+        self, path: Path, x: Tensor, t: Tensor, s: Tensor, lo: float, hi: float, nodes: list[Node]
+    ) -> Tensor:
+        """x_s from x_t = x and the polynomial through two nodes or more; its variable lo, hi."""
         raise NotImplementedError
 
 
@@ -187,8 +200,7 @@ class DPMpp(Multistep):
         super().__init__(order, lower_order_final, start)
         self.first = VARIANTS["bh2"]
 
-    def advance(self, path, x, t, s, nodes):
-        lo, hi = log_ratio(path, t), log_ratio(path, s)
+    def advance(self, path, x, t, s, lo, hi, nodes):
         m = moments(hi - lo, len(nodes))
         if len(nodes) == 2:
             m[1] = self.first(hi - lo) / 2
@@ -229,19 +241,19 @@ class DEIS(Multistep):
             raise FmdiffError(f"solver.polynomial={polynomial}: {choices}")
         self.polynomial = polynomial
 
-    def variable(self, path: Path, t: Tensor) -> Tensor:
-        lam = log_ratio(path, t)
-        return lam if self.polynomial == "log_rho" else torch.exp(-lam)
+    def variable(self, path: Path, t: Tensor) -> float:
+        if self.polynomial == "rho":
+            return (path.beta(t) / path.alpha(t)).item()
+        return log_ratio(path, t)
 
     def value(self, path: Path, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return path.convert(x_hat, x, t, "x", "eps")
 
-    def advance(self, path, x, t, s, nodes):
-        lo, hi = self.variable(path, t), self.variable(path, s)
-        at = [n.z for n in nodes]
+    def advance(self, path, x, t, s, lo, hi, nodes):
         if self.polynomial == "rho":
-            w = quadrature(at, lo, hi)
+            m = [(hi - lo) / (k + 1) for k in range(len(nodes))]
         else:
-            w = weights(at, lo, hi, torch.exp(-hi) * moments(lo - hi, len(nodes)))
+            m = [math.exp(-hi) * c for c in moments(lo - hi, len(nodes))]
+        w = weights([n.z for n in nodes], lo, hi, m)
         total = sum(c * n.value for c, n in zip(w, nodes, strict=True))
         return path.alpha(s) * (x / path.alpha(t) + total)

@@ -1,71 +1,186 @@
 """Linear multistep methods: earlier slopes stand in for further evaluations."""
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from fmdiff.build import build
+from fmdiff.errors import FmdiffError
+from fmdiff.path import expand
+from fmdiff.solvers.runge_kutta import RungeKutta
 
 
-def quadrature(nodes: list[Tensor], t: Tensor, s: Tensor) -> list[float]:
-    """Weights w with sum_j w_j f(nodes_j) = integral of f over [t, s] for low polynomials f.
+def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
+    """Integrals over [t, s] of Newton's basis 1, (u - nodes_0), (u - nodes_0)(u - nodes_1), ...
 
-    Exact up to degree len(nodes) - 1, on any distinct nodes (0-dim float64).
+    One more than there are nodes; all arrays are (S,). They are what divided differences are
+    multiplied by.
     """
-    h = s - t
-    scaled = (torch.stack(nodes) - t) / h
-    powers = torch.arange(len(nodes), dtype=torch.float64)
-    moments = 1 / (powers + 1)
-    return (h * torch.linalg.solve(scaled ** powers[:, None], moments)).tolist()
+    at, w = np.polynomial.legendre.leggauss(len(nodes) // 2 + 1)
+    u = t[:, None] + (s - t)[:, None] * (at + 1) / 2
+    basis = [np.ones_like(u)]
+    for node in nodes:
+        basis.append(basis[-1] * (u - node[:, None]))
+    return [(s - t) / 2 * (b @ w) for b in basis]
+
+
+class Row(NamedTuple):
+    """What one step needs to know of the grid."""
+
+    gaps: list[float]  # t minus each earlier node, the last one first
+    ahead: list[float]  # the predictor's integrals over [t, s], by order
+    behind: list[float]  # the corrector's over the last step
+
+
+class State(NamedTuple):
+    rows: list[Row]  # of this step and those to come
+    differences: tuple[Tensor, ...] = ()  # v_t, v[t, t'], v[t, t', t''], ... of the last step
+    last: tuple[Tensor, Tensor, Tensor | None] | None = None  # its x_t, slope, and slope's size
 
 
 class Adams:
-    """Adams-Bashforth predictor with an Adams-Moulton corrector that costs no evaluation.
+    r"""Adams-Bashforth predictor with an Adams-Moulton corrector that costs no evaluation.
 
-    x_s = x_t + integral over [t, s] of the polynomial through the last `order` slopes. When the
-    slope at the predicted x_s arrives, at the next step, the last step is redone with it (the
-    implicit weights), and the next prediction starts from there: one evaluation a step (PEC mode;
-    Hairer, Norsett & Wanner I, III.1). Until `order` slopes are known the method runs at lower
-    order (start=null, measured order 3), or `start` is a one-step solver that takes those first
-    steps (with RK4 the full order).
+    x_s = x_t + integral over [t, s] of the polynomial through the last `order` slopes, in
+    Newton's form with divided differences v[...]:
+
+        x_s = x_t + sum_k D_k,   D_k = v[t, t', ..., t^(k-1)] \int (u - t) ... (u - t^(k-2)) du.
+
+    When the slope at the predicted x_s arrives, at the next step, the last step is redone with it
+    (the polynomial through t', t, t'', ...), and the next prediction starts from there: one
+    evaluation a step (PEC mode; Hairer, Norsett & Wanner I, III.1). Until `order` slopes are known
+    the method runs at lower order (start=null, measured order 3), or `start` is a Runge-Kutta
+    solver that takes those first steps (with RK4 the full order). lower_order_final: the order is
+    at most the number of steps left.
+
+    limit: strong guidance changes v so fast that high terms blow up. Where the field is guided, a
+    sample's terms must fall: |D_k| <= limit max(|D_{k-1}|, limit |D_{k-2}|, ...). At the first
+    one that does not the predictor stops, and the corrector takes of it what is allowed and stops.
+    null: the classical method everywhere.
+
+    Raises FmdiffError for an option out of range.
     """
 
     asks = "v"
     stochastic = False
 
-    def __init__(self, order: int, corrector: bool, start=None) -> None:
-        self.order, self.corrector = order, corrector
-        self.start = build(start) if isinstance(start, dict) else start
+    def __init__(
+        self,
+        order: int,
+        corrector: bool,
+        start=None,
+        lower_order_final: bool = False,
+        limit: float | None = None,
+    ) -> None:
+        if order not in range(1, 7):
+            raise FmdiffError(f"solver.order={order}: choose 1 to 6")
+        start = build(start) if isinstance(start, dict) else start
+        if start is not None and not isinstance(start, RungeKutta):
+            raise FmdiffError(
+                f"solver.start={type(start).__name__}: choose a Runge-Kutta solver or null"
+            )
+        if limit is not None and not 0 <= limit < float("inf"):
+            raise FmdiffError(f"solver.limit={limit}: a number >= 0 or null is needed")
+        self.order, self.corrector, self.start = order, corrector, start
+        self.lower_order_final, self.limit = lower_order_final, limit
 
     def nfe(self, intervals: int) -> int:
         first = min(intervals, self.order - 1) if self.start else 0
         return intervals - first + (self.start.nfe(first) if self.start else 0)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
-        times, slopes, last = state or ([], [], None)
-        if self.start and len(times) < self.order - 1:
+    def begin(self, times: Tensor) -> State:
+        """The state before the first of the steps along times (S+1,)."""
+        grid = times.double().cpu().numpy()
+        steps = len(grid) - 1
+        # column j holds t^(j) of every step; where there is none yet, what is not used
+        at = [np.roll(grid[:-1], j) for j in range(self.order)]
+        ahead = np.stack(newton(at[: self.order - 1], grid[:-1], grid[1:]), 1)
+        behind = ahead
+        if self.order > 1:
+            behind = np.stack(newton([at[1], at[0], *at[2:-1]][: self.order - 1], at[1], at[0]), 1)
+        gaps = np.stack([at[0] - node for node in at[1:]], 1) if self.order > 1 else ahead[:, :0]
+        rows = []
+        for i in range(steps):
+            known = min(self.order, i + 1)
+            order = min(known, steps - i) if self.lower_order_final else known
+            rows.append(
+                Row(
+                    gaps[i, : known - 1].tolist(),
+                    ahead[i, :order].tolist(),
+                    behind[i, :known].tolist(),
+                )
+            )
+        return State(rows)
+
+    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
+        (row, *rows), old, last = state or self.begin(torch.stack([t, s]))
+        if self.start and len(old) < self.order - 1:
             first = Recorded(field)
             x, _ = self.start.step(first, x, t, s, None, noise)
-            return x, ([*times, t], [*slopes, first.slope], None)
-        times, slopes = [*times, t][-self.order :], [*slopes, field(x, t)][-self.order :]
-        if self.corrector and last is not None:
-            before, since = last
-            x = self._advance(before, since, t, times, slopes)
-        ahead = self._advance(x, t, s, times, slopes)
-        return ahead, (times, slopes, (x, t))
+            return x, State(rows, _differences(first.slope, old, row.gaps))
+        v = field(x, t)
+        new = _differences(v, old, row.gaps)
+        limit, sizes = None, []
+        if self.limit is not None and getattr(field, "branches", 1) > 1:
+            limit = self.limit
+            sizes = [torch.linalg.vector_norm(d.flatten(1), dim=1) for d in new]
+        if self.corrector and last:
+            before, slope, size = last
+            x = _sum(before, (slope, *new[1:]), row.behind, limit, [size, *sizes[1:]], True)
+        ahead = _sum(x, new, row.ahead, limit, sizes, False)
+        return ahead, State(rows, new, (x, v, sizes[0] if sizes else None))
 
-    @staticmethod
-    def _advance(x: Tensor, t: Tensor, s: Tensor, times: list, slopes: list) -> Tensor:
-        weights = quadrature(times, t, s)
-        return x + sum(w * v for w, v in zip(weights, slopes, strict=True))
+
+def _differences(v: Tensor, old: tuple[Tensor, ...], gaps: list[float]) -> tuple[Tensor, ...]:
+    """The divided differences that end in the new slope v, from those of the step before."""
+    new = [v]
+    for difference, gap in zip(old, gaps, strict=False):
+        new.append((new[-1] - difference) / gap)
+    return tuple(new)
+
+
+def _sum(
+    x: Tensor,
+    differences: tuple[Tensor, ...],
+    integrals: list[float],
+    limit: float | None,
+    sizes: list,
+    partly: bool,
+) -> Tensor:
+    """x + sum_k D_k; with a limit each sample stops at the first D_k that is too large.
+
+    sizes: the norm of each difference (B,). partly: of that term it takes what is allowed.
+    """
+    x = torch.add(x, differences[0], alpha=integrals[0])
+    terms = list(zip(integrals, differences, strict=False))[1:]
+    if limit is None:
+        for c, d in terms:
+            x = torch.add(x, d, alpha=c)
+        return x
+    allowed, on = sizes[0] * (limit * abs(integrals[0])), None
+    for (c, d), norm in zip(terms, sizes[1:], strict=False):
+        size = norm * abs(c)
+        fits = size <= allowed
+        share = (allowed / size).where(~fits, 1.0) if partly else fits.to(x)
+        share = share if on is None else share * on
+        x = torch.addcmul(x, expand(share, x), d, value=c)
+        on = fits if on is None else on & fits
+        allowed = limit * torch.maximum(size, allowed)
+    return x
 
 
 class Recorded:
     """A field that remembers the first slope it gave."""
 
+    slope: Tensor
+
     def __init__(self, field) -> None:
-        self.field, self.slope = field, None
+        self.field, self.asked = field, False
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         v = self.field(x, t)
-        self.slope = v if self.slope is None else self.slope
+        if not self.asked:
+            self.slope, self.asked = v, True
         return v

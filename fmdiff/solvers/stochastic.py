@@ -5,6 +5,7 @@ the spread that the noise adds (Song et al. 2021, arXiv:2011.13456; SiT, arXiv:2
 `until`: from this time of the solver on the noise is off, and the step is one of the ODE.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -37,7 +38,7 @@ def at_least_0(**options: float) -> None:
 
 def normals(noise: Callable, t: Tensor, s: Tensor, n: int = 1) -> list[Tensor]:
     """n independent standard normal draws: the increments over n equal parts of [t, s]."""
-    times = torch.lerp(t, s, torch.linspace(0, 1, n + 1, dtype=t.dtype))
+    times = [t, *(t + (s - t) * (k / n) for k in range(1, n)), s]
     return [noise(a, b) / (b - a).sqrt() for a, b in pairwise(times)]
 
 
@@ -142,12 +143,13 @@ class DPMppSDE:
     def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
         path = field.path
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
-        x_hat = field.predict(x, t, "x")
-        lam, middle = log_ratio(path, t), x_hat
-        h = log_ratio(path, s) - lam
-        if self.order == 2 and state and h.isfinite():
-            before, since = state
-            middle = x_hat + h / (lam - since) / 2 * (x_hat - before)
+        x_hat = middle = field.predict(x, t, "x")
+        if self.order == 2:
+            lam, before = log_ratio(path, t), state
+            h = log_ratio(path, s) - lam
+            state = x_hat, lam
+            if before and math.isfinite(h):
+                middle = x_hat + h / (lam - before[1]) / 2 * (x_hat - before[0])
         eta = 0.0 if t >= self.until else self.eta
         q = (a_t * b_s / (a_s * b_t)) ** eta
         kept = q * b_s / b_t
@@ -155,7 +157,7 @@ class DPMppSDE:
         if q < 1 and b_s > 0:
             (z,) = normals(noise, t, s)
             ahead = ahead + b_s * (1 - q**2).sqrt() * z
-        return ahead, (x_hat, lam)
+        return ahead, state
 
 
 class Churn:

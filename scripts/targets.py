@@ -1,0 +1,92 @@
+# Fine solutions: two tolerances of the reference solver, 1e-9 and 1e-11, differ by 1.3e-8 at most.
+"""Exact targets by seed, and guided ODEs on them with reference solutions: what solvers are
+measured on.
+
+    case = targets.case("mixture64_1", "vp", w=3.0)
+    targets.error(case, solver, 20)    RMS distance to the fine solution from the same start
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmdiff.exact import Mixture
+from fmdiff.field import Field, Straight
+from fmdiff.guidance import CFG
+from fmdiff.path import EDM, VP, CondOT, Path
+from fmdiff.randomness import noise
+from fmdiff.sampling import Plan, integrate, plan
+from fmdiff.schedules import UNIFORM
+from fmdiff.solvers.adaptive import Dopri5
+
+PATHS = {"condot": CondOT(), "vp": VP(), "edm": EDM(0.002, 80.0, 7.0)}
+
+
+def eight_gaussians(path: Path) -> Mixture:
+    """Radius 5, variance 0.1; one class a component, as in every target."""
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 5 * torch.stack([angles.cos(), angles.sin()], 1)
+    return _equal(path, means, torch.full((8, 2), 0.1**0.5, dtype=torch.float64))
+
+
+def mixture64(path: Path, seed: int = 1) -> Mixture:
+    """8 components in 64 dimensions along the axes.
+
+    Standard deviations 0.8 to 0.02 in equal ratios times exp(0.3 N), means N(0, (1.2 std)^2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z, mean = torch.randn(2, 8, 64, generator=generator, dtype=torch.float64)
+    ends = torch.tensor([0.8, 0.02], dtype=torch.float64).log()
+    stds = torch.lerp(*ends, torch.linspace(0, 1, 64, dtype=torch.float64)).exp()
+    stds = stds * torch.exp(0.3 * z)
+    return _equal(path, 1.2 * stds * mean, stds)
+
+
+def _equal(path: Path, means: Tensor, stds: Tensor) -> Mixture:
+    k = len(means)
+    weights = torch.full((k,), 1 / k, dtype=torch.float64)
+    return Mixture(path, weights, means, torch.diag_embed(stds**2), torch.arange(k))
+
+
+# seeds 2 and 3 are held out: nothing was chosen on them
+TARGETS = {
+    "eight_gaussians": eight_gaussians,
+    "mixture64_1": functools.partial(mixture64, seed=1),
+    "mixture64_2": functools.partial(mixture64, seed=2),
+    "mixture64_3": functools.partial(mixture64, seed=3),
+}
+
+
+class Case(NamedTuple):
+    """A guided ODE in straight coordinates, its start and its fine solution, (n, d) float64."""
+
+    field: Field
+    start: Tensor
+    truth: Tensor
+
+
+@functools.lru_cache
+def case(target: str, path: str, w: float, n: int = 64, tolerance: float = 1e-8) -> Case:
+    """n samples of the classes in turn under cfg; noise and start as `generate` with seed 0."""
+    field = TARGETS[target](PATHS[path])
+    straight = Straight(CFG(w)(field, torch.arange(n) % 8))
+    solver = Dopri5(tolerance, tolerance, 100_000)
+    made = plan(straight, solver)
+    start = straight.start(noise(0, n, field.shape, 0, "start").double(), made.times[0], 0, 0)
+    return Case(straight, start, solve(straight, solver, start, made))
+
+
+def solve(field: Field, solver, x: Tensor, made: Plan) -> Tensor:
+    x = integrate(solver, field, x, made.times)
+    return field.predict(x, made.times[-1], "x") if made.jump else x
+
+
+def error(case: Case, solver, asked: int, schedule: Callable = UNIFORM) -> float:
+    """After `asked` questions at most, whatever a question costs; a last jump is compared too."""
+    made = plan(case.field, solver, nfe=asked * case.field.branches, schedule=schedule)
+    off = solve(case.field, solver, case.start, made) - case.truth
+    return off.square().mean().sqrt().item()

@@ -1,0 +1,257 @@
+"""Adams: its bounds under guidance on exact targets, order, options, price, independent rows."""
+
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmdiff.build import named
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Along, Straight
+from fmdiff.guidance import CFG
+from fmdiff.path import VP, CondOT
+from fmdiff.sampling import integrate, plan
+from fmdiff.solvers.multistep import Adams, newton
+from fmdiff.solvers.runge_kutta import RK4, Euler, Heun
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import adams_guidance
+import targets
+
+torch.set_num_threads(1)
+GUIDED = Adams(4, True, None, False, 0.25)
+
+
+class Prescribed:
+    """A guided field whose slope depends on the time alone: slopes[k] (B,) at times[k]."""
+
+    branches = 2
+
+    def __init__(self, times, slopes):
+        self.table = dict(zip(times.tolist(), slopes, strict=False))
+
+    def __call__(self, x, t):
+        return self.table[t.item()][:, None]
+
+
+def grid(*times):
+    return torch.tensor(times, dtype=torch.float64)
+
+
+# --- under guidance -------------------------------------------------------------------------
+
+
+def check(case, w, questions, most=1.2):
+    errors = adams_guidance.cell(case, questions)
+    assert errors["adams"] <= errors["euler"], errors
+    if w == 1:  # where nothing guides nothing is limited
+        assert errors["adams"] == errors["classical"]
+    else:
+        best = min(errors["euler"], errors["heun"], errors["dpmpp_2m"])
+        assert errors["adams"] <= most * best, errors
+    return errors
+
+
+@pytest.mark.parametrize("w", adams_guidance.SCALES)
+def test_adams_holds_its_own_under_guidance(w):
+    case = targets.case("eight_gaussians", "condot", w)
+    found = {k: check(case, w, k) for k in adams_guidance.asked(w)}
+    if w == 7:  # what the limit is for
+        assert found[10]["classical"] > 100 * found[10]["adams"]
+        assert found[50]["adams"] < found[50]["heun"] / 3
+
+
+@pytest.mark.parametrize("w", [1.0, 7.0])
+def test_adams_holds_its_own_in_64_dimensions(w):
+    case = targets.case("mixture64_1", "condot", w, 8, 1e-6)
+    for questions in (10, 20) if w == 1 else (5, 10, 20):
+        check(case, w, questions)
+
+
+# cells where another solver is ahead by more than 1.2 (DPM-Solver++ 2M in all of them)
+AHEAD = {
+    ("eight_gaussians", "vp", 3.0, 10): 1.35,
+    ("eight_gaussians", "edm", 1.5, 5): 1.45,
+    ("eight_gaussians", "edm", 3.0, 10): 1.65,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("w", adams_guidance.SCALES)
+@pytest.mark.parametrize("path", targets.PATHS)
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_the_full_table(target, path, w):
+    case = targets.case(target, path, w)
+    for questions in adams_guidance.asked(w):
+        check(case, w, questions, AHEAD.get((target, path, w, questions), 1.2))
+
+
+def test_the_fine_solution_is_fine():
+    """Against 1,000 steps of RK4, and classes are where they are asked for."""
+    case = targets.case("eight_gaussians", "condot", 3.0, 16)
+    assert targets.error(case, RK4(), 4_000) < 1e-6
+    angle = torch.atan2(case.truth[:, 1], case.truth[:, 0]) / (math.pi / 4)
+    assert torch.equal(angle.round().long() % 8, torch.arange(16) % 8)
+
+
+# --- the limit ------------------------------------------------------------------------------
+
+
+def test_the_limit_worked_by_hand():
+    """Slopes 10 then 1, steps of 1, a quarter; the second sample's 10 then 9 are let through.
+
+    First: D_1 = 10 and D_2 = (1 - 10)/2 = -4.5 correct the first step to 10 - 2.5; the next one
+    has D_1 = 1 and D_2 = -4.5, so it is Euler's. Second: 10 - 0.5, then 9 - 0.5.
+    """
+    times = grid(0, 1, 2)
+    field = Prescribed(times, [grid(10, 10), grid(1, 9)])
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    assert integrate(GUIDED, field, x, times).flatten().tolist() == [8.5, 18.0]
+    plain = integrate(Adams(4, False, limit=0.25), field, x, times).flatten().tolist()
+    assert plain == [11.0, 18.5]
+    classical = integrate(Adams(4, True), field, x, times).flatten().tolist()
+    assert classical == [5.5 - 3.5, 18.0]
+
+
+def test_a_term_may_follow_one_that_is_small_by_chance():
+    """v = 1 + (t - 1) (t - 2) / 100: v[2, 1] = 0, D_3 is not, and D_3 < limit^2 D_1."""
+    times = grid(0, 1, 2, 3)
+    slopes = [1 + (t - 1) * (t - 2) / 100 for t in (0, 1, 2)]
+    field = Prescribed(times, [grid(v) for v in slopes])
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    end = integrate(Adams(3, True, limit=0.25), field, x, times).item()
+    assert end == pytest.approx(integrate(Adams(3, True), field, x, times).item(), rel=1e-14)
+
+
+def test_rows_do_not_influence_each_other():
+    case = targets.case("eight_gaussians", "condot", 7.0)
+    times = torch.linspace(0, 1, 11, dtype=torch.float64)
+    together = integrate(GUIDED, case.field, case.start, times)
+    for i in (0, 5, 30):
+        field = Straight(CFG(7.0)(targets.eight_gaussians(CondOT()), torch.tensor([i % 8])))
+        alone = integrate(GUIDED, field, case.start[i : i + 1], times)
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-9)
+
+
+def test_only_guided_fields_are_limited_along_any_path():
+    field, x = targets.eight_gaussians(VP()), torch.randn(8, 2, dtype=torch.float64)
+    times = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    y = torch.arange(8)
+    plain, guided = Along(field.bind(y), CondOT()), Along(CFG(7.0)(field, y), CondOT())
+    classical = Adams(4, True)
+    assert torch.equal(*(integrate(s, plain, x, times) for s in (classical, GUIDED)))
+    ends = [integrate(s, guided, x, times) for s in (classical, GUIDED, Adams(4, True, limit=1e9))]
+    assert (ends[0] - ends[1]).abs().max() > 0.1
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-12, atol=1e-12)
+    euler = integrate(Adams(4, False, limit=0.0), guided, x, times)
+    torch.testing.assert_close(euler, integrate(Euler(), guided, x, times))
+
+
+@pytest.mark.parametrize("corrector", [False, True])
+def test_the_order_is_kept_where_a_guided_field_is_smooth(corrector):
+    def field(x, t):
+        return torch.exp(2 * t) - x / 4
+
+    class Smooth:
+        branches = 2
+        __call__ = staticmethod(field)
+
+    x = torch.ones(1, 1, dtype=torch.float64)
+    truth = (4 * math.exp(2) + 5 * math.exp(-1 / 4)) / 9  # x' + x/4 = exp 2t and x(0) = 1
+    solver, errors = Adams(3, corrector, RK4(), limit=0.25), []
+    for n in (80, 160, 320):
+        end = integrate(solver, Smooth(), x, torch.linspace(0, 1, n + 1, dtype=torch.float64))
+        errors.append(abs(end.item() - truth))
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert slopes[-1] == pytest.approx(3, abs=0.15), slopes
+
+
+# --- the classical method and its options ---------------------------------------------------
+
+
+def test_the_classical_method_from_the_textbook():
+    """Order 4 in PEC mode with the weights of the tables, on an even grid after RK4 steps."""
+
+    def field(x, t):
+        return torch.cos(3 * x) - t * x
+
+    h, x = 1 / 16, torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    times = torch.linspace(0, 1, 17, dtype=torch.float64)
+    got = integrate(Adams(4, True, RK4()), field, x, times)
+    slopes, before = [], None
+    for i, (t, s) in enumerate(pairwise(times)):
+        if i < 3:
+            slopes.append(field(x, t))
+            x = RK4().step(field, x, t, s, None, None)[0]
+            continue
+        f = [field(x, t), *slopes[::-1]]  # the newest first
+        if before is not None:
+            x = before + h / 24 * (9 * f[0] + 19 * f[1] - 5 * f[2] + f[3])
+        before, slopes = x, [*slopes, f[0]]
+        x = x + h / 24 * (55 * f[0] - 59 * f[1] + 37 * f[2] - 9 * f[3])
+    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+
+
+def test_newtons_integrals_are_exact_for_a_cubic_on_uneven_nodes():
+    nodes, t, s = [0.4, 0.15, 0.1, 0.0], 0.4, 0.55
+    integrals = newton([grid(u).numpy() for u in nodes[:3]], grid(t).numpy(), grid(s).numpy())
+    values = [1 + u - 3 * u**3 for u in nodes]
+    table, differences = values, [values[0]]
+    for k in range(1, 4):
+        table = [(a - b) / (nodes[i] - nodes[i + k]) for i, (a, b) in enumerate(pairwise(table))]
+        differences.append(table[0])
+    got = sum(c[0] * d for c, d in zip(integrals, differences, strict=True))
+    assert got == pytest.approx(s - t + (s**2 - t**2) / 2 - 3 * (s**4 - t**4) / 4)
+
+
+def test_lower_order_final():
+    """Slopes 1, 2, 4 in steps of 1: Euler at last; the corrector keeps its order."""
+    times = grid(0, 1, 2, 3)
+    field = Prescribed(times, [grid(1), grid(2), grid(4)])
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    solver = Adams(2, True, lower_order_final=True)
+    assert integrate(solver, field, x, times).item() == pytest.approx(1.5 + 3 + 4)
+    full = 1.5 + 3 + 4 + (4 - 2) / 2
+    assert integrate(Adams(2, True), field, x, times).item() == pytest.approx(full)
+    assert integrate(Adams(4, True, lower_order_final=True), field, x, times[:2]).item() == 1
+
+
+def test_backwards_and_a_single_step():
+    def field(x, t):
+        return 3 * t**2 + 0 * x
+
+    x = torch.ones(1, 1, dtype=torch.float64)
+    times = torch.linspace(1, 0, 8, dtype=torch.float64)
+    assert integrate(Adams(3, True, RK4()), field, x, times).item() == pytest.approx(0)
+    assert GUIDED.step(field, x, *grid(0.5, 0.7), None, None)[0].item() == pytest.approx(1.15)
+
+
+@pytest.mark.parametrize("start", [None, Heun(), RK4()])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_price_under_guidance(start, steps):
+    field = targets.eight_gaussians(CondOT())
+    guided = Straight(CFG(3.0)(field, torch.arange(6)))
+    solver = Adams(4, True, start, limit=0.25)
+    made = plan(guided, solver, steps)
+    guided.reset()
+    integrate(solver, guided, torch.randn(6, 2, dtype=torch.float64), made.times)
+    assert guided.evaluations == 6 * made.nfe == 6 * 2 * solver.nfe(steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": 0}, r"solver\.order=0: choose 1 to 6"),
+        ({"order": 7}, r"solver\.order=7: choose 1 to 6"),
+        ({"limit": -0.1}, r"solver\.limit=-0\.1: a number >= 0 or null"),
+        ({"limit": float("nan")}, r"solver\.limit=nan"),
+        ({"start": {"_target_": "fmdiff.solvers.multistep.Adams", "order": 2, "corrector": True}},
+         r"solver\.start=Adams: choose a Runge-Kutta solver or null"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(changes, message):
+    with pytest.raises(FmdiffError, match=message):
+        named("solver", "adams", **changes)
