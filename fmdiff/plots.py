@@ -1,4 +1,4 @@
-"""Pictures: image grids, points, trajectories and animations.
+"""Pictures: image grids, points, trajectories; and how animations are stored.
 
 Image grids are numpy and Pillow alone; matplotlib is imported by the functions that draw points,
 without pyplot, so nothing here keeps state and the same input gives the same bytes.
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,6 +24,7 @@ SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey: told apart by lightness a
 INK, FRAME = "#333333", "#C8C8C8"
 GRID_WIDTH, TILE_WIDTH = 768, 160  # pixels: what a magnified grid and one of its tiles may take
 DPI = 200
+EXACT_COLORS = 64  # of the 256 of a GIF
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
 
 ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
@@ -68,22 +69,22 @@ def grid(
     _, height, width, _ = images.shape
     gap = max(2, width // 24)
     font_size = min(14, max(9, width // 5))
-    caption = font_size + 3 if labels is not None else 0
+    strip = font_size + 3 if labels is not None else 0
 
     rows = -(-n // columns)
-    size = (gap + columns * (width + gap), gap + rows * (height + caption + gap))
+    size = (gap + columns * (width + gap), gap + rows * (height + strip + gap))
     picture = Image.new("RGB", size, "white")
     for i, tile in enumerate(images):
         left = gap + i % columns * (width + gap)
-        top = gap + i // columns * (height + caption + gap)
+        top = gap + i // columns * (height + strip + gap)
         picture.paste(Image.fromarray(tile), (left, top))
         if labels is not None:
-            strip = _caption(str(labels[i]), width, caption, font_size)
-            picture.paste(strip, (left, top + height))
+            text = caption(str(labels[i]), width, strip, font_size)
+            picture.paste(text, (left, top + height))
     return picture
 
 
-def _caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
+def caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
     """Centred text on white, cut at the edges so that it cannot reach the neighbours."""
     strip = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(font_size)
@@ -119,32 +120,37 @@ def scatter(
 
     Raises FmdiffError when samples are not finite.
     """
-    points = _finite(points, "samples")
-    data = None if data is None else _finite(data, "data points")
-    low, high = _limits(points) if data is None else _limits(data, points)
-    title = _title(title, points, low, high)
+    points = finite(points, "samples")
+    data = None if data is None else finite(data, "data points")
+    low, high = limits(points) if data is None else limits(data, points)
+    title = headline(title, points, low, high)
     if len(low) == 1:
         figure, [ax] = panels(4.6, 2.8)
-        _histogram(ax, points, low, high, data)
-        _write(ax, title, "$x$", "density")
+        histogram(ax, points, low, high, data)
+        entitle(ax, title, "$x$", "density")
         if data is not None:
             ax.legend(frameon=False, fontsize=7, labelcolor=INK)
         return figure
-    figure, axes = panels(*_size(low, high, 1 if data is None else 2), 1 if data is None else 2)
-    _cloud(axes[0], points, low, high, SAMPLES)
-    _write(axes[0], title)
+    figure, axes = panels(*extent(low, high, 1 if data is None else 2), 1 if data is None else 2)
+    cloud(axes[0], points, low, high, SAMPLES)
+    entitle(axes[0], title)
     if data is not None:
-        _cloud(axes[1], data, low, high, DATA)
-        _write(axes[1], "data")
+        cloud(axes[1], data, low, high, DATA)
+        entitle(axes[1], "data")
         axes[1].tick_params(labelleft=False)
     return figure
 
 
-def fan(trajectories: np.ndarray, times: np.ndarray, data: np.ndarray | None = None) -> "Figure":
+def fan(
+    trajectories: np.ndarray,
+    times: np.ndarray,
+    data: np.ndarray | None = None,
+    ends: np.ndarray | None = None,
+) -> "Figure":
     """One-dimensional trajectories against t, coloured by where they end, and the end's histogram.
 
-    trajectories: (S + 1, N, 1). times: (S + 1,). data: (M, 1), drawn behind the histogram. At most
-    300 lines are drawn; the histogram counts all.
+    trajectories: (S + 1, N, 1). times: (S + 1,). data: (M, 1), drawn behind the histogram of ends
+    (M, 1), by default those of the trajectories. At most 300 lines are drawn.
 
     Raises FmdiffError for another shape, or when states are not finite.
     """
@@ -157,9 +163,9 @@ def fan(trajectories: np.ndarray, times: np.ndarray, data: np.ndarray | None = N
             "a fan takes 1-D trajectories (S + 1, N, 1) with S + 1 times, "
             f"not {trajectories.shape} with {len(times)}"
         )
-    end = _finite(trajectories[-1], "samples")
-    data = None if data is None else _finite(data, "data points")
-    low, high = _limits(_finite(trajectories.reshape(-1, 1), "states of the trajectories"))
+    end = finite(trajectories[-1] if ends is None else ends, "samples")
+    data = None if data is None else finite(data, "data points")
+    low, high = limits(finite(trajectories.reshape(-1, 1), "states of the trajectories"))
     drawn = trajectories[:, :LINES, 0]
     shown = drawn.shape[1]
 
@@ -177,18 +183,18 @@ def fan(trajectories: np.ndarray, times: np.ndarray, data: np.ndarray | None = N
         )
     )
     ax.set(xlim=(times.min(), times.max()), ylim=(low[0], high[0]))
-    title = _title("trajectories", end, low, high)
-    _write(ax, title + (f", {shown} drawn" if shown < len(end) else ""), "$t$", "$x_t$")
-    _histogram(side, end, low, high, data, orientation="horizontal")
+    title = headline("trajectories", end, low, high)
+    entitle(ax, title + (f", {shown} drawn" if shown < len(end) else ""), "$t$", "$x_t$")
+    histogram(side, end, low, high, data, orientation="horizontal")
     side.set(xticks=[])
     side.tick_params(labelleft=False, left=False)
     for edge in ("top", "right", "bottom"):
         side.spines[edge].set_visible(False)
-    _write(side, f"$t = {times[-1]:.3g}$")
+    entitle(side, f"$t = {times[-1]:.3g}$")
     return figure
 
 
-def _finite(points: np.ndarray, what: str) -> np.ndarray:
+def finite(points: np.ndarray, what: str) -> np.ndarray:
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or 0 in points.shape:
         raise FmdiffError(f"{what} to be drawn must have the shape (N, d), not {points.shape}")
@@ -200,7 +206,7 @@ def _finite(points: np.ndarray, what: str) -> np.ndarray:
     return points
 
 
-def _limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A box around the (first two) coordinates of all points, bounded by the reference's bulk.
 
     It reaches at most a quarter of the bulk's size beyond it, so strays do not shrink the picture.
@@ -213,7 +219,7 @@ def _limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.
     return low - margin, high + margin
 
 
-def _title(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+def headline(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
     n, d = points.shape
     outside = int(((points[:, :2] < low) | (points[:, :2] > high)).any(axis=1).sum())
     return (
@@ -222,19 +228,19 @@ def _title(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> 
     )
 
 
-def _size(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, float]:
+def extent(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, float]:
     """Width and height in inches at which axes of equal aspect fill the figure."""
     width, height = 3.4 * (high - low) / (high - low).max()
     return columns * (float(width) + 0.35), float(height) + 0.6
 
 
-def _write(ax: "Axes", title: str, x: str = "", y: str = "") -> None:
+def entitle(ax: "Axes", title: str, x: str = "", y: str = "") -> None:
     ax.set_title(title, fontsize=9, color=INK)
     ax.set_xlabel(x, fontsize=8, color=INK)
     ax.set_ylabel(y, fontsize=8, color=INK)
 
 
-def _cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
+def cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
     n = len(points)
     ax.plot(
         *points[:, :2].T,
@@ -248,71 +254,29 @@ def _cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
 
 
-def _histogram(ax: "Axes", points, low, high, data, orientation="vertical") -> None:
-    bins = np.linspace(low[0], high[0], int(np.clip(1.5 * math.sqrt(len(points)), 12, 100)) + 1)
+def histogram(ax: "Axes", points, low, high, data, orientation="vertical") -> None:
+    edges = bins(points, low, high)
 
     def draw(values: np.ndarray, **look) -> None:
-        # a density over all values: those outside the axes still count in the total
-        weights = np.full(len(values), 1 / (len(values) * (bins[1] - bins[0])))
-        ax.hist(values[:, 0], bins=list(bins), weights=weights, orientation=orientation, **look)
+        ax.hist(edges[:-1], bins=list(edges), weights=density(values, edges), **look)
 
     if data is not None:
-        draw(data, color=DATA, alpha=0.45, label="data")
-        draw(points, color=SAMPLES, histtype="step", linewidth=1.2, label="samples")
+        draw(data, color=DATA, alpha=0.45, label="data", orientation=orientation)
+        look = {"histtype": "step", "linewidth": 1.2, "label": "samples"}
+        draw(points, color=SAMPLES, orientation=orientation, **look)
     else:
-        draw(points, color=SAMPLES, alpha=0.8)
+        draw(points, color=SAMPLES, alpha=0.8, orientation=orientation)
     ax.set(**{"xlim" if orientation == "vertical" else "ylim": (low[0], high[0])})
 
 
-def image_frames(
-    trajectories: np.ndarray,
-    times: Sequence[float],
-    labels: Sequence | None = None,
-    columns: int | None = None,
-    scale: int | None = None,
-) -> list[Image.Image]:
-    """One grid per time with the time under it. trajectories: uint8 (S + 1, N, H, W, C)."""
-    frames = []
-    for images, t in zip(trajectories, times, strict=True):
-        tiles = grid(images, labels, columns, scale)
-        frame = Image.new("RGB", (tiles.width, tiles.height + 24), "white")
-        frame.paste(tiles)
-        frame.paste(_caption(f"t = {t:.2f}", tiles.width, 22, 15), (0, tiles.height))
-        frames.append(frame)
-    return frames
+def bins(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The edges of a histogram of points (N, 1) between low and high."""
+    return np.linspace(low[0], high[0], int(np.clip(1.5 * math.sqrt(len(points)), 12, 100)) + 1)
 
 
-def point_frames(
-    trajectories: np.ndarray, times: Sequence[float], data: np.ndarray | None = None
-) -> list[Image.Image]:
-    """One picture of the samples per time, on axes that hold the first, the last and the data.
-
-    trajectories: (S + 1, N, d). data: (M, d), drawn in grey behind the samples.
-
-    Raises FmdiffError when states are not finite.
-    """
-    data = None if data is None else _finite(data, "data points")
-    clouds = [
-        _finite(points, f"samples at t = {t:.3g}")
-        for points, t in zip(trajectories, times, strict=True)
-    ]
-    low, high = _limits(np.concatenate([clouds[0], clouds[-1], *([] if data is None else [data])]))
-    drawn = []
-    for points, t in zip(clouds, times, strict=True):
-        if len(low) == 1:
-            figure, [ax] = panels(4.6, 2.8)
-            _histogram(ax, points, low, high, data)
-        else:
-            figure, [ax] = panels(*_size(low, high, 1))
-            if data is not None:
-                _cloud(ax, data, low, high, FRAME)
-            _cloud(ax, points, low, high, SAMPLES)
-        _write(ax, f"{_title('samples', points, low, high)}, $t = {t:.2f}$")
-        drawn.append((figure, ax))
-    top = max(ax.get_ylim()[1] for _, ax in drawn)  # histograms too keep one scale
-    for _, ax in drawn:
-        ax.set_ylim(top=top)
-    return [render(figure) for figure, _ in drawn]
+def density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Heights of the bars over all values (N, 1): those outside still count in the total."""
+    return np.histogram(values[:, 0], edges)[0] / (len(values) * (edges[1] - edges[0]))
 
 
 def animation(
@@ -324,13 +288,16 @@ def animation(
     """Write frames as a GIF, APNG or WebP, by the suffix, repeating for ever.
 
     Each frame shows for `milliseconds`, the last for `hold`. A GIF counts in hundredths of a
-    second and has 256 colours; the others are exact. Frames equal to the one before lengthen it.
+    second and has 256 colours, the same ones in all frames; the others are exact. Frames equal to
+    the one before lengthen it.
 
     Raises FmdiffError for no frames or another suffix.
     """
     if not frames:
         raise FmdiffError("an animation needs at least one frame")
     form = _format(path, ANIMATED)
+    if form == "GIF":
+        frames = _one_palette(frames)
     with _replacing(path) as temporary:
         frames[0].save(
             temporary,
@@ -340,7 +307,31 @@ def animation(
             duration=[milliseconds] * (len(frames) - 1) + [hold],
             loop=0,
             lossless=True,  # WebP: pixels as drawn; the other formats ignore it
+            optimize=False,  # GIF: Pillow 13 mixes up some greys when it drops unused ones
         )
+
+
+def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """The frames in 256 colours chosen for a few of them at once, so that nothing flickers.
+
+    Grey frames are exact. Of others the most frequent colours, white among them, are kept and the
+    rest share what is left.
+    """
+    if all(not np.ptp(np.asarray(frame), axis=2).any() for frame in frames):
+        return [frame.convert("L") for frame in frames]
+    few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 6).astype(int))]
+    together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in few]))
+    counted: list[Any] = sorted(together.getcolors(2**24) or [], reverse=True)
+    shares = together.quantize(256 - EXACT_COLORS).getpalette() or []
+    colors = [color for _, color in counted[:EXACT_COLORS]]
+    colors += zip(*[iter(shares)] * 3, strict=True)
+    # Pillow looks colours up rounded down to multiples of 4: 250 would be nearer to white than 255
+    apart: dict[tuple, tuple] = {}
+    for color in colors:
+        apart.setdefault(tuple(channel >> 3 for channel in color), color)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for color in apart.values() for channel in color])
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 
 def render(figure: "Figure") -> Image.Image:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,28 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import __version__, device, plots
+from fmdiff import __version__, animate, device, plots
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
-from fmdiff.guidance import clipped
+from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
 from fmdiff.path import from_spec
+from fmdiff.progress import Bar
 from fmdiff.sampling import Plan, Samples, default_batch_size, generate, plan, view
+from fmdiff.watching import Watch, velocities
 
 
 def sample(cfg, folder: Path) -> None:
     """Draw cfg.n samples of ckpt= or model= into the folder; prints what it cost and where it is.
 
     Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels where
-    there are classes), grid.png or scatter.png, trajectory.gif and 000000.png ... on request, and
-    sample.json.
+    there are classes), grid.png or scatter.png, sample.json, and on request 000000.png ...,
+    animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and results.json.
     """
     where = device.pick(cfg.device)
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    field, data = opened(settings)
+    field, data, about = opened(settings, data=bool(settings["metrics"]))
     images = len(field.shape) == 3
     n = cfg.n or (64 if images else 10_000)
     size = min(cfg.batch_size or default_batch_size(field.shape), n)
@@ -41,41 +44,70 @@ def sample(cfg, folder: Path) -> None:
         rule = device.threads(parameters, size, field.shape) if net else torch.get_num_threads()
         torch.set_num_threads(cfg.threads or rule)
 
-    path = from_spec(settings["path"]) if cfg.path and cfg.ckpt else None
-    solver, schedule = build(settings["solver"]), build(settings["schedule"])
+    chosen = options(settings | {"batch_size": size}, field)
+    judged, kept = None, Kept()
+    if settings["metrics"]:
+        from fmdiff.judge import judge
 
-    def guidance(field: Field, y: Tensor | None) -> Field:
-        return build(settings["guidance"], field, y)
+        judged = judge(settings, data, field.shape, field.classes, cfg.seed, where)
 
-    settings_of_plan = (cfg.steps, schedule, cfg.final, cfg.nfe, cfg.trajectory)
-    bound = clipped(guidance(field, field.labels(settings["classes"], 0, 1, cfg.seed)), cfg.clip)
-    laid_out = plan(view(bound, cfg.coordinates, path), solver, *settings_of_plan)
-    print(f"{n} samples, {describe(cfg, solver, laid_out, bound.branches)}")
-    bar = _Bar(n)
+    def receive(x: Tensor, y: Tensor | None) -> None:
+        x = to_uint8(x) if images else x
+        kept.add(x, y)
+        if judged:
+            judged.add(x, y)
+
+    y = chosen["guidance"].labels(field, settings["classes"], 0, 1, cfg.seed)
+    bound = clipped(chosen["guidance"](field, y), cfg.clip)
+    laid_out = plan(
+        view(bound, cfg.coordinates, chosen["path"]),
+        chosen["solver"],
+        *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
+    )
+    print(f"{n} samples, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
+    bar = Bar(n)
     begin = time.perf_counter()
     samples = generate(
         field,
         n,
-        solver=solver,
-        steps=cfg.steps,
-        nfe=cfg.nfe,
+        **chosen,
         seed=cfg.seed,
-        classes=settings["classes"],
-        guidance=guidance,
-        schedule=schedule,
-        coordinates=cfg.coordinates,
-        final=cfg.final,
-        path=path,
-        clip=cfg.clip,
-        batch_size=size,
         device=where,
-        dtype=getattr(torch, cfg.dtype),
         trajectory=cfg.trajectory,
         progress=bar,
+        receive=receive,
     )
     seconds = time.perf_counter() - begin
     bar.close()
-    written = write(samples, folder, data, png=cfg.png)
+    print(
+        f"{samples.nfe_counted:g} evaluations per sample counted, {seconds:.1f} s, "
+        f"{1000 * seconds / n:.3g} ms per sample"
+    )
+
+    def arrows(points: Tensor, times: Tensor) -> Tensor:
+        y = kept.labels
+        y = None if y is None else y.to(where)
+        seen = pictured(field.to(where, chosen["dtype"]), chosen["guidance"], y, len(points))
+        drawn = view(seen, cfg.coordinates, chosen["path"])
+        drawn.reset()
+        u = velocities(drawn, points.to(where, chosen["dtype"]), times)
+        print(f"{drawn.evaluations} more in all for the arrows of field.{cfg.animation}")
+        return u
+
+    written = write(kept.x, kept.labels, folder, data, cfg.png, samples.trajectory)
+    if samples.trajectory is not None:
+        asked = arrows if laid_out.steps else None
+        written += movies(samples, folder, cfg.animation, data, asked)
+    if judged:
+        from fmdiff import results
+        from fmdiff.evaluate import conclude
+
+        metrics = judged.results()
+        print(results.shown(metrics))
+        pixels = kept.x if images else None
+        more = {"checkpoint": about, "nfe_counted": samples.nfe_counted}
+        conclude(folder, "sample", settings, judged, metrics, pixels, **more)
+        written.append("results.json")
     report = {
         "nfe_planned": samples.nfe_planned,
         "nfe_counted": samples.nfe_counted,
@@ -93,10 +125,6 @@ def sample(cfg, folder: Path) -> None:
     }
     text = json.dumps(report, indent=2, default=str) + "\n"
     _replace(folder / "sample.json", lambda part: part.write_text(text))
-    print(
-        f"{samples.nfe_counted:g} evaluations per sample counted, {seconds:.1f} s, "
-        f"{1000 * seconds / n:.3g} ms per sample"
-    )
     for name in [*written, "sample.json"]:
         print(f"  {folder / name}")
 
@@ -120,14 +148,54 @@ def describe(cfg, solver, plan: Plan, branches: int) -> str:
     )
 
 
-def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[str]:
-    """Write samples and their pictures into the folder; the names of what was written."""
-    labels: dict[str, Any] = {} if samples.y is None else {"labels": samples.y.numpy()}
-    if samples.x.ndim == 4:
-        pixels = to_uint8(samples.x).numpy()
-        arrays, written = {"arr_0": pixels, **labels}, ["samples.npz", "grid.png"]
+def options(settings: dict[str, Any], field: Field) -> dict[str, Any]:
+    """The keyword arguments of `generate` that the settings of a sample say."""
+    along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
+    names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
+    return {
+        **{name: settings[name] for name in names},
+        **{group: build(settings[group]) for group in ("solver", "schedule", "guidance")},
+        "path": from_spec(settings["path"]) if along else None,
+        "dtype": getattr(torch, settings["dtype"]),
+    }
+
+
+class Kept:
+    """Samples as they arrive, images as pixels: (n, H, W, C) uint8, or points (n, d)."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.ys: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor | None) -> None:
+        self.parts.append(x.cpu())
+        if y is not None:
+            self.ys.append(y)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return torch.cat(self.parts)
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        return torch.cat(self.ys) if self.ys else None
+
+
+def write(
+    x: Tensor,
+    labels: Tensor | None,
+    folder: Path,
+    data=None,
+    png: bool = False,
+    trajectory: tuple[Tensor, Tensor] | None = None,
+) -> list[str]:
+    """Write pixels or points and their pictures into the folder; the names of what was written."""
+    arrays = {} if labels is None else {"labels": labels.numpy()}
+    if x.ndim == 4:
+        pixels = x.numpy()
+        arrays, written = {"arr_0": pixels, **arrays}, ["samples.npz", "grid.png"]
         shown = slice(0, 100)
-        y = None if samples.y is None else samples.y[shown].tolist()
+        y = None if labels is None else labels[shown].tolist()
         plots.save(plots.grid(pixels[shown], y), folder / "grid.png")
         if png:
             for i, image in enumerate(pixels):
@@ -135,28 +203,71 @@ def write(samples: Samples, folder: Path, data=None, png: bool = False) -> list[
                 plots.save(Image.fromarray(plain), folder / f"{i:06d}.png")
             written.append(f"000000.png ... {len(pixels) - 1:06d}.png")
     else:
-        points = samples.x.float().numpy()
-        arrays, written = {"arr_0": points, **labels}, ["samples.npz", "scatter.png"]
+        points = x.float().numpy()
+        arrays, written = {"arr_0": points, **arrays}, ["samples.npz", "scatter.png"]
         real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
         plots.save(plots.scatter(points, real), folder / "scatter.png")
-        if samples.trajectory is not None and points.shape[1] == 1:
-            states, times = samples.trajectory
-            plots.save(plots.fan(states.float().numpy(), times.numpy(), real), folder / "fan.png")
+        if trajectory is not None and points.shape[1] == 1:
+            states, times = (tensor.double().numpy() for tensor in trajectory)
+            plots.save(plots.fan(states, times, real, points), folder / "fan.png")
             written.append("fan.png")
-    if samples.trajectory is not None:
-        plots.animation(_frames(*samples.trajectory, data), folder / "trajectory.gif")
-        written.append("trajectory.gif")
-    _replace(folder / "samples.npz", lambda part: np.savez(part, **arrays))
+    _replace(folder / "samples.npz", lambda part: np.savez(part, **arrays))  # type: ignore[arg-type]
     return written
 
 
-def _frames(states: Tensor, times: Tensor, data) -> list:
-    if states.ndim == 5:
-        few = states[:, :36]
-        pixels = np.stack([to_uint8(frame).numpy() for frame in few])
-        return plots.image_frames(pixels, times.tolist())
-    real = None if data is None else data.sample(0, 2000, 1)[0].numpy()
-    return plots.point_frames(states[:, :2000].float().numpy(), times.tolist(), real)
+def movies(
+    samples: Samples,
+    folder: Path,
+    form: str,
+    data=None,
+    arrows: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[str]:
+    """Write the animations of samples with a trajectory, in the format `form`; their names.
+
+    arrows(points (G, 2), times (F,)) gives the velocities to draw (F, G, 2).
+    """
+    assert samples.trajectory is not None
+    found = {"trajectory": _thinned(samples.trajectory)}
+    if samples.x_hat is not None:
+        found["x_hat"] = _thinned(samples.x_hat)
+    films = {}
+    if samples.trajectory[0].ndim == 5:
+        for name, (images, times) in found.items():
+            pixels = np.stack([to_uint8(frame).numpy() for frame in images])
+            films[name] = animate.image_frames(pixels, times.tolist())
+    else:
+        real = None if data is None else data.sample(0, 2000, 1)[0].numpy()
+        states, times = found["trajectory"]
+        within = animate.box(states.numpy(), real)
+        for name, (points, at) in found.items():
+            what = {"trajectory": "samples", "x_hat": "estimates of x"}[name]
+            films[name] = animate.point_frames(points.numpy(), at.tolist(), real, within, what)
+        if arrows and states.shape[2] == 2:
+            mesh = animate.mesh(within)
+            u = mesh, arrows(torch.from_numpy(mesh), times).numpy()
+            films["field"] = animate.point_frames(
+                states.numpy(), times.tolist(), real, within, "velocity and samples", u
+            )
+    for name, frames in films.items():
+        plots.animation(frames, folder / f"{name}.{form}")
+    return [f"{name}.{form}" for name in films]
+
+
+def _thinned(watch: Watch) -> Watch:
+    frames, times = watch
+    picked = torch.from_numpy(animate.shown(len(times)))
+    return frames[picked], times[picked]
+
+
+def pictured(field: Field, guidance: Unguided, y: Tensor | None, n: int) -> Field:
+    """The field whose n arrows are drawn: guided where all samples have one label y.
+
+    Samples of several classes move in several fields; what is drawn is that of all data, the null
+    label's, without guidance.
+    """
+    if y is None or (y == y[0]).all():
+        return guidance(field, None if y is None else y[:1].repeat(n))
+    return field.bind(y.new_full((n,), field.classes)) if field.classes else field
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -164,26 +275,3 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".part-{path.name}")
     write(part)
     part.replace(path)
-
-
-class _Bar:
-    """A progress bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, n: int) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=n, unit="sample", disable=None, leave=False)
-        self.n, self.done, self.begin = n, 0, time.monotonic()
-        self.said = self.begin
-
-    def __call__(self, done: int) -> None:
-        self.bar.update(done)
-        self.done += done
-        now = time.monotonic()
-        if self.bar.disable and now - self.said > 10:
-            left = (now - self.begin) * (self.n / self.done - 1)
-            print(f"{self.done}/{self.n} samples, {left:.0f} s left", flush=True)
-            self.said = now
-
-    def close(self) -> None:
-        self.bar.close()

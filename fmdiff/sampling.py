@@ -12,10 +12,12 @@ from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Along, Field, Straight, need_gaussian
-from fmdiff.guidance import clipped, unguided
+from fmdiff.guidance import Unguided, clipped
 from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
+from fmdiff.watching import Watched, gathered, watched_samples
 
+UNGUIDED = Unguided()
 STEPS = 28  # where neither steps nor nfe nor the schedule says it
 
 
@@ -178,8 +180,11 @@ class Samples:
     nfe_planned: int | None  # None: an adaptive solver
     nfe_counted: float
     plan: Plan
-    # every state, start and end included (frames, n, *shape), and its time (frames,)
+    # of the first 20 images or 2,000 points: every state, start and end included, at the scale of
+    # the data (frames, n, *shape), and its time (frames,)
     trajectory: tuple[Tensor, Tensor] | None = None
+    # of the same samples: the estimate of x in each interval and its time (see watching.Watched)
+    x_hat: tuple[Tensor, Tensor] | None = None
 
 
 def default_batch_size(shape: tuple[int, ...]) -> int:
@@ -206,7 +211,7 @@ def generate(
     nfe: int | None = None,
     seed: int = 0,
     classes: list[int] | int | None = None,
-    guidance: Callable[[Field, Tensor | None], Field] = unguided,
+    guidance: Unguided = UNGUIDED,
     schedule: Callable = UNIFORM,
     coordinates: str = "straight",
     final: str = "auto",
@@ -217,52 +222,58 @@ def generate(
     dtype: torch.dtype = torch.float32,
     trajectory: bool = False,
     progress: Callable[[int], None] | None = None,
+    receive: Callable[[Tensor, Tensor | None], None] | None = None,
 ) -> Samples:
     """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
 
     solver: a solver or the name of one (its YAML). steps, or the nfe they may cost; neither: 28.
-    guidance: what makes of a field and labels the field to integrate. path: sample along another
-    path than the field's own. clip: none, data or dynamic, for the estimate of x of images.
+    guidance: any of fmdiff.guidance, as CFG(w=2). path: sample along another path than the field's
+    own. clip: none, data or dynamic, for the estimate of x of images. trajectory: keep the way of
+    the first samples too, at no further evaluation. receive: is handed the samples and labels of
+    each batch, on the device, in place of their being kept: Samples.x is then empty.
     """
     if isinstance(solver, str):
         solver = named("solver", solver)
     field = field.to(device, dtype)
     size = batch_size or default_batch_size(field.shape)
-    xs, ys, frames, counted = [], [], [], 0
+    xs, ys, counted, bad = [], [], 0, 0
+    watched: list[Watched] = []
     the_plan: Plan | None = None
     for start in range(0, n, size):
         stop = min(start + size, n)
-        y = field.labels(classes, start, stop, seed)
+        y = guidance.labels(field, classes, start, stop, seed)
         bound = clipped(guidance(field, None if y is None else y.to(device)), clip)
         bound.reset()
         asked = view(bound, coordinates, path)
         if the_plan is None:
             the_plan = plan(asked, solver, steps, schedule, final, nfe, trajectory)
-        seen: list[Tensor] = []
-        x = _one_batch(asked, solver, the_plan, start, stop, seed, device, dtype, seen, trajectory)
+        if trajectory and (few := watched_samples(field.shape) - start) > 0:
+            asked = Watched(asked, few)
+            watched.append(asked)
+        x = _one_batch(asked, solver, the_plan, start, stop, seed, device, dtype)
         counted += bound.evaluations
-        xs.append(x.cpu())
-        ys.append(y)
-        frames.append(seen)
+        bad += int((~x.flatten(1).isfinite()).any(1).sum())
+        if receive:
+            receive(x, y)
+        else:
+            xs.append(x.cpu())
+            ys.append(y)
         if progress:
             progress(stop - start)
     assert the_plan is not None
-    x = torch.cat(xs)
-    bad = int((~x.flatten(1).isfinite()).any(1).sum())
     if bad:
         raise FmdiffError(f"{bad} of {n} samples are not finite; try more steps or final=denoise")
-    times = torch.cat([the_plan.times, torch.ones(int(the_plan.jump), dtype=torch.float64)])
     return Samples(
-        x,
-        None if ys[0] is None else torch.cat([y for y in ys if y is not None]),
+        torch.cat(xs) if xs else torch.empty(0, *field.shape),
+        torch.cat([y for y in ys if y is not None]) if ys and ys[0] is not None else None,
         the_plan.nfe,
         counted / n,
         the_plan,
-        (torch.cat([torch.stack(f) for f in frames], 1), times) if trajectory else None,
+        *(gathered(watched, the_plan.times, the_plan.steps) if trajectory else ()),
     )
 
 
-def _one_batch(field, solver, plan, start, stop, seed, device, dtype, seen, trajectory) -> Tensor:
+def _one_batch(field, solver, plan, start, stop, seed, device, dtype) -> Tensor:
     def draw(purpose: str, step: int = 0) -> Tensor:
         drawn = randomness.noise(start, stop, field.shape, seed, purpose, step)
         return drawn.to(device, dtype)
@@ -273,18 +284,14 @@ def _one_batch(field, solver, plan, start, stop, seed, device, dtype, seen, traj
     def brownian(t: Tensor, s: Tensor) -> Tensor:
         return walk(t, s).to(device, dtype)
 
-    def observe(t: Tensor, x: Tensor) -> None:
-        # shown at the scale of the data, whatever the path's own scale is
-        scale = field.path.alpha(t) + field.path.beta(t)
-        seen.append((x / scale).cpu())
-
     times = plan.times
+    watched = field if isinstance(field, Watched) else None
     x = field.start(draw("start"), times[0], start, seed)
-    if trajectory:
-        observe(times[0], x)
-    x = integrate(solver, field, x, times, brownian, observe if trajectory else None)
+    if watched:
+        watched.observe(times[0], x)
+    x = integrate(solver, field, x, times, brownian, watched.observe if watched else None)
     if plan.jump:
         x = field.predict(x, times[-1], "x")
-        if trajectory:
-            seen.append(x.cpu())
+        if watched:
+            watched.keep(x)
     return x

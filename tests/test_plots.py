@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmdiff import plots
+from fmdiff import animate, plots
 from fmdiff.errors import FmdiffError
 
 
@@ -154,7 +154,7 @@ def test_samples_that_are_not_finite_are_counted():
     with pytest.raises(FmdiffError, match="2 of 10 data points are not finite"):
         plots.scatter(np.zeros((10, 2)), points)
     with pytest.raises(FmdiffError, match=r"2 of 10 samples at t = 1 "):
-        plots.point_frames(np.stack([np.zeros((10, 2)), points]), [0, 1])
+        animate.point_frames(np.stack([np.zeros((10, 2)), points]), [0, 1])
     with pytest.raises(FmdiffError, match="2 of 10 samples"):
         plots.fan(np.stack([np.zeros((10, 1)), points[:, :1] + points[:, 1:]]), [0, 1])
 
@@ -166,7 +166,7 @@ def test_other_shapes_are_refused(shape):
 
 
 def test_fan_draws_trajectories_and_the_end(rng, monkeypatch):
-    histograms = seen(monkeypatch, "_histogram")
+    histograms = seen(monkeypatch, "histogram")
     trajectories, times = rng.normal(size=(5, 400, 1)), np.linspace(0, 1, 5)
     ax, _ = plots.fan(trajectories, times, data=rng.normal(size=(50, 1))).axes
     assert ax.get_title() == "trajectories (n=400), 300 drawn"
@@ -186,18 +186,43 @@ def test_fan_draws_trajectories_and_the_end(rng, monkeypatch):
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_point_frames_keep_their_axes(rng, monkeypatch, d):
-    calls = seen(monkeypatch, "_histogram" if d == 1 else "_cloud")
+    calls = seen(monkeypatch, "histogram" if d == 1 else "cloud")
     trajectories = rng.normal(size=(3, 30, d)) * np.array([3, 2, 1])[:, None, None]
-    frames = plots.point_frames(trajectories, [0, 0.5, 1])
+    frames = animate.point_frames(trajectories, [0, 0.5, 1])
     assert len(frames) == 3 and len({frame.size for frame in frames}) == 1
     assert all((c[0] == states).all() for c, states in zip(calls, trajectories, strict=True))
-    assert len({(c[1].get_xlim(), c[1].get_ylim()) for c in calls}) == 1
+    pixels = np.stack([np.asarray(frame) for frame in frames])
+    assert (pixels[:, -18:] == pixels[0, -18:]).all()  # the numbers of the ticks
+    assert (pixels[:, :, :24] == pixels[0, :, :24])[:, 40:].all()
+    assert not (pixels[1:] == pixels[:-1]).all(axis=(1, 2, 3)).any()
+
+
+def test_a_gif_keeps_the_colours_of_all_its_frames(tmp_path):
+    """One palette: exact for greys."""
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    fading = np.stack([levels, levels // 2, levels // 4])
+    frames = animate.image_frames(fading, [0, 0.5, 1], scale=4)
+    plots.animation(frames, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as stored:
+        for i, frame in enumerate(frames):
+            stored.seek(i)
+            assert (np.asarray(stored.convert("RGB")) == np.asarray(frame)).all()
+    rng = np.random.default_rng(0)
+    frames = animate.image_frames(rng.integers(0, 256, (3, 4, 16, 16, 3), np.uint8), [0, 0.5, 1])
+    plots.animation(frames, tmp_path / "b.gif")
+    with Image.open(tmp_path / "b.gif") as stored:
+        for i, frame in enumerate(frames):
+            stored.seek(i)
+            found, drawn = np.asarray(stored.convert("RGB")), np.asarray(frame)
+            white = (drawn == 255).all(-1)
+            assert white.any() and (found[white] == 255).all()
+            assert abs(found.astype(int) - drawn).mean() < 20  # 256 colours of 16 million
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".apng", ".webp"])
 def test_animation_counts_and_holds(rng, tmp_path, suffix):
     trajectories = pictures(rng, 4, 6, 8, 8, 3)
-    frames = plots.image_frames(trajectories, np.linspace(0, 1, 4), range(6), scale=2)
+    frames = animate.image_frames(trajectories, np.linspace(0, 1, 4), range(6), scale=2)
     path = tmp_path / f"a{suffix}"
     plots.animation(frames, path, milliseconds=80, hold=900)
     durations = []

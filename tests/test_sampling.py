@@ -12,7 +12,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField, Straight
-from fmdiff.guidance import cfg, unguided
+from fmdiff.guidance import CFG, Unguided
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
 from fmdiff.sampling import default_batch_size, generate, integrate, plan, view
@@ -50,10 +50,6 @@ class Tiny(nn.Module):
 
 def network(path, prediction="v", shape=(2,), classes=4, net=None):
     return NetField(net or Tiny(), path, prediction, 2.0, 1e-5, shape, classes)
-
-
-def guided_by(w):
-    return lambda field, y: cfg(field, y, w)
 
 
 # --- plans ----------------------------------------------------------------------------------
@@ -99,7 +95,7 @@ def test_a_schedule_is_a_law_of_u():
 def test_the_plan_states_what_is_paid(path, solver):
     for field in (gmm4(path), network(path, "x")):
         for final in ("auto", "solver", "denoise"):
-            for guidance, branches in ((unguided, 1), (guided_by(2.0), 2)):
+            for guidance, branches in ((Unguided(), 1), (CFG(2.0), 2)):
                 for steps in (1, 4):
                     made = generate(
                         field, 5, solver=solver, steps=steps, final=final, guidance=guidance
@@ -113,7 +109,7 @@ def test_the_plan_states_what_is_paid(path, solver):
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "adams_rk4"])
 @pytest.mark.parametrize(
     "guidance",
-    [unguided, guided_by(2.0), lambda field, y: cfg(field, y, 2.0, interval=[0.25, 0.7])],
+    [Unguided(), CFG(2.0), CFG(2.0, interval=[0.25, 0.7])],
     ids=["none", "cfg", "interval"],
 )
 def test_nfe_takes_the_most_steps_it_pays_for(solver, guidance):
@@ -243,7 +239,7 @@ def test_labels_go_round_and_wrong_ones_are_refused():
     with pytest.raises(FmdiffError, match="without classes"):
         generate(plain, 3, classes=[0])
     with pytest.raises(FmdiffError, match="guidance"):
-        generate(plain, 3, guidance=guided_by(2))
+        generate(plain, 3, guidance=CFG(2))
 
 
 def test_default_batch_size_is_a_function_of_shape():

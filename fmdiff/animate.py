@@ -1,0 +1,150 @@
+"""Frames of animations: images, points and vector fields along the way from noise to data.
+
+Axes, colours and the place of the time are the same in all frames: one figure is drawn again and
+again with other points in it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from fmdiff import plots
+from fmdiff.plots import DATA, FRAME, INK, SAMPLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FRAMES = 100  # of an animation
+DPI = 110  # a third of the pixels of a still picture
+ARROWS = 20  # along each side
+TILE_WIDTH = 100  # pixels that an image may be magnified to
+
+Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
+
+
+def shown(times: int) -> np.ndarray:
+    """Which of so many times get a frame: at most 100, the first and the last among them."""
+    return np.unique(np.linspace(0, times - 1, FRAMES).round().astype(int))
+
+
+def image_frames(
+    trajectories: np.ndarray,
+    times: Sequence[float],
+    labels: Sequence | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> list[Image.Image]:
+    """One grid per time with the time under it. trajectories: uint8 (F, N, H, W, C).
+
+    scale: default, so that an image is about 100 pixels wide; a film of noise does not compress.
+    """
+    scale = scale or max(1, TILE_WIDTH // trajectories.shape[3])
+    frames = []
+    for images, t in zip(trajectories, times, strict=True):
+        tiles = plots.grid(images, labels, columns, scale)
+        frame = Image.new("RGB", (tiles.width, tiles.height + 24), "white")
+        frame.paste(tiles)
+        frame.paste(plots.caption(f"t = {t:.2f}", tiles.width, 22, 15), (0, tiles.height))
+        frames.append(frame)
+    return frames
+
+
+def box(trajectories: np.ndarray, data: np.ndarray | None = None) -> Box:
+    """Axes that hold the first and the last of trajectories (F, N, d), and the data (M, d)."""
+    parts = [plots.finite(trajectories[i], "samples") for i in (0, -1)]
+    parts += [] if data is None else [plots.finite(data, "data points")]
+    return plots.limits(np.concatenate(parts))
+
+
+def mesh(within: Box) -> np.ndarray:
+    """Points (G, 2) of a square grid in a box, 20 along its longer side."""
+    low, high = within
+    step = (high - low).max() / ARROWS
+    x, y = (np.arange(low[i] + step / 2, high[i], step) for i in range(2))
+    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+
+
+def point_frames(
+    trajectories: np.ndarray,
+    times: Sequence[float],
+    data: np.ndarray | None = None,
+    within: Box | None = None,
+    name: str = "samples",
+    arrows: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[Image.Image]:
+    """One picture of the points per time, on the axes `within`, by default their `box`.
+
+    trajectories: (F, N, d); for d > 2 the first two coordinates are drawn. data: (M, d), in grey
+    behind the points. arrows: a `mesh` (G, 2) and the velocities there (F, G, 2), drawn under the
+    points where they are finite.
+
+    Raises FmdiffError when points are not finite.
+    """
+    clouds = [
+        plots.finite(points, f"{name} at t = {t:.3g}")
+        for points, t in zip(trajectories, times, strict=True)
+    ]
+    data = None if data is None else plots.finite(data, "data points")
+    low, high = within or box(trajectories, data)
+    d = clouds[0].shape[1]
+    figure, [ax] = plots.panels(*((4.6, 2.8) if d == 1 else plots.extent(low, high, 1)))
+    figure.set_dpi(DPI)
+    if d == 1:
+        ax.set_ylim(0, _top(clouds, low, high, data))
+    elif data is not None:
+        plots.cloud(ax, data, low, high, FRAME)
+    vectors = arrows and shortened(*arrows)
+
+    frames = []
+    for k, (points, t) in enumerate(zip(clouds, times, strict=True)):
+        lasting = ax.get_children()
+        if arrows and vectors is not None:
+            _quiver(ax, arrows[0], vectors[k])
+        if d == 1:
+            plots.histogram(ax, points, low, high, data)
+        else:
+            plots.cloud(ax, points, low, high, SAMPLES)
+        title = f"$t = {t:.2f}$: {plots.headline(name, points, low, high)}"
+        ax.set_title(title, loc="left", fontsize=8, color=INK)  # what comes first stands still
+        frames.append(plots.render(figure))
+        figure.set_layout_engine("none")  # the first frame's place of the axes is kept
+        for artist in set(ax.get_children()) - set(lasting):
+            artist.remove()
+    return frames
+
+
+def _top(clouds: list[np.ndarray], low, high, data: np.ndarray | None) -> float:
+    """Where the densities' axis ends: a bar twice as tall as the last ones and the data is cut."""
+    edges = plots.bins(clouds[0], low, high)
+    tallest = [plots.density(points, edges).max() for points in clouds]
+    last = max(tallest[-1], 0.0 if data is None else plots.density(data, edges).max())
+    return 1.05 * float(min(max(*tallest, last), 2 * last))
+
+
+def shortened(points: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Velocities (F, G, 2) as arrows no longer than the distance of the points (G, 2).
+
+    The length is that distance times tanh(|u| / (2 median |u|)), the median over all frames: near
+    the data |u| grows like 1 / (1 - r), and would cover everything.
+    """
+    step = np.ptp(points, axis=0).max() / (ARROWS - 1)
+    speed = np.linalg.norm(u, axis=-1, keepdims=True)
+    finite = np.isfinite(speed)
+    usual = np.median(speed[finite]) if finite.any() else 1.0
+    with np.errstate(invalid="ignore"):  # no direction where u = 0: no arrow
+        return u / speed * step * np.tanh(speed / (2 * usual))
+
+
+def _quiver(ax: "Axes", points: np.ndarray, vectors: np.ndarray) -> None:
+    some = np.isfinite(vectors).all(-1)
+    ax.quiver(
+        *(*points[some].T, *vectors[some].T),
+        angles="xy",
+        scale_units="xy",
+        scale=1,  # as long as they are in the data's units
+        pivot="mid",
+        width=0.0028,
+        color=DATA,
+    )

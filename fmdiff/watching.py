@@ -1,0 +1,107 @@
+"""What can be seen of a run: states, estimates of x and velocities along the way.
+
+All of it is shown in straight coordinates, x_t / (alpha + beta), at the scale of the data whatever
+the path's own scale is.
+"""
+
+import torch
+from torch import Tensor
+
+from fmdiff.field import Around, Field
+from fmdiff.path import Kind
+
+IMAGES, POINTS = 20, 2000  # samples of which the way is kept
+
+Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
+
+
+def watched_samples(shape: tuple[int, ...]) -> int:
+    """Of how many samples the way is kept, so that memory does not grow with n."""
+    return IMAGES if len(shape) == 3 else POINTS
+
+
+class Watched(Around):
+    """A field that keeps the states of its first `rows` samples and what it said of their x.
+
+    The estimate E[x | x_t] of an interval is its first answer, of whatever kind, converted: it
+    costs nothing. Most solvers ask first at the state itself. One that begins with the last
+    interval's final answer (first same as last) is shown that one, and `churn` asks at more noise,
+    which is then the estimate's time.
+    """
+
+    def __init__(self, field: Field, rows: int) -> None:
+        super().__init__(field)
+        self.rows = rows
+        self.states: list[Tensor] = []
+        self.estimates: list[tuple[Tensor, Tensor]] = []  # (x_hat, its time ())
+        self.now: Tensor | None = None  # the interval's time, while its estimate is missing
+        self.last: tuple[Tensor, Tensor, Tensor, Kind] | None = None
+
+    def keep(self, x: Tensor) -> None:
+        """Keep samples at the scale of the data."""
+        self.states.append(x[: self.rows].to("cpu", copy=True))
+
+    def observe(self, t: Tensor, x: Tensor) -> None:
+        """The state x at time t () ends an interval and begins the next."""
+        self.keep(x / (self.path.alpha(t) + self.path.beta(t)))
+        self.now = t
+        if self.last is not None:
+            value, x_t, time, kind = self.last
+            # an adaptive solver's times come rounded
+            if (time - t).abs().max() < 1e-6 and torch.equal(x_t, x):
+                self._estimate(value, x_t, t, kind)
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        value = self.field.predict(x_t, t, kind)
+        self.last = value, x_t, t, kind
+        if self.now is not None:
+            self._estimate(value, x_t, t, kind)
+        return value
+
+    def _estimate(self, value: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> None:
+        rows = slice(self.rows)
+        x_hat = self.path.convert(value[rows], x_t[rows], t[rows] if t.ndim else t, kind, "x")
+        time = self.now if t.ndim else t
+        assert time is not None
+        self.estimates.append((x_hat.to("cpu", copy=True), time.double().cpu()))
+        self.now = None
+
+
+def gathered(batches: list[Watched], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
+    """States and estimates of x of all batches, a jump from times[-1] at 1; None for no estimates.
+
+    An estimate that is not finite, where the quantity asked for says nothing of x, is left out.
+    """
+    states = torch.cat([torch.stack(batch.states) for batch in batches], 1)
+    jump = torch.ones(len(states) - len(times), dtype=torch.float64)
+    trajectory = states, torch.cat([times, jump])
+    estimates = [batch.estimates[:steps] for batch in batches]
+    if not all(estimates):
+        return trajectory, None
+    x_hat = torch.cat([torch.stack([x for x, _ in of]) for of in estimates], 1)
+    asked = torch.stack([time for _, time in estimates[0]])
+    finite = x_hat.flatten(1).isfinite().all(1)
+    return trajectory, (x_hat[finite], asked[finite]) if finite.any() else None
+
+
+@torch.no_grad()
+def velocities(field: Field, points: Tensor, times: Tensor) -> Tensor:
+    """How states of the picture at points (G, *shape) move at the field's times (F,): (F, G, *).
+
+    In straight coordinates y = x_t / (alpha + beta) and r = alpha / (alpha + beta),
+
+        dy/dr = E[x - eps | x_t],
+
+    the straight path's v, finite wherever the field is; a solver in the path's own coordinates
+    moves the picture along the same arrows. NaN at times beyond the field's interval. One batch
+    per time.
+    """
+    low, high = field.interval("straight")
+    found = []
+    for t in times:
+        if low - 1e-9 <= t <= high + 1e-9:  # the ends come rounded
+            x_t = points * (field.path.alpha(t) + field.path.beta(t))
+            found.append(field.predict(x_t, t, "straight"))
+        else:
+            found.append(torch.full_like(points, torch.nan))
+    return torch.stack(found).cpu()
