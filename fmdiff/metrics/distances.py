@@ -1,5 +1,21 @@
-"""Distances between point sets."""
+"""Distances between point sets, each with a 95 % interval for the distance of their laws.
 
+Intervals come from the influence of each point, phi_i = n dT/d(weight of point i), as
+
+    Var T = Var_i(phi_i) / n,   summed over both sets,
+
+which is the limit of the bootstrap without its repeated points: a point drawn twice is at
+distance 0 from itself, which moves distances of resampled sets by as much as their noise floor.
+Where the laws agree T is quadratic in the noise and this is twice its variance: the intervals
+are then too wide. Measured between Gaussians in the plane, n = 300 and 500, they cover in 94 to
+100 % (energy where the effect is about the noise: 92 %, and 88 % on the line).
+
+All of these distances are biased by the noise of finite sets, except for the unbiased mmd2 and
+energy. Intervals have it taken off, values have not: a Wasserstein value near its floor may lie
+far up in its interval or above it, and the interval then begins at 0.
+"""
+
+import math
 import statistics
 from collections.abc import Callable
 
@@ -7,7 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmdiff.metrics.metric import Metric, normal_interval
 from fmdiff.randomness import generator
+
+ASSIGNED = 2000  # rows an exact assignment takes: 1 s, growing as the cube
+PAIRED = 10_000  # rows the sums over all pairs take: half a second, growing as the square
+# of the Gaussian kernels of mmd2, in median distances of the reference
+BANDWIDTHS = (0.125, 0.25, 0.5, 1.0)
 
 
 def sliced_wasserstein2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> float:
@@ -17,28 +39,238 @@ def sliced_wasserstein2(a: Tensor, b: Tensor, projections: int = 128, seed: int 
     a function of (seed, d) alone. For d = 1 this is the exact W2 and one projection is used.
     Raises ValueError for sets of different shapes (Bonneel et al., 2015).
     """
+    _check(a, b)
+    # NumPy sorts 20 times faster than torch, which also returns the order
+    sorted_a, sorted_b = (np.sort(p) for p in _projected(a, b, projections, seed))
+    return float(np.sqrt(np.mean((sorted_a - sorted_b) ** 2, dtype=np.float64)))
+
+
+def noise_floor(
+    draw: Callable[[int, int], Tensor],
+    n: int,
+    pairs: int = 32,
+    distance: Callable[[Tensor, Tensor], float] = sliced_wasserstein2,
+) -> float:
+    """Median distance of `pairs` pairs of fresh sets of one law: what no sampler can beat.
+
+    draw(n, seed) -> (n, d) returns the set of a seed; seeds 0 ... 2 pairs - 1 are used. A
+    measured distance at the same n and settings is told in multiples of it.
+    """
+    return statistics.median(
+        distance(draw(n, 2 * pair), draw(n, 2 * pair + 1)) for pair in range(pairs)
+    )
+
+
+def _check(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"point sets must be (n, d) of one shape, not {a.shape} and {b.shape}")
+
+
+def _projected(a: Tensor, b: Tensor, projections: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     d = a.shape[1]
     if d == 1:
         directions = torch.ones(1, 1)
     else:
         drawn = torch.randn(projections, d, generator=generator(seed, "directions"))
         directions = torch.nn.functional.normalize(drawn)
-    # NumPy sorts 20 times faster than torch, which also returns the order
-    sorted_a, sorted_b = (np.sort((directions.to(s) @ s.T).numpy(force=True)) for s in (a, b))
-    return float(np.sqrt(np.mean((sorted_a - sorted_b) ** 2, dtype=np.float64)))
+    first, second = ((directions.to(s) @ s.T).numpy(force=True) for s in (a, b))
+    return first, second
 
 
-def noise_floor(
-    draw: Callable[[int, int], Tensor], n: int, pairs: int = 32, projections: int = 128
-) -> float:
-    """Median SW2 of `pairs` pairs of fresh sets of one distribution: what no sampler can beat.
+# --- Wasserstein distances -----------------------------------------------------------------------
 
-    draw(n, seed) -> (n, d) returns the set of a seed; seeds 0 ... 2 pairs - 1 are used. A
-    measured distance at the same n and projections is told in multiples of it.
+
+def sw2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> Metric:
+    """sliced_wasserstein2 of samples a and reference b (n, d), with the interval of _squares.
+
+    On the line the potential of W2^2 has the slope 2 (sorted(a)_i - sorted(b)_i) at sorted(a)_i;
+    that of a point is the mean over directions. The choice of directions adds its own variance.
     """
-    return statistics.median(
-        sliced_wasserstein2(draw(n, 2 * pair), draw(n, 2 * pair + 1), projections)
-        for pair in range(pairs)
+    _check(a, b)
+    a_u, b_u = (p.astype(np.float64) for p in _projected(a, b, projections, seed))
+    order_a, order_b = a_u.argsort(), b_u.argsort()
+    a_u, b_u = np.take_along_axis(a_u, order_a, 1), np.take_along_axis(b_u, order_b, 1)
+    gap = a_u - b_u
+    slices = (gap**2).mean(1)
+    variance = sum(
+        np.var(_unsorted(_integral(slope, places), order).mean(0), ddof=1) / len(a)
+        for slope, places, order in ((2 * gap, a_u, order_a), (-2 * gap, b_u, order_b))
     )
+    if len(slices) > 1:
+        variance += slices.var(ddof=1) / len(slices)
+
+    def distance(first: Tensor, second: Tensor) -> float:
+        return sliced_wasserstein2(first, second, projections, seed)
+
+    return _wasserstein(len(a), distance(a, b), variance, _noise(distance, a, b, rate=1))
+
+
+def _integral(slope: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Integrals (K, n) of slope (K, n) over places (K, n) from the first place, trapezoidal."""
+    pieces = (slope[:, 1:] + slope[:, :-1]) / 2 * np.diff(places)
+    return np.pad(pieces.cumsum(1), ((0, 0), (1, 0)))
+
+
+def _unsorted(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    result = np.empty_like(values)
+    np.put_along_axis(result, order, values, 1)
+    return result
+
+
+def wasserstein2(a: Tensor, b: Tensor) -> float:
+    """W2(a, b) = min over permutations s of sqrt(mean_i |a_i - b_s(i)|^2), exactly.
+
+    a, b: (n, d) of one size; larger sets are thinned to their first 2000 rows.
+    Raises ValueError for sets of different shapes.
+    """
+    return math.sqrt(_assigned(a, b).diagonal().mean())
+
+
+def _assigned(a: Tensor, b: Tensor) -> np.ndarray:
+    """Squared distances (n, n), columns permuted so that the diagonal is the best assignment."""
+    from scipy.optimize import linear_sum_assignment
+
+    _check(a, b)
+    a, b = a[:ASSIGNED].double(), b[:ASSIGNED].double()
+    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_().numpy()
+    return cost[:, linear_sum_assignment(cost)[1]]
+
+
+def w2(a: Tensor, b: Tensor) -> Metric:
+    """wasserstein2 of samples a and reference b (n, d), with the interval of _squares.
+
+    The influences are the potentials of optimal transport: v_j - v_i <= c_ij - c_ii, i.e. lengths
+    of shortest paths, and u_i = c_ii - v_i. W2^2 of two sets of one law falls like n^-1 in up to
+    two dimensions (but for a logarithm) and like n^(-2/d) beyond.
+    """
+    a, b = a[:ASSIGNED], b[:ASSIGNED]
+    cost = _assigned(a, b)
+    own = cost.diagonal().copy()
+    v = _shortest(cost - own[:, None])
+    variance = (np.var(own - v, ddof=1) + np.var(v, ddof=1)) / len(a)
+    noise = _noise(wasserstein2, a, b, rate=min(1, 2 / a.shape[1]))
+    return _wasserstein(len(a), math.sqrt(own.mean()), variance, noise)
+
+
+def _shortest(lengths: np.ndarray) -> np.ndarray:
+    """The shortest path to j from anywhere in a graph (n, n) without negative cycles: (n,).
+
+    By Bellman and Ford, until nothing moves by 1e-5 of the longest edge; the spread of the result
+    is then right to 0.1 % and needs half the time.
+    """
+    distance = np.zeros(len(lengths))
+    for _ in range(len(lengths)):
+        before, distance = distance, (distance[:, None] + lengths).min(0)
+        if np.abs(distance - before).max() <= 1e-5 * np.abs(lengths).max():
+            break
+    return distance
+
+
+def _noise(distance, a: Tensor, b: Tensor, rate: float) -> float:
+    """What finite sets add to a squared distance that falls like n^-rate where the laws agree.
+
+    The halves of a set are two sets of one law: 2^-rate times their squared distance is that of
+    two sets of n, of which each of a and b adds one half.
+    """
+    half = len(a) // 2
+    within = [distance(s[:half], s[half : 2 * half]) ** 2 for s in (a, b)]
+    return 2**-rate * sum(within) / 2
+
+
+def _wasserstein(n: int, value: float, variance: float, noise: float) -> Metric:
+    """A distance whose square has `variance`; `noise` is what finite sets add to the square."""
+    se = math.sqrt(variance) / (2 * value) if value else 0.0
+    low, high = (max(square, 0.0) for square in _squares(value, se, noise))
+    return Metric(
+        value=value,
+        n=n,
+        se=se,
+        interval=(math.sqrt(low), math.sqrt(high)),
+        extra={"debiased": math.sqrt(max(value**2 - noise, 0.0))},
+    )
+
+
+def _squares(root: float, se: float, noise: float) -> tuple[float, float]:
+    """max(0, root -+ 1.96 se)^2 - noise: the interval of a squared distance by way of its root.
+
+    The root of a sum of squares has nearly one error whatever its size; that of the square
+    shrinks with it, so that sets which happen to be close would seem to be so for certain.
+    """
+    low, high = normal_interval(root, se)
+    return max(low, 0.0) ** 2 - noise, high**2 - noise
+
+
+# --- kernel distances ----------------------------------------------------------------------------
+
+
+def mmd2(a: Tensor, b: Tensor, scale: float | None = None) -> Metric:
+    """MMD^2(a, b) = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: it may be negative.
+
+    k = mean over c in (1/8, 1/4, 1/2, 1) of exp(-|x - y|^2 / (2 (c scale)^2)). a (n, d), b (m, d).
+    scale: the median distance among the first 1000 points of b unless given
+    (Gretton et al., 2012, lemma 6).
+    """
+    if scale is None:
+        scale = torch.pdist(b[:1000].double()).median().item()
+    # each next exponential is the fourth power of the last: bandwidths fall by factors of 2
+    widest = -0.5 / (BANDWIDTHS[-1] * scale) ** 2
+
+    def kernel(square: Tensor) -> Tensor:
+        total = square.mul_(widest).exp_()
+        power = total.clone()
+        for _ in BANDWIDTHS[1:]:
+            power.square_().square_()
+            total = total.add_(power)
+        return total.div_(len(BANDWIDTHS))
+
+    metric = _pairwise(kernel, a, b)
+    metric.extra["bandwidths"] = [c * scale for c in BANDWIDTHS]
+    return metric
+
+
+def energy(a: Tensor, b: Tensor) -> Metric:
+    """D(a, b) = 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased: it may be negative.
+
+    a (n, d), b (m, d). scipy.stats.energy_distance is the root of the biased one, which counts
+    the pairs of a point with itself (Szekely & Rizzo, 2013).
+    """
+    return _pairwise(lambda square: square.sqrt_().neg_(), a, b)
+
+
+def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metric:
+    """E k(x, x') + E k(y, y') - 2 E k(x, y) over different points, k a function of |x - y|^2.
+
+    The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) - mean_j k(a_i, b_j); that of b_j
+    alike. Larger sets are thinned to their first 10,000 rows. float32 about the mean of b, in
+    blocks of 64 rows; sums in float64.
+    """
+    a, b = a[:PAIRED], b[:PAIRED]
+    a, b = (s.float() for s in (a - b.mean(0), b - b.mean(0)))
+    aa, _ = _sums(kernel, a, a)
+    bb, _ = _sums(kernel, b, b)
+    ab, ba = _sums(kernel, a, b)
+    n, m = len(a), len(b)
+    h, g = aa / (n - 1) - ab / m, bb / (m - 1) - ba / n
+    value = (h.mean() + g.mean()).item()
+    se = 2 * math.sqrt((h.var() / n + g.var() / m).item())
+    # with the pairs of a point with itself it would be a squared norm, and larger by
+    own = kernel(torch.zeros(1)).double()
+    noise = ((own - aa.mean() / (n - 1)) / n + (own - bb.mean() / (m - 1)) / m).item()
+    root = math.sqrt(max(value + noise, 0.0))
+    interval = _squares(root, se / (2 * root) if root else 0.0, noise)
+    return Metric(value=value, n=n, se=se, interval=interval)
+
+
+def _sums(kernel, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of k over rows (n,) and columns (m,), float64, without the diagonal if a is b."""
+    rows = torch.empty(len(a), dtype=torch.float64)
+    columns = torch.zeros(len(b), dtype=torch.float64)
+    norms = b.square().sum(1)
+    for i in range(0, len(a), 64):
+        part = a[i : i + 64]
+        square = torch.addmm(norms + part.square().sum(1, keepdim=True), part, b.T, alpha=-2)
+        k = kernel(square.clamp_(min=0))
+        if a is b:
+            k.diagonal(i).zero_()
+        rows[i : i + 64], columns = k.sum(1), columns + k.sum(0)
+    return rows, columns

@@ -1,0 +1,167 @@
+"""Features of images: what Frechet, kernel and precision-recall metrics compare.
+
+A feature extractor is any callable with the attributes of `Features`; configs/features names
+one, or a `_target_` of the user's own. Three small classifiers are part of the package: they see
+what a digit, a garment or a CIFAR-10 object is, need no download and cost milliseconds an image,
+but a distance of their features is no FID and is never called so.
+"""
+
+import contextlib
+import hashlib
+import json
+from importlib.resources import files as package_files
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff.data.images import from_uint8
+from fmdiff.errors import FmdiffError, nearest
+
+# the data sets with a classifier in the package, and the shape (C, H, W) of their images
+EMBEDDED = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
+
+
+class Features(Protocol):
+    """What metrics ask of a feature extractor; the user's own class is given by `_target_`.
+
+    Other keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
+    arguments. The features of an image must not depend on its neighbours in the batch.
+    """
+
+    name: str  # of the extractor, for reports
+    distance: str  # what a Frechet distance of these features is called; "fid" is Inception's
+    dimension: int  # d
+    classes: int  # K, 0 if it gives no logits
+    sha256: str  # of the file of its weights; "" if there is none
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
+
+    def to(self, device) -> "Features":
+        """Itself, computing on `device`."""
+
+
+class Network(nn.Module):
+    """A small residual classifier: x (B, C, H, W) in [-1, 1] -> (B, widths[-1]), (B, classes).
+
+    The first layer maps 2 x 2 patches p to +-(p - mean) v_i / sqrt(lambda_i + 1e-3), v_i and
+    lambda_i the eigenvectors and eigenvalues of their covariance, and is not trained. Then, for
+    every width, h = relu(norm(pool(conv(h)))) and h = h + relu(norm(conv(h))); the features are
+    the means of the last maps. Source: Page 2018; Jordan 2024 (whitening).
+    """
+
+    def __init__(self, shape: tuple[int, int, int], widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(shape[0], 8 * shape[0], 2).requires_grad_(False)
+        sizes = (8 * shape[0], *widths)
+        self.down, self.same = nn.ModuleList(), nn.ModuleList()
+        for before, width in zip(sizes, widths, strict=False):
+            conv = nn.Conv2d(before, width, 3, padding=1, bias=False)
+            pooled = nn.MaxPool2d(2)
+            self.down.append(nn.Sequential(conv, pooled, nn.BatchNorm2d(width), nn.ReLU()))
+            conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            self.same.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU()))
+        self.head = nn.Linear(sizes[-1], classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.whiten(x).relu()
+        for down, same in zip(self.down, self.same, strict=True):
+            h = down(h)
+            h = h + same(h)
+        features = h.mean((2, 3))
+        return features, self.head(features)
+
+    @torch.no_grad()
+    def whitened(self, x: Tensor) -> "Network":
+        """Itself, its first layer set by the patches of images x (B, C, H, W)."""
+        patches = nn.functional.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh((patches - mean).T.cov())
+        rows = vectors.T / (values + 1e-3).sqrt()[:, None]
+        rows = torch.cat([rows, -rows])
+        self.whiten.weight.copy_(rows.view_as(self.whiten.weight))
+        self.whiten.bias.copy_(-rows @ mean)  # type: ignore[union-attr]
+        return self
+
+
+class Classifier:
+    """The classifier of the package for a data set of EMBEDDED; a `Features`.
+
+    `about` is what its file says of itself: data, accuracy on the test images, the architecture,
+    the version of fmdiff and the files it was trained by. Raises FmdiffError for another name.
+    """
+
+    def __init__(self, name: str) -> None:
+        from safetensors.torch import load
+
+        if name not in EMBEDDED:
+            raise FmdiffError(f"features.name={name}: {nearest(name, EMBEDDED)}")
+        file = package_files("fmdiff.metrics").joinpath("weights", f"{name}.safetensors")
+        content = file.read_bytes()
+        self.about = about(content)
+        architecture = self.about["architecture"]
+        self.net = Network(**architecture)
+        self.net.load_state_dict({k: v.float() for k, v in load(content).items()})
+        self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.name, self.distance = name, f"fd_{name}"
+        self.dimension, self.classes = architecture["widths"][-1], architecture["classes"]
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.device = torch.device("cpu")
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, H, W, C) -> features (B, d) and logits (B, K), float32 on its device.
+
+        Raises FmdiffError for images of another shape than the data set's.
+        """
+        channels, height, width = EMBEDDED[self.name]
+        if pixels.shape[1:] != (height, width, channels):
+            given = " x ".join(map(str, pixels.shape[1:]))
+            raise FmdiffError(
+                f"features={self.name} takes images of {height} x {width} x {channels}, not "
+                f"{given}; {CHOICES}"
+            )
+        with exactly():
+            return self.net(from_uint8(on(self.device, pixels)))
+
+    def to(self, device) -> "Classifier":
+        self.device = torch.device(device)
+        self.net.to(self.device)
+        return self
+
+
+def about(content: bytes) -> dict[str, Any]:
+    """What a safetensors file of ours says of itself: JSON under the one key `fmdiff`."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["fmdiff"])
+
+
+def on(device, pixels: Tensor) -> Tensor:
+    """Pixels uint8 (B, H, W, C) as (B, C, H, W) on a device. Raises TypeError for other dtypes."""
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"features are of uint8 pixels, not {pixels.dtype}")
+    return pixels.to(device).permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def exactly():
+    """No gradients, and on CUDA neither TF32 nor algorithms chosen by timing.
+
+    TF32 has 10 bits: features would depend on the batch size in the fourth digit.
+    """
+    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), flags:
+        yield
+
+
+def for_data(name: str | None, shape: tuple[int, ...]) -> str | None:
+    """The choice of `features` for a data set: its own, else the only one of its shape, else None.
+
+    shape: (C, H, W), or (d,) of points. MNIST and Fashion-MNIST share a shape, so other images of
+    it have no default.
+    """
+    if name in EMBEDDED:
+        return name
+    fitting = [known for known, taken in EMBEDDED.items() if taken == tuple(shape)]
+    return fitting[0] if len(fitting) == 1 else None

@@ -1,0 +1,298 @@
+"""Metrics of images in one pass: features are taken as images arrive, metrics when all are in."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError, nearest
+from fmdiff.metrics import reference
+from fmdiff.metrics.features import Features
+from fmdiff.metrics.frechet import (
+    Moments,
+    Normal,
+    few_samples,
+    frechet_distance,
+    frechet_interval,
+    gather,
+)
+from fmdiff.metrics.kernel import kernel_distance
+from fmdiff.metrics.manifold import Coverage, memorisation, precision_recall
+from fmdiff.metrics.metric import Metric, normal_interval, wilson
+from fmdiff.metrics.score import inception_score
+from fmdiff.randomness import generator
+
+BATCH = 250  # images an extractor sees at a time
+BOOTSTRAPPED = 256  # dimensions up to which an interval of the Frechet distance costs seconds
+SPAN = 10_000  # real images that span the manifold of precision and recall
+SURE = 0.9  # the confidence above which a sample counts as clearly of a class
+NAMES = (
+    *("fid", "kid", "is", "precision", "recall", "memorisation"),
+    *("agreement", "confidence", "classes"),
+)
+OF_CLASSES = ("is", "agreement", "confidence", "classes")
+COMPARED = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
+
+
+class Real(NamedTuple):
+    """Real images, as an extractor sees them."""
+
+    text: str  # which they are, for reports
+    moments: Normal
+    features: Tensor | None  # (m, d), where known
+    labels: Tensor | None = None
+    pixels: Tensor | None = None  # uint8 (m, H, W, C)
+
+
+def features_of(
+    extractor: Features, pixels: Tensor, progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """Features (n, d) on the CPU of images uint8 (n, H, W, C)."""
+    found = []
+    for part in pixels.split(BATCH):
+        found.append(extractor(part)[0].cpu())
+        if progress:
+            progress(len(part))
+    return torch.cat(found)
+
+
+def real_images(
+    extractor: Features,
+    pixels: Tensor,
+    name: str,
+    split: str,
+    labels: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Real:
+    """A data set's split uint8 (n, H, W, C) as a reference; its features come from the cache.
+
+    The cache is told by the hash of the pixels and of the extractor's weights. Without a cache
+    folder to write to it goes on without.
+    """
+    text = f"{name} {split}, {len(pixels):,} images"
+    facts: dict[str, Any] = {
+        "data": name,
+        "split": split,
+        "count": len(pixels),
+        "pixels": reference.pixels_hash(pixels.permute(0, 3, 1, 2)),
+    }
+    file = reference.cached(**facts, extractor=extractor)
+    try:
+        found = reference.load(file, extractor, features=True, **facts)
+        return Real(text, found, found.features, labels, pixels)
+    except FmdiffError:  # absent, or not as it was written: made anew
+        pass
+    features = features_of(extractor, pixels, progress)
+    moments = Moments(extractor.dimension).add(features)
+    own: dict[str, Any] = {"extractor": extractor.name, "sha256": extractor.sha256}
+    try:
+        kept = reference.Reference(moments.mean, moments.cov, **facts, **own, features=features)
+        reference.save(file, kept)
+    except OSError:
+        pass
+    return Real(text, moments, features, labels, pixels)
+
+
+class ImageMetrics:
+    """Takes samples in as they come, and gives the metrics `names` against real images.
+
+    fid: the Frechet distance, by the name the extractor gives it (fd_mnist, ...; fid is
+    Inception's alone); kid; is: the Inception Score of the extractor's own classes; precision and
+    recall, together precision_recall; memorisation (with `held_out`, features of real images that
+    were not trained on); agreement: the share read as the class asked for; confidence: the share
+    with a probability of 0.9 or more; classes: half the sum of the differences between the shares
+    of classes read and the reference's. Only features are kept. With `spread` each process of the
+    default group takes in its own samples, and `results`, which all must call, judges them
+    together.
+
+    Raises FmdiffError for an unknown name and for what the extractor or the reference lacks.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        extractor: Features,
+        real: Real,
+        held_out: Tensor | None = None,
+        seed: int = 0,
+        spread: bool = False,
+    ) -> None:
+        also = {extractor.distance: ("fid",), "precision_recall": ("precision", "recall")}
+        names = [one for name in names for one in also.get(name, (name,))]
+        for name in names:
+            if name not in NAMES:
+                raise FmdiffError(f"metrics=[{name}] is unknown; {nearest(name, NAMES)}")
+            if name in COMPARED and real.features is None:
+                raise FmdiffError(
+                    f"metrics=[{name}] needs the reference's images or features, and {real.text} "
+                    "gives their mean and covariance alone; choose metrics=[fid]"
+                )
+            if name in OF_CLASSES and not extractor.classes:
+                raise FmdiffError(
+                    f"metrics=[{name}] needs classes, which features={extractor.name} lacks"
+                )
+            if name == "memorisation" and held_out is None:
+                raise FmdiffError(
+                    "metrics=[memorisation] needs against= a data set by name, for its held-out "
+                    "images"
+                )
+        self.names, self.extractor, self.real = list(dict.fromkeys(names)), extractor, real
+        self.held_out, self.seed, self.spread = held_out, seed, spread
+        self.warnings: list[str] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the samples, not the reference."""
+        self.features: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.neighbours: tuple[Tensor, Tensor] | None = None  # after `results`: indices, distances
+
+    @property
+    def columns(self) -> list[str]:
+        """What the metrics are called."""
+        return [self.extractor.distance if name == "fid" else name for name in self.names]
+
+    def add(self, pixels: Tensor, y: Tensor | None = None) -> None:
+        """Take in images uint8 (B, H, W, C) and the classes (B,) they were asked for."""
+        for part in pixels.split(BATCH):
+            features, logits = self.extractor(part)
+            self.features.append(features.cpu())
+            if logits is not None:
+                self.logits.append(logits.cpu())
+        if y is not None:
+            self.labels.append(y.cpu())
+
+    def results(self) -> dict[str, Metric]:
+        """The metrics of all images taken in, by the name each is to be called."""
+        parts = (self.features, self.logits, self.labels)
+        rows = [torch.cat(part) if part else None for part in parts]
+        if self.spread:
+            rows = [part if part is None else gather(part) for part in rows]
+        features, logits, y = rows
+        assert features is not None
+        moments = Moments(self.extractor.dimension).add(features)
+        found: dict[str, Metric] = {}
+        made = Made(features, moments, logits, y)
+        for name in self.names:
+            found |= getattr(self, f"_{name}")(made)
+        return found
+
+    def _metric(self, value: float, n: int, **more) -> Metric:
+        return Metric(
+            value,
+            n,
+            extractor=self.extractor.name,
+            weights_sha256=self.extractor.sha256 or None,
+            **{"reference": self.real.text} | more,
+        )
+
+    def _fid(self, made: "Made") -> dict[str, Metric]:
+        n, real = len(made.features), self.real.moments
+        if warning := few_samples(n, self.extractor.dimension):
+            self.warnings.append(f"{self.extractor.distance}: {warning}")
+        value = frechet_distance(made.moments, real)
+        more: dict[str, Any] = {}
+        if self.held_out is not None and len(self.held_out) >= n:
+            fresh = Moments(self.extractor.dimension).add(self.held_out[:n])
+            more["floor"] = frechet_distance(fresh, real)
+        if self.extractor.dimension <= BOOTSTRAPPED and n >= 10 * self.extractor.dimension:
+            drawn = frechet_interval(made.features, real, seed=self.seed)
+            # of the distance infinitely many samples would have, which is not below 0
+            more |= {"se": drawn.error, "interval": (max(drawn.low, 0.0), max(drawn.high, 0.0))}
+        return {self.extractor.distance: self._metric(value, n, **more)}
+
+    def _kid(self, made: "Made") -> dict[str, Metric]:
+        kernel = kernel_distance(made.features, self._features())
+        interval = normal_interval(kernel.mean, kernel.error) if kernel.error else None
+        extra = {"subsets": kernel.subsets, "size": kernel.size}
+        return {
+            "kid": self._metric(
+                *(kernel.mean, len(made.features)), se=kernel.error, interval=interval, extra=extra
+            )
+        }
+
+    def _is(self, made: "Made") -> dict[str, Metric]:
+        assert made.logits is not None
+        n = len(made.logits)
+        score = inception_score(made.logits, min(10, n))
+        extra = {"splits": score.splits, "std_over_splits": score.std}
+        return {"is": self._metric(score.mean, n, reference=None, extra=extra)}
+
+    def _precision(self, made: "Made") -> dict[str, Metric]:
+        return {"precision": self._share(self._coverage(made).precision, len(made.features))}
+
+    def _recall(self, made: "Made") -> dict[str, Metric]:
+        span = min(SPAN, len(self._features()))
+        return {"recall": self._share(self._coverage(made).recall, span)}
+
+    def _features(self) -> Tensor:
+        assert self.real.features is not None  # the constructor has refused the metric else
+        return self.real.features
+
+    def _coverage(self, made: "Made"):
+        if made.coverage is None:
+            real = self._features()
+            order = torch.randperm(len(real), generator=generator(0, "span"))
+            made.coverage = precision_recall(made.features, real[order[:SPAN]])
+        return made.coverage
+
+    def _share(self, value: float, n: int, **more) -> Metric:
+        se = math.sqrt(value * (1 - value) / n)
+        return self._metric(value, n, se=se, interval=wilson(value, n), **more)
+
+    def _memorisation(self, made: "Made") -> dict[str, Metric]:
+        assert self.held_out is not None
+        near = memorisation(made.features, self._features(), self.held_out)
+        self.neighbours = near.neighbour, near.distance
+        extra = {
+            k: v for k, v in near._asdict().items() if k not in ("neighbour", "distance", "share")
+        }
+        if near.share > 0.01 + 4 * near.share_error:
+            self.warnings.append(
+                f"memorisation: {near.share:.1%} of the samples are nearer to a training image "
+                "than all but 1 % of fresh real images; look at neighbours.png"
+            )
+        n = len(made.features)
+        return {"memorisation": self._metric(near.share, n, se=near.share_error, extra=extra)}
+
+    def _agreement(self, made: "Made") -> dict[str, Metric]:
+        if made.y is None:
+            raise FmdiffError("metrics=[agreement] needs samples with classes")
+        assert made.logits is not None
+        right = (made.logits.argmax(1) == made.y).double().mean().item()
+        return {"agreement": self._share(right, len(made.y), reference="the classes asked for")}
+
+    def _confidence(self, made: "Made") -> dict[str, Metric]:
+        assert made.logits is not None
+        largest = made.logits.double().softmax(1).amax(1)
+        share, extra = (largest >= SURE).double().mean().item(), {"mean": largest.mean().item()}
+        metric = self._share(share, len(largest), reference=None, extra=extra)
+        return {"confidence": metric}
+
+    def _classes(self, made: "Made") -> dict[str, Metric]:
+        assert made.logits is not None
+        k, n = self.extractor.classes, len(made.logits)
+        shares = made.logits.argmax(1).bincount(minlength=k).double() / n
+        known = self.real.labels
+        wanted = torch.full((k,), 1 / k).double()
+        if known is not None:
+            wanted = known.bincount(minlength=k).double() / len(known)
+        extra = {"shares": shares.tolist(), "reference_shares": wanted.tolist()}
+        text = "equal shares" if known is None else f"the labels of {self.real.text}"
+        value = (shares - wanted).abs().sum().item() / 2
+        return {"classes": self._metric(value, n, reference=text, extra=extra)}
+
+
+@dataclass
+class Made:
+    """What is known of the samples that were taken in."""
+
+    features: Tensor
+    moments: Moments
+    logits: Tensor | None
+    y: Tensor | None
+    coverage: Coverage | None = None

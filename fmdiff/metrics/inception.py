@@ -1,0 +1,157 @@
+"""FID's Inception network, by torch-fidelity (pip install 'fmdiff[fid]') with its weights.
+
+The weights are the converted TensorFlow graph of 2015-12-05, which FID, KID and the Inception
+Score are defined by; torchvision's inception_v3 is another network and gives other numbers.
+"""
+
+import hashlib
+import io
+import os
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import urlopen
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.metrics.features import exactly, on
+
+URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+# the same file, as torch-fidelity and torchmetrics call it and as pytorch-fid does
+NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+SIZE = 95_628_359
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class Inception:
+    """Features (B, 2048) after the last pooling, and logits (B, 1008) without their bias.
+
+    A `Features`, so its Frechet distance is the FID; the Inception Score uses these logits. Grey
+    images are repeated to three channels and all are resized to 299 x 299 as TensorFlow 1 did.
+
+    weights: the file; null: $FMDIFF_INCEPTION, else the cache of torch.hub, where download=true
+    puts it if it is missing. check=false takes a file with another SHA-256.
+
+    Raises FmdiffError without torch-fidelity and for a missing, foreign or damaged file.
+    Source: Heusel et al. 2017; Salimans et al. 2016; torch-fidelity (Obukhov et al. 2020).
+    """
+
+    name, distance, dimension, classes = "inception", "fid", 2048, 1008
+
+    def __init__(
+        self, weights: str | None = None, download: bool = False, check: bool = True
+    ) -> None:
+        path = find(weights, download)
+        content = path.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        if check and self.sha256 != SHA256:
+            raise FmdiffError(
+                f"features=inception: {path} has sha256 {self.sha256}, and FID's Inception has "
+                f"{SHA256}; give that file as features.weights=PATH, or set features.check=false "
+                "if you mean this one"
+            )
+        self.net = network(content, path)
+        self.device = torch.device("cpu")
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, H, W, C), C = 1 or 3 -> (B, 2048), (B, 1008), float32 on its device."""
+        if pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+            given = " x ".join(map(str, pixels.shape[1:]))
+            raise FmdiffError(
+                f"features=inception takes images of 1 or 3 channels, height x width x channels, "
+                f"not {given}"
+            )
+        x = on(self.device, pixels)
+        with exactly():
+            return self.net(x.expand(-1, 3, -1, -1))
+
+    def to(self, device) -> "Inception":
+        self.device = torch.device(device)
+        self.net.to(self.device)
+        return self
+
+
+def network(content: bytes, path: Path) -> nn.Module:
+    """torch-fidelity's network with the weights in `content`, read without running any code."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise FmdiffError(
+            "features=inception needs torch-fidelity: pip install 'fmdiff[fid]', or choose "
+            "features=mnist, fashion_mnist or cifar10"
+        ) from error
+    # it would unpickle the file itself without restriction, so it gets our copy of the tensors
+    copy = io.BytesIO()
+    try:
+        torch.save(torch.load(io.BytesIO(content), weights_only=True), copy)
+        copy.seek(0)
+        # what torch-fidelity compares by default: FID of 2048, ISC of logits_unbiased
+        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
+    except Exception as error:  # the kinds of damage raise as many kinds of error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FmdiffError(
+            f"features.weights={path} holds no weights of FID's Inception network: {reason}"
+        ) from error
+
+
+def find(weights: str | None, download: bool) -> Path:
+    """The file of the weights; fetched only if it is in none of the three places and download."""
+    for key, given in (
+        ("features.weights", weights),
+        ("FMDIFF_INCEPTION", os.environ.get("FMDIFF_INCEPTION")),
+    ):
+        if given:
+            path = Path(given).expanduser()
+            if path.is_file():
+                return path
+            raise FmdiffError(f"{key}={given} is not a file; it should be {_published()}")
+    cache = Path(torch.hub.get_dir(), "checkpoints")
+    for name in NAMES:
+        if (cache / name).is_file():
+            return cache / name
+    if download:
+        return fetch(cache / NAMES[0])
+    raise FmdiffError(
+        f"features=inception needs {_published()}: neither features.weights=PATH nor "
+        f"FMDIFF_INCEPTION=PATH is given, and {cache} holds no {' or '.join(NAMES)}; set "
+        "features.download=true to fetch it, or choose features=mnist, fashion_mnist or cifar10"
+    )
+
+
+def _published() -> str:
+    return f"FID's Inception weights ({SIZE:,} bytes, sha256 {SHA256}, {URL})"
+
+
+def fetch(path: Path) -> Path:
+    """Download the weights to path, which is the whole published file or stays as it was.
+
+    Raises FmdiffError when that fails or other bytes arrive.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with urlopen(URL, timeout=60) as source, part.open("wb") as file:
+            while size <= SIZE and (block := source.read(2**20)):
+                digest.update(block)
+                size += file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        if (size, digest.hexdigest()) != (SIZE, SHA256):
+            raise FmdiffError(
+                f"features.download=true: {URL} gave {size:,} bytes with sha256 "
+                f"{digest.hexdigest()}, not {SIZE:,} bytes with sha256 {SHA256}"
+            )
+        part.replace(path)
+    except (OSError, HTTPException) as error:
+        raise FmdiffError(
+            f"features.download=true: {URL} could not be fetched to {path} ({error}); fetch it "
+            "elsewhere and give it as features.weights=PATH"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path

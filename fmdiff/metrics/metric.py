@@ -1,0 +1,58 @@
+"""What every metric returns: a value with its error, its noise floor and what it was held to."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Z = 1.96  # a normal variable is within +-Z with probability 95 %
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number about n samples.
+
+    se: its standard error. interval: the 95 % interval of the quantity it estimates, the one
+    infinitely many samples would give. floor: the median value of fresh real sets of the same n,
+    so what no sampler can beat. extra: details by name.
+    """
+
+    value: float
+    n: int
+    se: float | None = None
+    interval: Interval | None = None
+    floor: float | None = None
+    extractor: str | None = None
+    weights_sha256: str | None = None
+    reference: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is None or empty is left out, numbers that are not finite are None."""
+        row = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        absent = {f.name for f in fields(self) if getattr(self, f.name) in (None, {})}
+        return {name: value for name, value in row.items() if name not in absent}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def normal_interval(value: float, se: float) -> Interval:
+    """value +- 1.96 se."""
+    return value - Z * se, value + Z * se
+
+
+def wilson(share: float, n: int, z: float = Z) -> Interval:
+    """Wilson's interval of a probability seen as a share of n, alive where the share is 0 or 1.
+
+    (s + z^2/2n +- z sqrt(s (1 - s)/n + z^2/4n^2)) / (1 + z^2/n)   (Wilson, 1927)
+    """
+    root = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((share + z**2 / (2 * n) + sign * root) / (1 + z**2 / n) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)

@@ -1,0 +1,168 @@
+"""Statistics of a reference set in a .npz file, read and written.
+
+    mu        (d,) and
+    sigma     (d, d), float64: mean and covariance of the features; the keys of pytorch-fid and
+              EDM, whose programs read our files and whose files are read here
+    data, split, count, pixels
+              name, split and number of images, and `pixels_hash` of them
+    extractor, sha256
+              name of the feature extractor and hash of its weights
+    features  (count, d) float32, where stored: for KID, precision and recall, neighbours
+
+All but the first two may be absent, and what is absent cannot be compared.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmdiff.errors import FmdiffError
+from fmdiff.metrics.features import Features
+
+# what a file says of itself
+FACTS = ("data", "split", "count", "pixels", "extractor", "sha256")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    mean: Tensor  # (d,) float64
+    cov: Tensor  # (d, d) float64
+    data: str | None = None
+    split: str | None = None
+    count: int | None = None
+    pixels: str | None = None
+    extractor: str | None = None
+    sha256: str | None = None
+    features: Tensor | None = None  # (count, d) float32
+
+    def facts(self) -> dict[str, Any]:
+        """What the file says of itself, for a report; None where it says nothing."""
+        return {name: getattr(self, name) for name in FACTS}
+
+
+def pixels_hash(pixels: Tensor) -> str:
+    """SHA-256 of the shape and bytes of images uint8 (N, C, H, W), in their order."""
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    digest.update(pixels.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def cached(data: str, split: str, count: int, pixels: str, extractor: Features) -> Path:
+    """The cache's file: ~/.cache/fmdiff/statistics/DATA-SPLIT-COUNT-EXTRACTOR-HASH.npz.
+
+    HASH is of the pixels' hash and the extractor's, so that other images or other weights have
+    another file. $XDG_CACHE_HOME takes the place of ~/.cache.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    of = hashlib.sha256(f"{pixels}/{extractor.sha256}".encode()).hexdigest()[:16]
+    name = f"{data}-{split}-{count}-{extractor.name}-{of}.npz"
+    return cache / "fmdiff" / "statistics" / name
+
+
+def save(path: str | Path, reference: Reference) -> None:
+    """Write path so that at every instant it is the old file or the whole new one.
+
+    Folders are made. Raises OSError; the old file is then intact.
+    """
+    path = Path(path)
+    arrays = {"mu": reference.mean.numpy(force=True), "sigma": reference.cov.numpy(force=True)}
+    arrays |= {k: np.array(v) for k, v in reference.facts().items() if v is not None}
+    if reference.features is not None:
+        arrays["features"] = reference.features.numpy(force=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(
+    path: str | Path, extractor: Features | None = None, features: bool = False, **wanted
+) -> Reference:
+    """The statistics in path, for features of `extractor`; no code in the file is run.
+
+    features: read them too, and refuse a file without. wanted: values of data, split, count or
+    pixels that the file must not contradict, as it must not the extractor's name and sha256.
+    Raises FmdiffError: missing, damaged, pickled, of wrong shape or of something else.
+    """
+    arrays = _arrays(Path(path), features)
+    for name, shape in (("mu", "(d,)"), ("sigma", "(d, d)")):
+        if name not in arrays:
+            raise FmdiffError(f"{path} holds no statistics: it lacks {name} {shape}")
+    mean, cov = arrays["mu"], arrays["sigma"]
+    d = mean.shape[-1] if mean.ndim else 0
+    if mean.shape != (d,) or cov.shape != (d, d) or not d:
+        raise FmdiffError(
+            f"{path} holds mu {mean.shape} and sigma {cov.shape}, not (d,) and (d, d)"
+        )
+    _numbers(path, mu=mean, sigma=cov)
+    if not np.allclose(cov, cov.T, atol=1e-6 * np.abs(cov).max()):
+        raise FmdiffError(f"{path} holds a sigma that is no covariance: it is not symmetric")
+    facts = {name: arrays[name].item() for name in FACTS if name in arrays}
+    rows = arrays.get("features")
+    if features:
+        if rows is None:
+            raise FmdiffError(f"{path} holds no features, only their mean and covariance")
+        count = facts.get("count", len(rows) if rows.ndim else 0)
+        if rows.shape != (count, d):
+            raise FmdiffError(f"{path} holds features {rows.shape}, not ({count}, {d})")
+        _numbers(path, features=rows)
+    if extractor is not None:
+        if d != extractor.dimension:
+            raise FmdiffError(
+                f"{path} holds statistics of {d} dimensions, and {extractor.name} gives "
+                f"{extractor.dimension}"
+            )
+        wanted |= {"extractor": extractor.name, "sha256": extractor.sha256}
+    for name, value in wanted.items():
+        if name in facts and facts[name] != value:
+            raise FmdiffError(
+                f"{path} holds statistics of {name}={facts[name]}, and {name}={value} is wanted"
+            )
+    return Reference(
+        torch.from_numpy(mean).double(),
+        torch.from_numpy(cov).double(),
+        **facts,
+        features=None if rows is None else torch.from_numpy(rows).float(),
+    )
+
+
+def _arrays(path: Path, features: bool) -> dict[str, np.ndarray]:
+    """The arrays of the file by name, without the features unless asked for."""
+    try:
+        # opened here, for numpy keeps its own file open when it fails
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise FmdiffError(f"{path} is one array, and a .npz of mu and sigma is wanted")
+            names = {"mu", "sigma", *FACTS} | ({"features"} if features else set())
+            arrays = {name: found[name] for name in found.files if name in names}
+            # another program's arrays may have the names of our facts
+            return {k: v for k, v in arrays.items() if k not in FACTS or v.ndim == 0}
+    except FmdiffError:
+        raise
+    except OSError as error:
+        raise FmdiffError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zipfile and numpy meet a wrong byte with many kinds of exception
+        if "allow_pickle" in str(error) or "pickled" in str(error):
+            raise FmdiffError(
+                f"{path} is no .npz of plain arrays (pickled objects are refused: they are code)"
+            ) from None
+        raise FmdiffError(f"{path} is damaged or no .npz file ({type(error).__name__})") from error
+
+
+def _numbers(path: str | Path, **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise FmdiffError(f"{path} holds a {name} that is not all finite real numbers")
