@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from fmdiff import checkpoint, plots
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError, Interrupted
 from fmdiff.randomness import generator
+from fmdiff.results import MORE
 from fmdiff.sampling import generate
 
 log = logging.getLogger("fmdiff")
@@ -48,6 +50,8 @@ class Log(Callback):
         progress.ready = progress.completed = module.step  # global_step counts on after a resume
         if not module.coupling.independent:
             self.columns = (*self.columns, *self.costs)
+        if module.judge is not None:
+            self.columns = (*self.columns, *module.judge.columns)
         self.begin = self.mark = time.perf_counter()
         self.marked = self.first = module.step
         rows: list[dict] = []
@@ -89,6 +93,8 @@ class Log(Callback):
             return
         if module.step % self.options["validate_every"] == 0 or last:
             values |= self.validate(module)
+        values |= module.measured
+        module.measured = {}
         if self.bar is not None:
             self.bar.update(module.step - self.bar.n)
         if values:
@@ -172,7 +178,7 @@ class Pictures(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         due = module.step % self.every == 0 or module.step == module.options["max_steps"]
-        if not (due and trainer.is_global_zero):
+        if not (due and trainer.is_global_zero) or module.classifies:
             return
         images = len(module.data.shape) == 3
         n = 64 if images else 2000
@@ -193,6 +199,53 @@ class Pictures(Callback):
         if hasattr(board, "add_image"):
             pixels = np.asarray(picture if images else plots.render(picture))
             board.add_image("samples", pixels, module.step, dataformats="HWC")
+
+
+class Judged(Callback):
+    """Metrics of the averaged weights every so many steps, and best.ckpt by one of them.
+
+    Stands before Log, which writes the values down.
+    """
+
+    def __init__(self, folder: Path, options: dict) -> None:
+        self.folder, self.every, self.n = folder, options["metrics_every"], options["metrics_n"]
+        self.by, self.best = options["best"], math.inf
+
+    def on_train_start(self, trainer, module) -> None:
+        file = self.folder / "metrics.csv"
+        if self.by is None or not (module.step and file.is_file()):
+            return
+        with file.open(newline="") as rows:
+            for row in csv.DictReader(rows):
+                if row.get(self.by) and int(row["step"]) <= module.step:
+                    self.best = min(self.best, self._rank(float(row[self.by])))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        due = module.step % self.every == 0 or module.step == module.options["max_steps"]
+        if not (due and trainer.is_global_zero) or module.judge is None:
+            return
+        images, judge = len(module.data.shape) == 3, module.judge
+        judge.clear()
+
+        def receive(x, y) -> None:
+            judge.add(to_uint8(x) if images else x, y)
+
+        try:
+            generate(module.field(), self.n, steps=14, device=module.device, receive=receive)
+            found = judge.results()
+        except FmdiffError as error:  # a figure is not worth a run
+            log.warning("no metrics at step %d: %s", module.step, error)
+            return
+        module.measured = {name: metric.value for name, metric in found.items()}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in module.measured.items())
+        log.info("step %d: %s", module.step, shown)
+        if self.by is not None and (rank := self._rank(module.measured[self.by])) < self.best:
+            self.best = rank
+            checkpoint.write(self.folder / "best.ckpt", module.content())
+
+    def _rank(self, value: float) -> float:
+        """Less is better."""
+        return -value if self.by in MORE else value
 
 
 class Checkpoints(Callback):

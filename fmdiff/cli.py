@@ -21,6 +21,7 @@ from fmdiff import __version__, help
 from fmdiff.errors import FmdiffError, nearest
 
 COMMANDS: dict[str, Callable[..., None]] = {}
+REPORTED = ("train", "sample", "evaluate")  # commands after which report.html is written
 OUTCOMES = {
     0: "ok",
     1: "bug",
@@ -111,6 +112,19 @@ def info(cfg: Any) -> None:
     info(cfg)
 
 
+@command
+def report(cfg: Any) -> None:
+    """One page to look at, report.html: about a run, a sweep, or runs side by side.
+
+    fmdiff report
+    fmdiff report runs=outputs/mnist/2026-01-31_12-00-00
+    fmdiff report runs=[outputs/a,outputs/b] out=compared.html
+    """
+    from fmdiff.report import report
+
+    report(cfg)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; the exit code (0 ok, 1 bug, 2 user error, 3 diverged, 130, 143)."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -175,7 +189,10 @@ def _hydra(name: str, words: list[str]) -> int:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.argv = saved
-    return max(code, _table(sweep)) if sweep else code
+    if sweep:
+        code = max(code, _table(sweep))
+        _report(name, sweep)
+    return code
 
 
 def _job(name: str, cfg: Any) -> None:
@@ -231,6 +248,8 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
         code = 1
     finally:
         if run is not None:
+            if code not in (1, 2) and run.lock is not None:
+                _report(name, run.folder)
             run.close(discard=code == 2)
     return code
 
@@ -270,6 +289,14 @@ def _worker(name: str, folder: Path) -> int:
     with contextlib.suppress(FmdiffError, KeyboardInterrupt):
         COMMANDS[name](load_config(folder), folder)
     return 0
+
+
+def _report(name: str, folder: Path) -> None:
+    """Bring report.html up to date after a command that leaves something to look at."""
+    if name in REPORTED:
+        from fmdiff.report import update
+
+        update(folder)
 
 
 def _table(sweep: Path) -> int:

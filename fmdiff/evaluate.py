@@ -1,107 +1,347 @@
-"""fmdiff evaluate: a field against the truth."""
+"""fmdiff evaluate: samples against real data, a field against the exact one."""
 
 import csv
 import json
 import math
+import time
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
-from fmdiff import device, plots
+from fmdiff import device, plots, results
+from fmdiff.build import config_folder
+from fmdiff.data import saved
+from fmdiff.data.images import to_uint8
+from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
-from fmdiff.field import Field, need_gaussian
-from fmdiff.loading import opened
-from fmdiff.path import Kind
-from fmdiff.randomness import noise
+from fmdiff.flowplots import COLORS
+from fmdiff.judge import Judge, judge
+from fmdiff.loading import Opened, opened
+from fmdiff.metrics import field_error
+from fmdiff.metrics.images import ImageMetrics
+from fmdiff.metrics.metric import Metric
+from fmdiff.progress import Bar
+from fmdiff.sample import options
+from fmdiff.sampling import generate
 
-
-class Errors(NamedTuple):
-    """Mean squares over pairs (x, eps) at one time t, summed over dimensions.
-
-    With c the conditional quantity of a pair, u = E[c | x_t] the marginal one and m the model's:
-
-        fm = E|m - u|^2,    cfm = E|m - c|^2,    irreducible = E|c - u|^2,
-
-    and cfm = fm + irreducible (Lipman et al. 2023, theorem 2): training cannot go below the
-    irreducible part. `gap` estimates cfm - fm - irreducible, 0 up to its standard error.
-    """
-
-    t: float
-    fm: float
-    fm_error: float  # standard error of fm
-    cfm: float
-    irreducible: float
-    size: float  # E|u|^2
-    gap: float
-    gap_error: float
-
-
-def errors(field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, kind):
-    """The Errors of `field` against `truth` at time t () for pairs x, eps (n, *shape)."""
-    x_t = field.path.mix(x, eps, t)
-    c = field.path.mix(x, eps, t, kind)
-    if y is not None:
-        field, truth = field.bind(y), truth.bind(y)
-    m, u = field.predict(x_t, t, kind), truth.predict(x_t, t, kind)
-
-    def square(difference: Tensor) -> Tensor:
-        return difference.square().flatten(1).sum(1)
-
-    fm, cfm, irreducible = square(m - u), square(m - c), square(c - u)
-    gap = cfm - fm - irreducible
-    root = math.sqrt(len(x))
-    return Errors(
-        *(t.item(), fm.mean().item(), (fm.std() / root).item(), cfm.mean().item()),
-        *(irreducible.mean().item(), square(u).mean().item()),
-        *(gap.mean().item(), (gap.std() / root).item()),
-    )
-
-
-@torch.no_grad()
-def compare(
-    field: Field,
-    truth: Field,
-    data,
-    kind: Kind = "v",
-    times: int = 20,
-    n: int = 10_000,
-    seed: int = 0,
-    device="cpu",
-) -> list[Errors]:
-    """Errors at the middles of `times` equal parts of the interval both fields share.
-
-    Raises FmdiffError when the source is not normal and independent of x.
-    """
-    need_gaussian(field, "against=exact")
-    (lo, hi), (first, last) = field.interval(kind), truth.interval(kind)
-    lo, hi = max(lo, first), min(hi, last)
-    x, y = data.sample(0, n, seed)
-    x, y = x.to(device, torch.float64), None if y is None else y.to(device)
-    rows = []
-    for i in tqdm(range(times), unit="time", disable=None, leave=False):
-        t = torch.tensor(lo + (hi - lo) * (i + 0.5) / times, dtype=torch.float64)
-        eps = noise(0, n, field.shape, seed, "evaluate", i).to(x)
-        rows.append(errors(field, truth, x, y, eps, t, kind))
-    return rows
+POINTS, IMAGES = 10_000, 2_000  # samples judged by default
+CELLS = "cells.json"  # the settings of a grid that are done, so that it can be gone on with
+SHOWN = 8  # samples drawn beside their nearest training images
+VARIED = ("solver", "schedule", "guidance")  # groups a grid goes through by name
 
 
 def evaluate(cfg, folder: Path) -> None:
-    """Write errors.csv, errors.png and results.json of ckpt= or model= against the exact field."""
-    where = device.pick(cfg.device)
-    if where.type == "cpu":
-        torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    """Judge samples= or those of ckpt= or model=, or compare a field with against=exact.
+
+    Writes results.json, for a grid table.csv, table.md and quality.png, for memorisation
+    neighbours.png, for against=exact errors.csv and errors.png.
+    """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    field, data = opened(settings)
+    before = None
+    if settings["result"]:
+        before = results.recipe(Path(settings["result"]).expanduser())
+        settings = before["config"] | {"device": settings["device"], "result": None}
+    where = device.pick(settings["device"])
+    if where.type == "cpu":
+        torch.set_num_threads(settings["threads"] or torch.get_num_threads())
+    if settings["against"] == "exact":
+        _field_errors(settings, where, folder)
+        return
+    if settings["samples"]:
+        metrics = _of_files(settings, where, folder)
+    else:
+        metrics = _of_model(settings, where, folder)
+    if before is not None:
+        _compare(before["metrics"], metrics)
+    print(f"  {folder / 'results.json'}")
+
+
+def _of_files(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric]:
+    path = Path(settings["samples"]).expanduser()
+    if not path.exists():
+        raise FmdiffError(f"samples={path} does not exist: give a .npz or a folder of images")
+    x, y = saved.read(path, "samples")
+    n = min(settings["n"] or len(x), len(x))
+    if n < (settings["n"] or 0):
+        raise FmdiffError(f"n={settings['n']}: {path} holds {len(x)} samples")
+    images = x.ndim == 4
+    shape = (x.shape[3], *x.shape[1:3]) if images else tuple(x.shape[1:])
+    classes = 0 if y is None else int(y.max()) + 1
+    judged = judge(settings, None, shape, classes, settings["seed"], where)
+    for start in range(0, n, 1000):
+        stop = min(start + 1000, n)
+        judged.add(x[start:stop], None if y is None else y[start:stop])
+    metrics = judged.results()
+    conclude(folder, "evaluate", settings, judged, metrics, x[:n] if images else None)
+    return metrics
+
+
+def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric]:
+    model = opened(settings, data=True)
+    field = model.field
+    images = len(field.shape) == 3
+    n = settings["n"] or (IMAGES if images else POINTS)
+    judged = judge(settings, model.data, field.shape, field.classes, settings["seed"], where)
+    cells, seeds = grid(settings), range(settings["seed"], settings["seed"] + settings["repeats"])
+    done = _done(folder)
+    rows, pixels = [], None
+    with Bar(n * len(cells) * len(seeds)) as bar:
+        for cell in cells:
+            for seed in seeds:
+                key = json.dumps([cell, seed])
+                if key not in done:
+                    row, pixels = _one(model, settings, cell, n, seed, judged, where, bar)
+                    done[key] = row
+                    if len(cells) * len(seeds) > 1:
+                        _put(folder / CELLS, json.dumps({k: v._asdict() for k, v in done.items()}))
+                else:
+                    bar(n)
+            of_cell = [done[json.dumps([cell, seed])] for seed in seeds]
+            if refused := next((row.refused for row in of_cell if row.refused), None):
+                if len(cells) == 1:
+                    raise FmdiffError(refused)
+                print(f"{_words(cell)}: left out, {refused}")
+                continue
+            metrics = results.combined([row.restored() for row in of_cell], seeds)
+            nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
+            rows.append((cell, nfe, seconds, metrics))
+            print(f"{_words(cell) or 'all'}: {nfe:g} evaluations per sample, {seconds:.1f} s")
+            print(results.shown(metrics))
+    if not rows:
+        raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
+    warnings = _warned(settings, model)
+    more: dict[str, Any] = {"checkpoint": model.about, "nfe_counted": rows[0][1]}
+    if len(cells) > 1:
+        more["grid"] = [
+            {
+                "settings": cell,
+                "nfe_counted": nfe,
+                "seconds": seconds,
+                "metrics": {name: metric.as_dict() for name, metric in metrics.items()},
+            }
+            for cell, nfe, seconds, metrics in rows
+        ]
+        _table(rows, folder)
+    metrics = rows[0][3]
+    judged.warnings[:0] = warnings
+    conclude(folder, "evaluate", settings, judged, metrics, pixels, **more)
+    return metrics
+
+
+class Row(NamedTuple):
+    """One setting of a grid with one seed."""
+
+    nfe: float
+    seconds: float
+    metrics: dict[str, dict[str, Any]]
+    refused: str | None = None
+
+    def restored(self) -> dict[str, Metric]:
+        return {name: Metric(**metric) for name, metric in self.metrics.items()}
+
+
+def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where, bar):
+    """The Row of a cell and, where they are needed, the pixels."""
+    field, kept = model.field, list[Tensor]()
+    images = len(field.shape) == 3
+    judged.clear()
+
+    def receive(x, y) -> None:
+        x = to_uint8(x) if images else x
+        judged.add(x, y)
+        if images and sum(map(len, kept)) < 1000:
+            kept.append(x.cpu())
+
+    begin = time.perf_counter()
+    try:
+        made = generate(
+            field,
+            n,
+            **options(changed(settings, cell), field),
+            seed=seed,
+            device=where,
+            receive=receive,
+            progress=bar,
+        )
+    except FmdiffError as error:
+        return Row(math.nan, 0.0, {}, str(error)), None
+    seconds = time.perf_counter() - begin
+    metrics = {name: metric.as_dict() for name, metric in judged.results().items()}
+    return Row(made.nfe_counted, seconds, metrics), torch.cat(kept) if kept else None
+
+
+def grid(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings to go through: every combination of the lists in grid=.
+
+    Raises FmdiffError for an unknown name and for steps beside nfe.
+    """
+    axes = {key: values for key, values in settings["grid"].items() if values is not None}
+    if axes.keys() >= {"steps", "nfe"}:
+        raise FmdiffError("grid.steps and grid.nfe are both given: choose one of them")
+    for group in VARIED:
+        for name in axes.get(group, ()):
+            _file(group, name)
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def _file(group: str, name: str) -> Path:
+    folder = config_folder() / group
+    if not (folder / f"{name}.yaml").is_file():
+        choices = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise FmdiffError(f"grid.{group}=[{name}]: {nearest(name, choices)}")
+    return folder / f"{name}.yaml"
+
+
+def changed(settings: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a cell; a solver that was chosen by solver= keeps its own keys."""
+    found = dict(settings)
+    for key, value in cell.items():
+        if key in VARIED:
+            if value != settings["choices"][key]:
+                found[key] = OmegaConf.to_container(OmegaConf.load(_file(key, value)))
+        elif key == "w":
+            if "w" not in found["guidance"]:
+                raise FmdiffError(f"grid.w={value} needs a guidance: say guidance=cfg")
+            found["guidance"] = found["guidance"] | {"w": value}
+        else:
+            found |= {"steps": None, "nfe": None, key: value}
+    return found
+
+
+def _done(folder: Path) -> dict[str, Row]:
+    """What an earlier run of the same settings left in this folder."""
+    try:
+        return {k: Row(**row) for k, row in json.loads((folder / CELLS).read_text()).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _words(cell: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in cell.items())
+
+
+def _warned(settings: dict[str, Any], model: Opened) -> list[str]:
+    """What a reader of the figures must know of the model."""
+    found = []
+    if model.about and settings["weights"] == "raw":
+        found.append("weights=raw: the averaged weights (ema) usually give better samples")
+    if settings["classes"] is not None:
+        found.append(
+            f"classes={settings['classes']}: the samples are of these classes alone, and the "
+            "reference is of all"
+        )
+    return found
+
+
+def conclude(
+    folder: Path,
+    command: str,
+    settings: dict[str, Any],
+    judged: Judge,
+    metrics: dict[str, Metric],
+    pixels=None,
+    **more,
+) -> None:
+    """Write results.json and, where memorisation was asked for, neighbours.png; say warnings."""
+    if isinstance(judged, ImageMetrics) and judged.neighbours is not None and pixels is not None:
+        index, distance = judged.neighbours
+        order = distance[: len(pixels)].argsort()[:SHOWN]
+        assert judged.real.pixels is not None
+        pairs = torch.cat([pixels[order], judged.real.pixels[index[order]]])
+        words = [f"sample {i}" for i in order.tolist()] + [f"{d:.3g}" for d in distance[order]]
+        plots.save(plots.grid(pairs.numpy(), words, len(order)), folder / "neighbours.png")
+    for warning in dict.fromkeys(judged.warnings):
+        print(f"note: {warning}")
+    results.write(folder, command, settings, metrics, judged.warnings, **more)
+
+
+def _compare(before: dict[str, dict], now: dict[str, Metric]) -> None:
+    for name, metric in now.items():
+        if name in before:
+            was = before[name]["value"]
+            print(f"  {name}: {was:.6g} then, {metric.value:.6g} now")
+
+
+def _table(rows, folder: Path) -> None:
+    """table.csv, table.md and quality.png of a grid; the Pareto front of the first metric."""
+    keys, names = list(rows[0][0]), list(rows[0][3])
+    first, more = names[0], names[0] in results.MORE
+    costs = [(nfe, metrics[first].value) for _, nfe, _, metrics in rows]
+    best = results.front(costs, more)
+    head = [*keys, "nfe_counted", "seconds", *(c for name in names for c in (name, f"{name}_se"))]
+    lines = [
+        [
+            *cell.values(),
+            f"{nfe:g}",
+            f"{seconds:.2f}",
+            *(
+                "" if v is None else f"{v:.6g}"
+                for name in names
+                for v in (metrics[name].value, metrics[name].se)
+            ),
+        ]
+        for cell, nfe, seconds, metrics in rows
+    ]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+    marks = [f"best {first}" if i in best else "" for i in range(len(rows))]
+    cells = [
+        [*map(str, line), mark] for line, mark in zip([head, *lines], ["", *marks], strict=True)
+    ]
+    text = ["| " + " | ".join(line) + " |" for line in cells]
+    text.insert(1, "|" + "---|" * len(cells[0]))
+    _put(folder / "table.md", "\n".join(text) + "\n")
+    plots.save(_quality(rows, first, best), folder / "quality.png")
+    for name in ("table.csv", "table.md", "quality.png"):
+        print(f"  {folder / name}")
+
+
+def _quality(rows, name: str, best: list[int]):
+    """The first metric against the evaluations, a line per setting but nfe and steps."""
+    figure, [ax] = plots.panels(5.2, 3.4)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for cell, nfe, _, metrics in rows:
+        words = _words({k: v for k, v in cell.items() if k not in ("nfe", "steps")})
+        lines.setdefault(words or name, []).append((nfe, metrics[name].value))
+    for (words, points), color in zip(lines.items(), COLORS * 9, strict=False):
+        ax.plot(*zip(*sorted(points), strict=True), "o-", ms=3, lw=1, color=color, label=words)
+    marked = [(rows[i][1], rows[i][3][name].value) for i in best]
+    ax.plot(*zip(*marked, strict=True), "o", ms=8, mfc="none", mec=plots.INK, mew=0.8)
+    ax.set_xscale("log")
+    if all(value > 0 for points in lines.values() for _, value in points):
+        ax.set_yscale("log")
+    floor = rows[0][3][name].floor
+    if floor is not None:
+        ax.axhline(floor, color=plots.DATA, lw=0.8, ls="--", label="real data")
+    ax.set_title(f"{name} by evaluations; rings: no better for less", fontsize=9, color=plots.INK)
+    ax.set_xlabel("evaluations per sample", fontsize=8, color=plots.INK)
+    ax.tick_params(which="both", labelsize=7)
+    ax.legend(frameon=False, fontsize=7, labelcolor=plots.INK)
+    return figure
+
+
+def _put(path: Path, text: str) -> None:
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _field_errors(settings: dict[str, Any], where, folder: Path) -> None:
+    """errors.csv, errors.png and results.json of a field against the exact one."""
+    field, data, _ = opened(settings, data=True)
     truth = exact(data, field.path)
     field = field.to(where, torch.float64)
-    rows = compare(field, truth, data, cfg.kind, cfg.times, cfg.n, cfg.seed, where)
+    kind, n = settings["kind"], settings["n"] or POINTS
+    rows = field_error.compare(
+        field, truth, data, kind, settings["times"], n, settings["seed"], where
+    )
     mean = {
         name: sum(values) / len(rows)
-        for name, values in zip(Errors._fields, zip(*rows, strict=True), strict=True)
+        for name, values in zip(field_error.Errors._fields, zip(*rows, strict=True), strict=True)
     }
     print("     t   E|m - u|^2        +-  relative   E|m - c|^2   E|c - u|^2")
     for row in rows:
@@ -116,31 +356,16 @@ def evaluate(cfg, folder: Path) -> None:
     )
     with (folder / "errors.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Errors._fields)
+        writer.writerow(field_error.Errors._fields)
         writer.writerows(rows)
     report = {
-        "against": cfg.against,
-        "kind": cfg.kind,
+        "against": settings["against"],
+        "kind": kind,
         "mean": mean | {"gap_error": error},
         "rows": [row._asdict() for row in rows],
         "config": settings,
     }
-    (folder / "results.json").write_text(json.dumps(report, indent=2, default=str) + "\n")
-    plots.save(_figure(rows, cfg.kind), folder / "errors.png")
+    _put(folder / "results.json", json.dumps(report, indent=2, default=str) + "\n")
+    plots.save(field_error.figure(rows, kind), folder / "errors.png")
     for name in ("errors.csv", "results.json", "errors.png"):
         print(f"  {folder / name}")
-
-
-def _figure(rows: list[Errors], kind: str):
-    figure, [ax] = plots.panels(4.6, 3.0)
-    t = [row.t for row in rows]
-    for name, label, look in (
-        ("cfm", "CFM loss", {"color": plots.DATA}),
-        ("irreducible", "irreducible", {"color": plots.DATA, "linestyle": "--"}),
-        ("fm", "FM loss", {"color": plots.SAMPLES}),
-    ):
-        ax.semilogy(t, [max(getattr(row, name), 1e-20) for row in rows], label=label, **look)
-    ax.set_title(f"squared error of {kind} by time", fontsize=9, color=plots.INK)
-    ax.set_xlabel("$t$", fontsize=8, color=plots.INK)
-    ax.legend(frameon=False, fontsize=7, labelcolor=plots.INK)
-    return figure

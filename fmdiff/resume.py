@@ -21,9 +21,10 @@ CHANGEABLE = INCIDENTAL | {
     "name",
     "optim.lr",
     "trust",
-    *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "checkpoint")),
+    *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "metrics", "checkpoint")),
     "trainer.logger",
     "trainer.keep",
+    *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best")),
 }
 # keys for which null means a rule, and the run has written down what the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")

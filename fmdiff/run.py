@@ -41,6 +41,7 @@ JOBS = "jobs.jsonl"  # in the folder of a sweep, one line per finished job
 PACKAGES = ("fmdiff", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
 RESULTS = (
     *("*.ckpt", "*.csv", "*.json", "*.npz", "*.npy", "*.pt", "*.png", "*.gif", "*.log"),
+    *("*.apng", "*.webp", "*.md", "*.html"),
     *("events.out.tfevents.*", "overrides", "config.yaml"),
 )
 log = logging.getLogger("fmdiff")

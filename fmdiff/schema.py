@@ -34,6 +34,10 @@ def _is_decay(value: Any) -> bool:
     return _is_number(value) and 0 < value < 1
 
 
+def _is_w(value: Any) -> bool:
+    return _is_number(value) or TEXT.passes(value)
+
+
 def integer(low: int) -> Rule:
     return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
 
@@ -59,6 +63,10 @@ def or_null(rule: Rule) -> Rule:
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
 TEXTS = Rule(lambda v: _is_list(v, TEXT.passes), "a list of texts like [mypackage.]")
+NAMES = Rule(lambda v: bool(v) and _is_list(v, TEXT.passes), "a list of names like [fid,kid]")
+COUNTS = Rule(
+    lambda v: bool(v) and _is_list(v, integer(1).passes), "a list of integers >= 1 like [5,10]"
+)
 DEVICE = Rule(
     lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", v)),
     "auto, cpu, cuda or cuda:N",
@@ -124,7 +132,20 @@ RULES: dict[str, Rule] = {
     "classes": CLASSES,
     "coordinates": one_of("straight", "native"),
     "final": one_of("auto", "solver", "denoise"),
-    "against": one_of("exact"),
+    "against": or_null(TEXT),
+    "metrics": or_null(NAMES),
+    "samples": or_null(TEXT),
+    "result": or_null(TEXT),
+    "repeats": integer(1),
+    "grid.solver": or_null(NAMES),
+    "grid.schedule": or_null(NAMES),
+    "grid.guidance": or_null(NAMES),
+    "grid.nfe": or_null(COUNTS),
+    "grid.steps": or_null(COUNTS),
+    "grid.w": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_w), "a list of numbers")),
+    "features.weights": or_null(TEXT),
+    "features.download": FLAG,
+    "features.check": FLAG,
     "kind": one_of("x", "eps", "v", "score", "v_sh"),
     "times": integer(1),
     "dtype": one_of("float32", "float64"),
@@ -145,7 +166,7 @@ RULES: dict[str, Rule] = {
     "objective.floor": number(low=0),
     "objective.t_eps": number(low=0),
     "optim.lr": number(above=0),
-    "guidance.w": Rule(lambda v: _is_number(v) or TEXT.passes(v), "a number or a formula"),
+    "guidance.w": Rule(_is_w, "a number or a formula"),
     "guidance.phi": FRACTION,
     "guidance.interval": or_null(
         Rule(
@@ -179,6 +200,10 @@ RULES: dict[str, Rule] = {
     "trainer.log_every": integer(1),
     "trainer.validate_every": integer(1),
     "trainer.picture_every": integer(1),
+    "trainer.metrics": or_null(NAMES),
+    "trainer.metrics_every": integer(1),
+    "trainer.metrics_n": integer(4),
+    "trainer.best": or_null(TEXT),
     "trainer.checkpoint_every": integer(1),
     "trainer.keep": or_null(integer(1)),
     "trainer.logger": one_of("tensorboard", "csv", "wandb"),
@@ -189,9 +214,15 @@ STEPS = Rule(
     lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(1).passes),
     "an integer >= 1, a list of them like [4,10,50], or null",
 )
+RUNS = Rule(
+    lambda v: v is None or TEXT.passes(v) or (bool(v) and TEXTS.passes(v)),
+    "a folder, a list of folders like [outputs/a,outputs/b], or null",
+)
 # of one command, in place of or beside those above
 OWN_RULES: dict[str, dict[str, Rule]] = {
-    "evaluate": {"n": integer(2)},
+    "evaluate": {"n": or_null(integer(2))},
+    "sample": {"animation": one_of("gif", "apng", "webp")},
+    "report": {"runs": RUNS},
     "simulate": {
         "steps": STEPS,
         "solvers": or_null(TEXTS),

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from fmdiff import checkpoint, device, schema
 from fmdiff.build import build
-from fmdiff.callbacks import Checkpoints, Log, Pictures, Stop
+from fmdiff.callbacks import Checkpoints, Judged, Log, Pictures, Stop
 from fmdiff.coupling import transport_cost
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
-from fmdiff.field import NetField
 from fmdiff.path import from_spec
 from fmdiff.randomness import generator, key
 from fmdiff.run import write_config
 
 log = logging.getLogger("fmdiff")
+INTERVALS = ("log", "validate", "picture", "metrics", "checkpoint")  # of steps: NAME_every
 
 
 class Training(pl.LightningModule):
@@ -38,6 +38,7 @@ class Training(pl.LightningModule):
         self.settings, self.options, self.data = settings, settings["trainer"], data
         self.net, self.objective, self.time = net, objective, time
         self.source, self.coupling = objective.source, coupling
+        self.classifies = getattr(objective, "logits", False)  # what it trains gives no samples
         self.averages = Averages(net, self.options["ema"], self.options["ema_warmup"])
         self.seed, self.step, self.skipped = settings["seed"], 0, 0
         self.optimizer_state: dict | None = None
@@ -45,10 +46,13 @@ class Training(pl.LightningModule):
         self.pairing: tuple[int, Any, Tensor] = (-1, None, torch.zeros(2))
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
         self.sums = torch.zeros(5)
+        self.judge: Any = None  # of trainer.metrics=
+        self.measured: dict[str, float] = {}  # its figures, until they are written down
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
 
-    def field(self, y: Tensor | None = None) -> NetField:
-        """The averaged network (the first decay; raw where there is none) as a field."""
+    def field(self, y: Tensor | None = None) -> Any:
+        """The averaged network (the first decay; raw where there is none) as a field or, of
+        objective=classification, a classifier."""
         net = self.averages[0] if len(self.averages) else copy.deepcopy(self.net).eval()
         return self.objective.field(net, self.data.shape, self.data.classes, y)
 
@@ -87,7 +91,7 @@ class Training(pl.LightningModule):
         if not self.coupling.independent:
             eps = self.paired(k, eps)
         u = self.time(size, generator(self.seed, "time", k, device=where))
-        if y is not None:  # a label is dropped per sample, for classifier-free guidance
+        if y is not None and not self.classifies:  # per sample, for classifier-free guidance
             drop = torch.rand(size, generator=generator(self.seed, "label_dropout", k))[rows]
             null = torch.full_like(y, self.data.classes)
             y = torch.where((drop < self.options["label_dropout"]).to(where), null, y)
@@ -202,14 +206,14 @@ class Chunks:
 
 def inner_steps(options: dict[str, Any], points: bool) -> int:
     """Optimiser steps per Lightning batch, dividing all intervals so that none is missed."""
-    intervals = [options[f"{name}_every"] for name in ("log", "validate", "picture", "checkpoint")]
+    intervals = [options[f"{name}_every"] for name in INTERVALS]
     wanted = options["inner_steps"]
     if wanted is None:
         return math.gcd(25 if points else 1, *intervals)
     if any(interval % wanted for interval in intervals):
         raise FmdiffError(
-            f"trainer.inner_steps={wanted} must divide log_every, validate_every, picture_every "
-            f"and checkpoint_every ({', '.join(map(str, intervals))})"
+            f"trainer.inner_steps={wanted} must divide log_every, validate_every, picture_every, "
+            f"metrics_every and checkpoint_every ({', '.join(map(str, intervals))})"
         )
     return wanted
 
@@ -248,8 +252,23 @@ def train(cfg, folder: Path) -> None:
         source=source,
         coupled=not coupling.independent,
     )
+    if getattr(net, "logits", False) != getattr(objective, "logits", False):
+        raise FmdiffError(
+            f"objective={settings['choices']['objective']} does not go with "
+            f"model={settings['choices']['model']}: classification takes model=classifier "
+            "(images) or mlp_classifier (points), and these no other objective"
+        )
     time = build(settings["time"], path=path)
     module = Training(settings, data, net, objective, time, coupling)
+    if options["metrics"] and not module.classifies:
+        from fmdiff.judge import judge
+
+        said = {name: settings.get(name) for name in ("features", "against")}
+        said["metrics"] = options["metrics"]
+        module.judge = judge(said, data, data.shape, data.classes, 0, where)
+    if options["best"] and options["best"] not in (module.judge.columns if module.judge else ()):
+        known = ", ".join(module.judge.columns) if module.judge else "none: say trainer.metrics="
+        raise FmdiffError(f"trainer.best={options['best']}: the metrics of this run are {known}")
     parameters = sum(p.numel() for p in net.parameters())
     if where.type == "cpu":
         rule = device.threads(parameters, data.batch_size, data.shape) // options["devices"]
@@ -276,7 +295,13 @@ def train(cfg, folder: Path) -> None:
         precision="bf16-mixed" if options["precision"] == "bf16" else "32-true",
         max_epochs=1,
         logger=logger(folder, options["logger"]),
-        callbacks=[Log(folder, options), Pictures(folder, options["picture_every"]), saver, stop],
+        callbacks=[
+            Judged(folder, options),
+            Log(folder, options),
+            Pictures(folder, options["picture_every"]),
+            saver,
+            stop,
+        ],
         default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,0 +1,125 @@
+"""report.html: one page about a run, a sweep or several runs, in one file that fetches nothing."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmdiff.errors import FmdiffError
+from fmdiff.report.compare import compared
+from fmdiff.report.read import Run, is_sweep, read_run, read_sweep
+from fmdiff.report.run import of_run
+from fmdiff.resume import OUTPUTS
+
+NAME = "report.html"
+log = logging.getLogger("fmdiff")
+
+
+def report(cfg) -> None:
+    """Write the page of runs=, by default of the newest run, and say where it is."""
+    asked = cfg.runs if cfg.runs is not None else [str(_newest())]
+    folders = [_folder(str(run)) for run in ([asked] if isinstance(asked, str) else asked)]
+    out = None if cfg.out is None else Path(cfg.out).expanduser()
+    if out is not None and (out.is_dir() or not out.suffix):
+        out = out / NAME
+    try:
+        if len(folders) == 1:
+            written = write_report(folders[0], out)
+        else:
+            written = compare(folders, out or Path(NAME))
+    except OSError as error:
+        place = error.filename or out or folders[0]
+        raise FmdiffError(f"out={place} cannot be written to: {error.strerror}") from error
+    print(written)
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run or a sweep, by default as folder/report.html; its path.
+
+    Raises OSError where that cannot be written, and nothing for what the folder holds.
+    """
+    folder = Path(folder)
+    if is_sweep(folder):
+        runs = read_sweep(folder)
+        html = compared(runs, _name(folder), f"fmdiff sweep, {len(runs)} jobs", sweep=True)
+    else:
+        html = of_run(read_run(folder, _name(folder)))
+    return _write(out or folder / NAME, html)
+
+
+def compare(folders: Sequence[Path], out: Path) -> Path:
+    """Write one page that shows runs side by side; its path. Raises OSError."""
+    runs = [
+        read_run(Path(folder), label)
+        for folder, label in zip(folders, _labels(folders), strict=True)
+    ]
+    return _write(out, compared(runs, " and ".join(_short(runs)), "fmdiff, runs side by side"))
+
+
+def update(folder: Path) -> None:
+    """Write the page of the run that a folder, its own or one in its samples/, belongs to.
+
+    For the end of train, sample and evaluate: what goes wrong is logged and stops nothing.
+    """
+    folder = Path(folder)
+    owner = folder.parent.parent
+    if folder.parent.name == "samples" and (owner / "config.yaml").is_file():
+        folder = owner
+    try:
+        write_report(folder)
+    except Exception as error:
+        log.warning("%s could not be written: %s", folder / NAME, error)
+
+
+def _write(path: Path, html: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        # a path may hold bytes that are no text
+        part.write_text(html, encoding="utf-8", errors="replace")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _newest() -> Path:
+    """The newest run under outputs/, as ckpt=last finds it."""
+    found = [path for depth in ("*/*", "*/*/*") for path in OUTPUTS.glob(f"{depth}/*.ckpt")]
+    if not found:
+        raise FmdiffError(f"no run was found under {OUTPUTS}: give runs=RUN or runs=[A,B]")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def _folder(said: str) -> Path:
+    path = _newest() if said == "last" else Path(said).expanduser()
+    path = path.parent if path.is_file() else path
+    if not path.is_dir():
+        raise FmdiffError(f"runs={said}: no such folder")
+    known = ("config.yaml", "metrics.csv", "sample.json", "results.json")
+    if not is_sweep(path) and not any((path / name).is_file() for name in known):
+        raise FmdiffError(f"runs={said}: neither a run folder nor that of a sweep")
+    return path
+
+
+def _name(folder: Path) -> str:
+    """outputs/moons/DATE is called moons/DATE: what the user chose, and which of them."""
+    parts = Path(os.path.abspath(folder)).parts
+    if "outputs" in parts[:-1]:
+        return "/".join(parts[len(parts) - parts[::-1].index("outputs") :])
+    return parts[-1]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Names that tell the folders apart: the ends of their paths, no longer than needed."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def _short(runs: Sequence[Run]) -> list[str]:
+    names = [run.label for run in runs]
+    return names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more runs"]

@@ -1,0 +1,259 @@
+"""The parts of a report's page: the frame with its style, pictures as data: URIs, tables."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+LIMIT = 5_800_000  # bytes of pictures in a page; as text they take 4/3 of that
+LARGE = 2_000_000  # bytes of one picture
+ACROSS = 1000  # pixels of a picture that was too large
+STEPS = 60  # pictures over training
+TYPES = {".png": "png", ".apng": "apng", ".gif": "gif", ".webp": "webp", ".jpg": "jpeg"}
+# nothing may be fetched, whatever a config says
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def text(value: Any) -> str:
+    """Any value as HTML text."""
+    return escape(str(value))
+
+
+@dataclass
+class Picture:
+    """An embedded picture; `moving` is the animation whose last frame it is."""
+
+    uri: str
+    width: int
+    height: int
+    moving: str | None = None
+
+    def tag(self, alt: str, more: str = "", uri: str | None = None) -> str:
+        return (
+            f'<img src="{uri or self.uri}" alt="{text(alt)}" width="{self.width}" '
+            f'height="{self.height}"{more}>'
+        )
+
+
+@dataclass
+class Album:
+    """Embeds pictures as long as there is room, and notes what is left out and why."""
+
+    left: int = LIMIT
+    notes: list[str] = field(default_factory=list)
+
+    def still(self, path: Path, name: str) -> Picture | None:
+        """A picture, made smaller if it is large; None, and a note, where it cannot be shown."""
+        from PIL import Image
+
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as picture:
+                picture.verify()
+            with Image.open(io.BytesIO(data)) as picture:
+                if len(data) > min(LARGE, self.left):
+                    picture.thumbnail((ACROSS, 4 * ACROSS))
+                    return self._take(_packed(picture), "webp", picture.size, name)
+                return self._take(data, TYPES.get(path.suffix, "png"), picture.size, name)
+        except Exception as error:  # Pillow meets a damaged file with many kinds of exception
+            self.notes.append(f"{name} cannot be shown: {text_of(error)}")
+            return None
+
+    def film(self, path: Path, name: str) -> Picture | None:
+        """An animation with its last frame; that frame alone if there is no room."""
+        from PIL import Image
+
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as picture:
+                picture.seek(getattr(picture, "n_frames", 1) - 1)
+                last = picture.convert("RGB")
+            found = self._take(_packed(last), "webp", last.size, name)
+        except Exception as error:
+            self.notes.append(f"{name} cannot be shown: {text_of(error)}")
+            return None
+        if found and len(data) > min(LARGE, self.left):
+            size = f"{len(data) / 1e6:.1f} MB"
+            self.notes.append(f"{name} ({size}) is too large for this page: its last frame only")
+        elif found:
+            self.left -= len(data)
+            found.moving = _uri(data, TYPES.get(path.suffix, "gif"))
+        return found
+
+    def over_training(self, pictures: Sequence[tuple[int, Path]], share: int = 1):
+        """[(step, Picture)]: all, or so many at equal distances that they fit; and a note."""
+        room = min(self.left, LIMIT * 6 // 10) // share
+        sizes = [path.stat().st_size for _, path in pictures]
+        count = min(len(pictures), STEPS)
+        while count > 1 and sum(sizes[i] for i in _spread(len(sizes), count)) > room:
+            count -= 1
+        if count < len(pictures):
+            self.notes.append(
+                f"{count} of {len(pictures)} pictures over training are shown, to keep this "
+                "page small"
+            )
+        kept = [pictures[i] for i in _spread(len(pictures), count)]
+        found = [(step, self.still(path, f"samples/{path.name}")) for step, path in kept]
+        return [(step, picture) for step, picture in found if picture]
+
+    def _take(self, data: bytes, kind: str, size: tuple[int, int], name: str) -> Picture | None:
+        if len(data) > self.left:
+            self.notes.append(f"{name} is left out, to keep this page small")
+            return None
+        self.left -= len(data)
+        return Picture(_uri(data, kind), *size)
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """`count` of n indices at equal distances, the last among them."""
+    if count == 1:
+        return [n - 1]
+    return sorted({round(i * (n - 1) / (count - 1)) for i in range(count)})
+
+
+def _packed(picture: Any) -> bytes:
+    store = io.BytesIO()
+    picture.convert("RGB").save(store, "WEBP", quality=85, method=0)
+    return store.getvalue()
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def text_of(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+class Figures:
+    """Numbers the figures of a page."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, body: str, caption: str, look: str = "") -> str:
+        """A <figure>; body and caption are HTML."""
+        if not body:
+            return ""
+        self.count += 1
+        return (
+            f'<figure class="{look}">{body}<figcaption><b>Figure {self.count}.</b> {caption}'
+            "</figcaption></figure>"
+        )
+
+
+def moving(picture: Picture, alt: str) -> str:
+    """An animation that can be stopped; still from the start where motion is not wanted."""
+    if not picture.moving:
+        return picture.tag(alt)
+    return (
+        f'<div class="moving">{picture.tag(alt, " data-still")}'
+        f"{picture.tag(alt, ' data-moving', picture.moving)}"
+        '<button type="button" class="play" hidden>Pause</button></div>'
+    )
+
+
+Track = tuple[str, str, Sequence[tuple[int, Picture]]]  # label, look, [(step, picture)]
+
+
+def film(tracks: Sequence[Track], name: str) -> str:
+    """Pictures over training side by side, one slider for all tracks."""
+    tracks = [track for track in tracks if track[2]]
+    steps = sorted({step for _, _, pictures in tracks for step, _ in pictures})
+    if not steps:
+        return ""
+    columns = []
+    for label, look, pictures in tracks:
+        last = pictures[-1][0]
+        images = "".join(
+            picture.tag(
+                f"{label + ', ' if len(tracks) > 1 else ''}{name} after {step:,} steps",
+                f' data-step="{step}"{"" if step == last else " hidden"}',
+            )
+            for step, picture in pictures
+        )
+        head = f'<p class="track">{text(label)}</p>' if len(tracks) > 1 else ""
+        columns.append(f'<div class="frames {look}">{head}{images}</div>')
+    slider = (
+        f'<label class="slider"><span>step <output>{steps[-1]:,}</output></span>'
+        f'<input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
+        f'data-steps="{" ".join(map(str, steps))}" aria-label="training step"></label>'
+        if len(steps) > 1
+        else ""
+    )
+    return f'<div class="film"><div class="tracks">{"".join(columns)}</div>{slider}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """A table of HTML cells; on a phone each row becomes a block of name: value lines."""
+    titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
+    body = ""
+    for first, *cells in rows:
+        named = zip(head[1:], cells, strict=True)
+        body += f'<tr><th scope="row">{first}</th>' + "".join(
+            f'<td data-name="{text(name)}"{"" if cell else " class=none"}><span>{cell}</span></td>'
+            for name, cell in named
+        )
+        body += "</tr>"
+    above = f"<caption>{caption}</caption>" if caption else ""
+    inner = f"{above}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide" tabindex="0"><table>{inner}</table></div>'
+
+
+def command(line: str) -> str:
+    """A command line with a button that copies it."""
+    return (
+        f'<div class="command"><pre tabindex="0"><code>{text(line)}</code></pre>'
+        '<button type="button" class="copy" hidden>Copy</button></div>'
+    )
+
+
+def listing(lines: Iterable[str], look: str, title: str) -> str:
+    """A titled list of plain texts; '' without any."""
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f'<aside class="{look}"><h2>{title}</h2><ul>{items}</ul></aside>' if items else ""
+
+
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{text(title)}</summary>{body}</details>"
+
+
+def plain(content: str) -> str:
+    return f'<pre tabindex="0">{text(content)}</pre>'
+
+
+def section(title: str, *parts: str) -> str:
+    body = "".join(parts)
+    return f"<section><h2>{text(title)}</h2>{body}</section>" if body else ""
+
+
+def page(title: str, above: str, body: str, below: str) -> str:
+    """The whole document. title: plain text; the rest HTML."""
+    style, script = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in CODE)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{text(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<header><p class="above">{above}</p><h1>{text(title)}</h1></header>
+{body}
+<footer>{below}</footer>
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+CODE = ("css", "js")

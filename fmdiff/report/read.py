@@ -1,0 +1,223 @@
+"""What a report reads out of a run folder: whatever is there; what cannot be read is noted."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fmdiff.errors import FmdiffError
+from fmdiff.resume import load_config
+from fmdiff.run import JOBS
+
+STEP = re.compile(r"step_(\d+)\.png")
+LOGGED = re.compile(r"([\d-]+ [\d:]+),\d+ (WARNING|ERROR) [\w.]+: (.+)")
+SAID = 10  # warnings of a log that are shown, the last ones
+RESULTS = 12  # folders of samples and evaluations looked into, the newest ones
+
+Curve = list[tuple[float, float]]
+
+
+@dataclass
+class Result:
+    """A folder that `sample` or `evaluate` wrote."""
+
+    folder: Path
+    written: float  # seconds since the epoch
+    config: dict[str, Any]
+    sample: dict[str, Any]  # sample.json
+    results: dict[str, Any]  # results.json
+
+
+@dataclass
+class Run:
+    """What was found in a run folder."""
+
+    folder: Path
+    label: str  # how it is called beside other runs
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    overrides: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Curve] = field(default_factory=dict)  # {column: [(step, value)]}
+    pictures: list[tuple[int, Path]] = field(default_factory=list)  # over training
+    results: list[Result] = field(default_factory=list)  # newest first
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be read
+    parameters: int | None = None
+    outcome: str | None = None  # of the job of a sweep
+
+    @property
+    def trained(self) -> bool:
+        return isinstance(self.config.get("trainer"), dict) or bool(self.metrics)
+
+    def last(self, column: str) -> float | None:
+        curve = self.metrics.get(column)
+        return curve[-1][1] if curve else None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return dig(self.config, key, default)
+
+
+def dig(node: Any, key: str, default: Any = None) -> Any:
+    """The value under a dotted key of nested mappings."""
+    for part in key.split("."):
+        if not isinstance(node, dict) or node.get(part) is None:
+            return default
+        node = node[part]
+    return node
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def finite(value: Any) -> float | None:
+    """A number that can be drawn, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and not isinstance(value, bool) else None
+
+
+def read_run(folder: Path, label: str | None = None) -> Run:
+    """Everything a report shows of a run folder. Raises nothing for what is in it."""
+    run = Run(folder, label or folder.name)
+
+    def attempt(name: str, read: Callable[[Path], None]) -> None:
+        path = folder / name
+        try:
+            if path.exists():
+                read(path)
+        except Exception as error:  # whatever a file may hold, the rest of the page is shown
+            run.notes.append(f"{name or folder} cannot be read: {_reason(error)}")
+
+    def config(path: Path) -> None:
+        run.config_text = path.read_text(errors="replace")
+        run.config = _config(folder)
+
+    def overrides(path: Path) -> None:
+        run.overrides = [line for line in path.read_text().splitlines() if line.strip()]
+
+    def environment(path: Path) -> None:
+        run.environment = mapping(json.loads(path.read_text()))
+
+    def metrics(path: Path) -> None:
+        run.metrics, damaged = read_metrics(path)
+        if damaged:
+            run.notes.append(f"metrics.csv: {damaged} damaged lines are left out")
+
+    def log(path: Path) -> None:
+        text = path.read_text(errors="replace")
+        said = dict.fromkeys(f"{m[2].lower()}: {m[3]}" for m in LOGGED.finditer(text))
+        run.warnings += list(said)[-SAID:]
+        if counted := re.findall(r"; ([\d,]+) parameters; writing to", text):
+            run.parameters = int(counted[-1].replace(",", ""))
+
+    def pictures(path: Path) -> None:
+        found = [(STEP.fullmatch(file.name), file) for file in path.iterdir()]
+        run.pictures = sorted((int(match[1]), file) for match, file in found if match)
+
+    attempt("config.yaml", config)
+    attempt("overrides", overrides)
+    attempt("environment.json", environment)
+    attempt("metrics.csv", metrics)
+    for name in ("train.log", "sample.log", "evaluate.log"):
+        attempt(name, log)
+    attempt("samples", pictures)
+    attempt("", lambda path: run.results.extend(_results(run, path)))
+    for result in run.results:
+        said = result.results.get("warnings")
+        run.warnings += [str(line) for line in said] if isinstance(said, list) else []
+    run.warnings = list(dict.fromkeys(run.warnings))
+    return run
+
+
+def read_sweep(folder: Path) -> list[Run]:
+    """The jobs of a sweep in their order; those that left no folder hold their outcome alone."""
+    from fmdiff.cli import OUTCOMES
+
+    runs = []
+    for line in (folder / JOBS).read_text(errors="replace").splitlines():
+        try:
+            number, words, code, out = json.loads(line)
+            named = folder / str(number)
+            if not named.is_dir() and out:
+                named = Path(out).expanduser()
+            run = read_run(named, str(number))
+            run.overrides = run.overrides or str(words).split(" ")
+            run.outcome = OUTCOMES.get(code, str(code)) if isinstance(code, int) else str(code)
+        except Exception as error:
+            note = f"{JOBS} has a damaged line: {_reason(error)}"
+            run = Run(folder, "?", notes=[note], outcome="not known")
+        runs.append(run)
+    return sorted(runs, key=lambda run: (not run.label.isdigit(), run.label.zfill(9)))
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / JOBS).is_file()
+
+
+def read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
+    """The finite numbers of metrics.csv by column, by step, and how many lines are damaged."""
+    curves: dict[str, Curve] = {}
+    damaged = 0
+    with path.open(newline="", errors="replace") as file:
+        rows = csv.reader(line.replace("\0", "") for line in file)
+        head = next(rows, [])
+        for row in rows:
+            step = finite(row[0]) if row and head[:1] == ["step"] else None
+            if step is None or len(row) != len(head):
+                damaged += 1
+                continue
+            for name, text in zip(head[1:], row[1:], strict=True):
+                value = finite(text)
+                if value is not None:
+                    curves.setdefault(name, []).append((step, value))
+    return curves, damaged
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    cfg = load_config(folder)
+    return mapping(OmegaConf.to_container(cfg, resolve=False)) if cfg is not None else {}
+
+
+def _results(run: Run, folder: Path) -> list[Result]:
+    """What was sampled and evaluated: in the folder itself, or in its samples/DATE_TIME."""
+    folders = [folder, *(path for path in folder.glob("samples/*") if path.is_dir())]
+    made = ("sample.json", "results.json", "grid.png", "scatter.png")
+    found = []
+    for folder in folders:
+        times = [(folder / name).stat().st_mtime for name in made if (folder / name).is_file()]
+        if times:
+            found.append((max(times), folder))
+    results = []
+    for written, folder in sorted(found, reverse=True)[:RESULTS]:
+        result = Result(folder, written, {}, {}, {})
+        for name in ("sample.json", "results.json"):
+            try:
+                if (folder / name).is_file():
+                    content = mapping(json.loads((folder / name).read_text()))
+                    setattr(result, name.removesuffix(".json"), content)
+            except Exception as error:
+                shown = (folder / name).relative_to(run.folder)
+                run.notes.append(f"{shown} cannot be read: {_reason(error)}")
+        result.config = mapping(result.sample.get("config") or result.results.get("config"))
+        results.append(result)
+    return results
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text if isinstance(error, FmdiffError) else f"{text} ({type(error).__name__})"
+
+
+def when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%d %B %Y, %H:%M").lstrip("0")

@@ -1,0 +1,284 @@
+"""The page about one run."""
+
+import shlex
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+from fmdiff import __version__
+from fmdiff.report.charts import Line, chart, short, spoken
+from fmdiff.report.page import (
+    Album,
+    Figures,
+    command,
+    film,
+    folded,
+    listing,
+    page,
+    plain,
+    section,
+    table,
+    text,
+)
+from fmdiff.report.read import Run, dig, mapping, when
+from fmdiff.report.results import headline, quality, samples
+from fmdiff.schema import leaves
+
+COLUMNS = (
+    *("loss", "grad_norm", "lr", "val_loss", "seconds", "samples_per_second"),
+    *("transport_cost", "independent_cost"),
+)
+WORDS = {
+    "x": "the data\u00a0x",
+    "eps": "the noise\u00a0eps",
+    "v": "the velocity\u00a0v",
+    "score": "the score",
+    "v_sh": "Salimans and Ho's v",
+}
+
+
+def of_run(run: Run) -> str:
+    album, figures = Album(), Figures()
+
+    def part(write: Callable[[], str], name: str) -> str:
+        try:
+            return write()
+        except Exception as error:  # an odd value in a file must not cost the other parts
+            run.notes.append(f"{name} cannot be shown: {type(error).__name__}: {error}")
+            return ""
+
+    summary = part(lambda: _summary(run), "the summary")
+    facts = part(lambda: _facts(run), "the figures of the run")
+    drawn = is_points(run)
+    parts = [
+        part(lambda: samples(run, album, figures, drawn), "the samples"),
+        part(lambda: _training(run, album, figures, drawn), "the curves"),
+        part(lambda: quality(run.results, album, figures), "the metrics"),
+        part(lambda: _settings(run), "the settings"),
+    ]
+    above = "fmdiff " + ("training run" if run.trained else "samples")
+    body = [
+        summary,
+        listing(run.warnings, "warnings", "Warnings"),
+        facts,
+        command(line) if (line := repeat(run)) else "",
+        *parts,
+        listing([*run.notes, *album.notes], "notes", "Left out of this page"),
+    ]
+    started = str(run.environment.get("started") or "")[:16].replace("T", " ")
+    return page(run.label, above + f" {text(started)}".rstrip(), "".join(body), footer(run.folder))
+
+
+def footer(*folders: Path) -> str:
+    named = text(", ".join(map(str, folders)))
+    return f"Written by fmdiff {__version__} on {when(time.time())} from {named}"
+
+
+def is_points(run: Run) -> bool:
+    """Whether its pictures are drawn on white by matplotlib rather than made of pixels."""
+    if any((result.folder / "scatter.png").exists() for result in run.results):
+        return True
+    return str(run.get("data._target_")).startswith("fmdiff.data.toy.")
+
+
+def repeat(run: Run) -> str:
+    """The command line that does the same again, in another folder."""
+    said = run.environment.get("command")
+    words = [str(word) for word in said] if isinstance(said, list) else []
+    own = [
+        f"--config-dir {shlex.quote(after)}"
+        for word, after in pairwise(words)
+        if word in ("--config-dir", "-cd")
+    ]
+    own += [shlex.quote(word) for word in words if word.startswith("--config-dir=")]
+    kept = [
+        shlex.quote(line)
+        for line in run.overrides
+        if line.partition("=")[0] not in ("out", "resume", "overwrite")
+    ]
+    if not run.overrides and not run.config:
+        return ""
+    evaluated = any(result.results for result in run.results)
+    name = "train" if run.trained else "evaluate" if evaluated else "sample"
+    return " ".join(["fmdiff", name, *own, *kept])
+
+
+def repeat_sweep(run: Run) -> str:
+    """The command line of the sweep a job belongs to; '' if the job does not tell."""
+    said = run.environment.get("command")
+    words = [str(word) for word in said[1:]] if isinstance(said, list) else []
+    kept = [
+        word for word in words if not word.startswith(("out=", "hydra.sweep.dir=", "overwrite="))
+    ]
+    if not {"-m", "--multirun"} & set(kept):
+        return ""
+    return " ".join(["fmdiff", "train" if run.trained else "sample", *map(shlex.quote, kept)])
+
+
+def _summary(run: Run) -> str:
+    said = []
+    if run.trained:
+        network = f"network <b>{text(run.get('choices.model', ''))}</b>"
+        if run.parameters:
+            network += f", with {run.parameters:,} parameters,"
+        task = run.get("objective.prediction")
+        verb = f"learned to predict {text(WORDS.get(str(task), task))}" if task else "was trained"
+        on = run.get("choices.data")
+        way = run.get("choices.path")
+        said.append(
+            f"The {network} {verb}"
+            + (f" on <b>{text(on)}</b>" if on else "")
+            + (f", along the path <b>{text(way)}</b>" if way else "")
+            + "."
+        )
+        said.append(_effort(run))
+        values = run.metrics.get("val_loss")
+        if values:
+            best = min(values, key=lambda point: point[1])
+            ended = values[-1][1]
+            said.append(
+                f"The validation loss is {short(ended)} at the end"
+                + (
+                    "."
+                    if best[1] == ended
+                    else f" and was lowest, {short(best[1])}, at step {best[0]:,.0f}."
+                )
+            )
+    drawn = next((result for result in run.results if result.sample), None)
+    if drawn:
+        said.append(sampled(run, drawn))
+    return f'<p class="summary">{" ".join(filter(None, said))}</p>' if any(said) else ""
+
+
+def _effort(run: Run) -> str:
+    steps = steps_of(run)
+    if not steps:
+        return "No step has been logged."
+    planned = run.get("trainer.max_steps")
+    size = run.get("data.batch_size")
+    words = f"{steps:,} steps" if steps == planned else f"{steps:,} of {planned or '?':,} steps"
+    words += f" of {size} samples" if size else ""
+    seconds, speed = run.last("seconds"), run.metrics.get("samples_per_second")
+    words += f" took {duration(seconds)}" if seconds else " were done"
+    if speed:
+        words += f", {spoken(statistics.median(v for _, v in speed))} samples a second"
+    machine = run.environment.get("gpu") or ""
+    cpus = run.environment.get("cpus")
+    where = str(machine) if machine else f"{cpus} CPU cores" if cpus else ""
+    device = run.get("device")
+    where += f" ({device})" if where and device and device not in ("auto", "cpu") else ""
+    return text(words + (f", on {where}" if where else "")) + "."
+
+
+def sampled(run: Run, result) -> str:
+    """How the samples of a folder were drawn, in a sentence of HTML."""
+    config, made = result.config, result.sample
+    n = made.get("n") or config.get("n")
+    solver = dig(config, "choices.solver")
+    if not n or not solver:
+        return ""
+    words = f"{n:,} samples" if isinstance(n, int) else f"{n} samples"
+    words = f"The newest {words} came" if run.trained else f"{words} came"
+    spent = made.get("nfe_counted")
+    cost = f", {spent:g} evaluations each" if isinstance(spent, int | float) else ""
+    weights = f", from the {config['weights']} weights" if config.get("ckpt") else ""
+    guidance = dig(config, "choices.guidance")
+    guided = f", with guidance {guidance}" if guidance not in (None, "none") else ""
+    return text(words) + f" from the solver <b>{text(solver)}</b>{text(cost + guided + weights)}."
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def steps_of(run: Run) -> int:
+    return int(max((curve[-1][0] for curve in run.metrics.values() if curve), default=0))
+
+
+def _facts(run: Run) -> str:
+    rows: list[tuple[str, str]] = []
+    if run.trained and steps_of(run):
+        rows.append(("steps", f"{steps_of(run):,}"))
+        if (loss := run.last("val_loss")) is not None:
+            rows.append(("validation loss", short(loss)))
+        elif (loss := run.last("loss")) is not None:
+            rows.append(("training loss", short(loss)))
+        if seconds := run.last("seconds"):
+            rows.append(("training time", duration(seconds)))
+        if speed := run.metrics.get("samples_per_second"):
+            rows.append(("samples a second", spoken(statistics.median(v for _, v in speed))))
+    rows += headline(run)
+    items = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows)
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def measured(run: Run) -> list[str]:
+    """The columns of metrics.csv that judge samples."""
+    return [name for name in run.metrics if not name.startswith(COLUMNS)]
+
+
+def _training(run: Run, album: Album, figures: Figures, drawn: bool) -> str:
+    look = "drawn" if drawn else "pixels"
+    over = figures(
+        film([("", look, album.over_training(run.pictures))], "samples"),
+        "The same noise, carried to samples by the averaged network as it learns. Arrow keys move "
+        "the slider.",
+    )
+    got = run.metrics.get
+    value = '<span class="readout"></span>'
+
+    def one(column: str, log_y: bool | None = None) -> str:
+        return chart([Line(column, got(column) or [], "s0")], column, log_y=log_y)
+
+    bins = [(i, got(f"val_loss_{i}") or []) for i in range(20)]
+    bins = [(i, curve) for i, curve in bins if curve]
+    count = len(bins)
+    by_time = [
+        Line(f"t {i / count:.1f}-{(i + 1) / count:.1f}", curve, f"r{min(4, i * 5 // count)}")
+        for i, curve in bins
+    ]
+    losses = [
+        Line("training", got("loss") or [], "faint"),
+        Line("validation", got("val_loss") or [], "s0"),
+    ]
+    coupled = [
+        Line("independent", got("independent_cost") or [], "s7"),
+        Line("coupled", got("transport_cost") or [], "s0"),
+    ]
+    charts = [
+        (chart(losses, "Loss", y_label="loss"), "Loss in training and on held-out data."),
+        (
+            chart(by_time, "Validation loss by time", y_label="loss"),
+            "Validation loss by time: t = 0 is noise, t = 1 is data.",
+        ),
+        *((one(name), f"{text(name)} of samples drawn in training.") for name in measured(run)),
+        (one("lr", log_y=False), "Learning rate."),
+        (one("grad_norm"), "Norm of the gradient, before it is clipped."),
+        (chart(coupled, "Transport cost"), "Mean squared distance of x and eps."),
+    ]
+    drawings = "".join(figures(svg, f"{says} {value}") for svg, says in charts if svg)
+    return section("Training", over, f'<div class="pair">{drawings}</div>' if drawings else "")
+
+
+def _settings(run: Run) -> str:
+    versions = mapping(run.environment.get("packages"))
+    machine = {k: v for k, v in run.environment.items() if k not in ("packages", "command")}
+    rows = [(text(k), text(v)) for k, v in (machine | versions).items()]
+    parts = [
+        folded("Overrides", plain("\n".join(run.overrides))) if run.overrides else "",
+        folded("Full config", plain(run.config_text)) if run.config_text else "",
+        folded("Versions and machine", table(("", ""), rows)) if rows else "",
+    ]
+    for result in run.results[:1]:
+        if result.config:
+            lines = "\n".join(f"{key}: {value}" for key, value in leaves(result.config))
+            parts.append(folded("Settings of the newest samples", plain(lines)))
+    return section("Settings", *parts)
