@@ -327,9 +327,10 @@ def test_cfg_is_what_the_run_writes(fmdiff, calls, tmp_path):
     assert (folder / "config.yaml").read_text() == shown
     assert (folder / "overrides").read_text().splitlines() == list(words[1:])
     assert OmegaConf.load(folder / "config.yaml") == calls[0][1]
-    assert {"config.yaml", "overrides", "environment.json", "train.log", "last.ckpt", ".lock"} == {
-        path.name for path in folder.iterdir()
-    }
+    assert {
+        *("config.yaml", "overrides", "environment.json", "train.log", "last.ckpt", ".lock"),
+        "report.html",
+    } == {path.name for path in folder.iterdir()}
 
 
 def test_resuming_repeats_what_the_run_was_told(fmdiff, calls):

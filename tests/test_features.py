@@ -1,7 +1,6 @@
 import hashlib
 import importlib.util
 import json
-import math
 import sys
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -257,17 +256,3 @@ def test_written_weights_are_what_was_trained(small, tmp_path, monkeypatch):
 class _Package(type(Path())):
     def joinpath(self, *parts):
         return Path(self, *parts[1:])
-
-
-def test_a_row_of_the_judge():
-    """Of four images one is read as another class and one with confidence below 0.9."""
-    logits = torch.tensor([[9.0, 0], [9, 0], [0, 9], [0, 1]])
-
-    def judge(pixels):
-        return None, logits[pixels[:, 0, 0, 0].long()]
-
-    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(-1, 28, 28, -1)
-    row = script("judge").row(judge, "name", images, torch.tensor([0, 1, 1, 1]))
-    mean = (3 / (1 + math.exp(-9)) + 1 / (1 + math.exp(-1))) / 4
-    assert row == f"| name | 4 | 75.0% | {mean:.3f} | 75.0% |"
-    assert script("judge").row(judge, "name", images, None).split(" | ")[2] == "-"

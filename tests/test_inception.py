@@ -10,6 +10,7 @@ import torch
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import inception
+from fmdiff.metrics.images import ImageMetrics, real_images
 from fmdiff.metrics.inception import NAMES, SHA256, Inception
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -212,3 +213,67 @@ def test_without_torch_fidelity(monkeypatch, random_weights):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(FmdiffError, match=r"pip install 'fmdiff\[fid\]'"):
         Inception(weights=str(random_weights), check=False)
+
+
+# --- from pixels to numbers ------------------------------------------------------------------
+
+N = 48
+
+
+def pictures(seed, shift):
+    """Smooth images uint8 (N, 32, 32, 3)."""
+    draws = torch.Generator().manual_seed(seed)
+    small = torch.randn(N, 3, 5, 5, generator=draws) * 50 + 128 + shift
+    large = torch.nn.functional.interpolate(small, size=32, mode="bicubic")
+    return large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, pixels):
+        self.pixels = pixels.permute(0, 3, 1, 2)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        return self.pixels[i]
+
+
+@pytest.mark.slow
+def test_fid_kid_and_is_are_those_of_torch_fidelity_and_torchmetrics(
+    random_weights, extractor, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch_fidelity = pytest.importorskip("torch_fidelity")
+    image = pytest.importorskip("torchmetrics.image.fid")
+    made, real = pictures(1, 20), pictures(2, 0)
+    names = ["fid", "kid", "is"]
+    metrics = ImageMetrics(names, extractor, real_images(extractor, real, "pictures", "all"))
+    for part in made.split(7):
+        metrics.add(part)
+    ours = metrics.results()
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Pictures(made),
+        input2=Pictures(real),
+        fid=True,
+        kid=True,
+        isc=True,
+        cuda=False,
+        verbose=False,
+        kid_subset_size=N,
+        kid_subsets=1,
+        save_cpu_ram=True,
+        feature_extractor_weights_path=str(random_weights),
+    )
+    assert ours["fid"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    kid = theirs["kernel_inception_distance_mean"]
+    assert ours["kid"].value == pytest.approx(kid, rel=1e-4, abs=1e-9)
+    assert ours["is"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    other = image.FrechetInceptionDistance(
+        feature=2048, feature_extractor_weights_path=str(random_weights), antialias=False
+    )
+    other.set_dtype(torch.float64)  # else it subtracts large traces in float32
+    other.update(real.permute(0, 3, 1, 2), real=True)
+    other.update(made.permute(0, 3, 1, 2), real=False)
+    assert ours["fid"].value == pytest.approx(other.compute().item(), rel=1e-4)
+    assert any("rank-deficient" in warning for warning in metrics.warnings)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from fmdiff.build import named
 from fmdiff.data.images import Digits
 from fmdiff.errors import FmdiffError
 from fmdiff.judge import against
+from fmdiff.metrics.frechet import Moments
+from fmdiff.metrics.images import ImageMetrics, Real
 from fmdiff.metrics.metric import Metric
 
 CPU = ("device=cpu", "threads=1")
@@ -149,6 +152,63 @@ def test_metrics_right_after_sampling_and_a_recipe_that_repeats(command, tiny, d
     value = f"{one['metrics']['fd_tiny']['value']:.6g}"
     assert f"fd_tiny: {value} then, {value} now" in told
     assert command("evaluate", "result=one/results.json", "out=five") == 2
+
+
+class Reads(Tiny):
+    """Its logits are those of a table, by the first pixel."""
+
+    dimension, classes = 1, 2
+    table = torch.tensor([[9.0, 0], [9, 0], [0, 9], [0, 1]])
+
+    def __call__(self, pixels):
+        first = pixels[:, 0, 0, 0]
+        return first[:, None].float(), self.table[first.long()]
+
+
+def test_agreement_confidence_and_classes_by_hand():
+    """Of four images one is read as another class, one with a probability below 0.9."""
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(-1, 8, 8, -1)
+    labels = torch.tensor([0, 0, 0, 1])
+    real = Real("given", Moments(1).add(torch.zeros(2, 1)), None, labels)
+    judged = ImageMetrics(["agreement", "confidence", "classes", "is"], Reads(), real)
+    judged.add(images, torch.tensor([0, 1, 1, 1]))
+    found = judged.results()
+    assert found["agreement"].value == found["confidence"].value == 0.75
+    high, low = 1 / (1 + math.exp(-9)), 1 / (1 + math.exp(-1))
+    assert found["confidence"].extra["mean"] == pytest.approx((3 * high + low) / 4)
+    assert found["classes"].value == pytest.approx(0.25)  # 1/2, 1/2 for 3/4, 1/4
+    assert found["agreement"].se == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    with pytest.raises(FmdiffError, match="needs samples with classes"):
+        judged.clear()
+        judged.add(images)
+        judged.results()
+
+
+def test_fewer_images_than_dimensions_warn_and_one_is_refused(command, tiny, capfd):
+    data = Digits(batch_size=1, conditional=True, flip=False)
+    pixels = data.test[0].permute(0, 2, 3, 1).numpy()
+    words = ("against=digits", "metrics=[fid]", *CPU, *tiny, "overwrite=true", "out=result")
+    np.savez("few.npz", arr_0=pixels[:8])
+    assert command("evaluate", "samples=few.npz", *words) == 0
+    assert any("rank-deficient" in text for text in report()["warnings"])
+    np.savez("one.npz", arr_0=pixels[:1])
+    assert command("evaluate", "samples=one.npz", *words) == 2
+    assert "n=1" in capfd.readouterr().err
+
+
+def test_missing_and_foreign_inception_weights_are_refused(command, capfd, monkeypatch, tmp_path):
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.delenv("FMDIFF_INCEPTION", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    words = ("model=data", "data=digits", "n=4", *CPU, "features=inception", "out=result")
+    assert command("evaluate", *words) == 2
+    err = capfd.readouterr().err
+    for part in ("pt_inception-2015-12-05", "https://", "95,628,359", "6726825d0af5f729", "torch"):
+        assert part in err
+    Path("other.pth").write_bytes(b"no weights")
+    assert command("evaluate", *words, "features.weights=other.pth") == 2
+    err = capfd.readouterr().err
+    assert "other.pth" in err and "6726825d0af5f729" in err and err.count("\n") == 1
 
 
 # --- points ----------------------------------------------------------------------------------
