@@ -267,7 +267,8 @@ def test_fid_kid_and_is_are_those_of_torch_fidelity_and_torchmetrics(
     )
     assert ours["fid"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     kid = theirs["kernel_inception_distance_mean"]
-    assert ours["kid"].value == pytest.approx(kid, rel=1e-4, abs=1e-9)
+    # theirs adds cubes in float32; in float64 the two agree to 1e-9 (test_image_metrics)
+    assert ours["kid"].value == pytest.approx(kid, rel=5e-3)
     assert ours["is"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     other = image.FrechetInceptionDistance(
         feature=2048, feature_extractor_weights_path=str(random_weights), antialias=False

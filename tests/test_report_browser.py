@@ -18,6 +18,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 if CHROMIUM is None:
     pytest.skip("needs chromium (apt-get install chromium)", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 GRID = [
     {"settings": {"solver": s}, "nfe_counted": k, "metrics": {"sw2": {"value": a / k}}}
     for s, a in (("euler", 4.0), ("heun", 2.0))
