@@ -76,7 +76,9 @@ def _of_files(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
         stop = min(start + 1000, n)
         judged.add(x[start:stop], None if y is None else y[start:stop])
     metrics = judged.results()
-    conclude(folder, "evaluate", settings, judged, metrics, x[:n] if images else None)
+    print(results.shown(metrics))
+    shown = x[:n] if images else None
+    conclude(folder, "evaluate", settings, judged, metrics, shown, samples=str(path))
     return metrics
 
 
