@@ -304,6 +304,8 @@ def _table(rows, folder: Path) -> None:
 
 def _quality(rows, name: str, best: list[int]):
     """The first metric against the evaluations, a line per setting but nfe and steps."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     figure, [ax] = plots.panels(5.2, 3.4)
     lines: dict[str, list[tuple[float, float]]] = {}
     for cell, nfe, _, metrics in rows:
@@ -314,8 +316,13 @@ def _quality(rows, name: str, best: list[int]):
     marked = [(rows[i][1], rows[i][3][name].value) for i in best]
     ax.plot(*zip(*marked, strict=True), "o", ms=8, mfc="none", mec=plots.INK, mew=0.8)
     ax.set_xscale("log")
+    ax.set_xticks(sorted({row[1] for row in rows}), minor=False)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:g}")
     if all(value > 0 for points in lines.values() for _, value in points):
         ax.set_yscale("log")
+        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            which(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "1235" else ""))
     floor = rows[0][3][name].floor
     if floor is not None:
         ax.axhline(floor, color=plots.DATA, lw=0.8, ls="--", label="real data")
