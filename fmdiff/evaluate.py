@@ -111,7 +111,8 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
             metrics = results.combined([row.restored() for row in of_cell], seeds)
             nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
             rows.append((cell, nfe, seconds, metrics))
-            print(f"{_words(cell) or 'all'}: {nfe:g} evaluations per sample, {seconds:.1f} s")
+            head = f"{_words(cell)}: " if cell else ""
+            print(f"{head}{nfe:g} evaluations per sample, {seconds:.1f} s")
             print(results.shown(metrics))
     if not rows:
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")

@@ -47,7 +47,7 @@ def info(cfg) -> None:
         print(f"\nfmdiff sample ckpt=RUN guidance=classifier guidance.ckpt={path} guidance.w=2")
         return
     if data["classes"]:
-        print("\nguidance.w=w here, 1: off, is elsewhere")
+        print("\nguidance.w=w, off at 1, is elsewhere")
         for name, scale in SCALES.items():
             print(f"  {name:<{max(map(len, SCALES))}}  {scale}")
     guided = " guidance=cfg guidance.w=2" if data["classes"] else ""

@@ -16,7 +16,7 @@ from fmdiff.metrics import reference
 from fmdiff.metrics.features import Features, for_data
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
 from fmdiff.metrics.metric import Metric
-from fmdiff.metrics.points import measures, point_metrics
+from fmdiff.metrics.points import chosen, measures, point_metrics
 from fmdiff.progress import Bar
 
 SPLITS = ("train", "test")
@@ -44,7 +44,7 @@ class PointMetrics:
     """Metrics of points against fresh points of a data set, or against given ones (m, d)."""
 
     def __init__(self, names: Sequence[str] | None, data, given: Tensor | None, seed: int) -> None:
-        self.names = list(names or measures(data))
+        self.names = list(chosen(names or list(measures(data)), data))
         self.data, self.given, self.seed = data, given, seed
         self.warnings: list[str] = []
         self.clear()

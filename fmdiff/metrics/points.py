@@ -120,6 +120,19 @@ def measures(data) -> dict[str, Measure]:
     return found
 
 
+def chosen(names: Sequence[str], data) -> dict[str, Measure]:
+    """Those of `measures` that are named. Raises FmdiffError for one `data` does not allow."""
+    known = measures(data)
+    for name in names:
+        if name not in known:
+            raise FmdiffError(
+                f"metrics=[{name}] cannot be had for "
+                f"{'points of a file' if data is None else f'{type(data).__name__} data'}; "
+                f"{nearest(name, known)}"
+            )
+    return {name: known[name] for name in names}
+
+
 def _value(metric: Callable[[Tensor, Tensor], Metric], a: Tensor, b: Tensor) -> float:
     return metric(a, b).value
 
@@ -156,14 +169,7 @@ def point_metrics(
     takes their place with data=None, and no floor is known then. Raises FmdiffError for a name
     `data` does not allow, fewer than n samples, n < 4, or samples that are not finite.
     """
-    known = measures(data)
-    for name in names:
-        if name not in known:
-            raise FmdiffError(
-                f"metrics=[{name}] cannot be had for "
-                f"{'points of a file' if data is None else f'{type(data).__name__} data'}; "
-                f"{nearest(name, known)}"
-            )
+    known = chosen(names, data)
     if not 4 <= n <= len(samples):
         raise FmdiffError(f"n={n} must be from 4 to the number of samples, {len(samples)}")
     x = samples[:n].detach().cpu()
