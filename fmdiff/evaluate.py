@@ -25,8 +25,8 @@ from fmdiff.metrics import field_error
 from fmdiff.metrics.images import ImageMetrics
 from fmdiff.metrics.metric import Metric
 from fmdiff.progress import Bar
-from fmdiff.sample import options
-from fmdiff.sampling import generate
+from fmdiff.sample import options, use_threads
+from fmdiff.sampling import default_batch_size, generate
 
 POINTS, IMAGES = 10_000, 2_000  # samples judged by default
 CELLS = "cells.json"  # the settings of a grid that are done, so that it can be gone on with
@@ -46,8 +46,8 @@ def evaluate(cfg, folder: Path) -> None:
         before = results.recipe(Path(settings["result"]).expanduser())
         settings = before["config"] | {"device": settings["device"], "result": None}
     where = device.pick(settings["device"])
-    if where.type == "cpu":
-        torch.set_num_threads(settings["threads"] or torch.get_num_threads())
+    if where.type == "cpu" and settings["threads"]:
+        torch.set_num_threads(settings["threads"])
     if settings["against"] == "exact":
         _field_errors(settings, where, folder)
         return
@@ -87,6 +87,8 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
     field = model.field
     images = len(field.shape) == 3
     n = settings["n"] or (IMAGES if images else POINTS)
+    size = min(settings["batch_size"] or default_batch_size(field.shape), n)
+    use_threads(settings["threads"], field, size, where)
     judged = judge(settings, model.data, field.shape, field.classes, settings["seed"], where)
     cells, seeds = grid(settings), range(settings["seed"], settings["seed"] + settings["repeats"])
     done = _done(folder)

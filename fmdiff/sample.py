@@ -38,11 +38,7 @@ def sample(cfg, folder: Path) -> None:
     images = len(field.shape) == 3
     n = cfg.n or (64 if images else 10_000)
     size = min(cfg.batch_size or default_batch_size(field.shape), n)
-    net = getattr(field, "net", None)
-    parameters = sum(p.numel() for p in net.parameters()) if net else 0
-    if where.type == "cpu":
-        rule = device.threads(parameters, size, field.shape) if net else torch.get_num_threads()
-        torch.set_num_threads(cfg.threads or rule)
+    use_threads(cfg.threads, field, size, where)
 
     chosen = options(settings | {"batch_size": size}, field)
     judged, kept = None, Kept()
@@ -146,6 +142,15 @@ def describe(cfg, solver, plan: Plan, branches: int) -> str:
         f"solver {name}, {steps}, {law}, in {cfg.coordinates} coordinates {ends}{jump}, "
         f"{cost}{guided}"
     )
+
+
+def use_threads(asked: int | None, field: Field, size: int, where: torch.device) -> None:
+    """Compute with as many CPU threads as asked for, or as the rule has for batches of `size`."""
+    net = getattr(field, "net", None)
+    if where.type != "cpu" or (net is None and asked is None):
+        return
+    parameters = sum(p.numel() for p in net.parameters()) if net else 0
+    torch.set_num_threads(asked or device.threads(parameters, size, field.shape))
 
 
 def options(settings: dict[str, Any], field: Field) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import os
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -260,13 +261,18 @@ def train(cfg, folder: Path) -> None:
         )
     time = build(settings["time"], path=path)
     module = Training(settings, data, net, objective, time, coupling)
-    if options["metrics"] and not module.classifies:
+    leads = os.environ.get("LOCAL_RANK", "0") == "0"  # the other processes judge nothing
+    if options["metrics"] and leads and not module.classifies:
         from fmdiff.judge import judge
 
         said = {name: settings.get(name) for name in ("features", "against")}
         said["metrics"] = options["metrics"]
         module.judge = judge(said, data, data.shape, data.classes, 0, where)
-    if options["best"] and options["best"] not in (module.judge.columns if module.judge else ()):
+    if (
+        options["best"]
+        and leads
+        and options["best"] not in (module.judge.columns if module.judge else ())
+    ):
         known = ", ".join(module.judge.columns) if module.judge else "none: say trainer.metrics="
         raise FmdiffError(f"trainer.best={options['best']}: the metrics of this run are {known}")
     parameters = sum(p.numel() for p in net.parameters())
