@@ -18,12 +18,16 @@ from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
 
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
+TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
+LABELLED = ("model.label_tokens=2", "model.start=1", "model.bottleneck=8")
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
     "unet": IMAGES[3:],
     "unet_cifar": ("model.channels=32",),
     "classifier": ("model.channels=8",),
+    **dict.fromkeys(("dit_s", "dit_b", "dit_l", "dit_cifar10"), TRANSFORMER),
+    **dict.fromkeys(("jit_mnist", "jit_cifar10", "jit_b"), (*TRANSFORMER, *LABELLED)),
 }
 OF_POINTS = ("mlp", "mlp_classifier")
 CLASSIFY = {"objective": "classification", "data.conditional": "true"}

@@ -1,0 +1,193 @@
+"""The diffusion transformer for images (DiT), and the parts JiT shares with it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.models.layers import Conditioning, zeroed
+
+TIME_FEATURES = 256
+MLP_RATIO = 4
+
+
+def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tuple[int, int]:
+    """The number of patches down and across an image of this shape.
+
+    Raises FmdiffError for points, for a patch that does not divide the image, and unless a head
+    has a multiple of 4 channels (sine and cosine, row and column).
+    """
+    if len(shape) != 3:
+        raise FmdiffError(
+            f"model.patch={patch} cuts images, but the data has shape {tuple(shape)}; "
+            "choose model=mlp for points"
+        )
+    _, height, breadth = shape
+    valid = [p for p in range(1, min(height, breadth) + 1) if height % p == breadth % p == 0]
+    if patch not in valid:
+        raise FmdiffError(
+            f"model.patch={patch} does not divide images of {height}x{breadth} pixels; "
+            f"choose from: {', '.join(map(str, valid))}"
+        )
+    if width < 1 or heads < 1 or width % (4 * heads):
+        raise FmdiffError(
+            f"model.width={width} does not fit model.heads={heads}; "
+            f"choose a width that is a multiple of {4 * max(heads, 1)}"
+        )
+    return height // patch, breadth // patch
+
+
+def tokens(x: Tensor, patch: int) -> Tensor:
+    """The patches of an image, (B, C, H, W) -> (B, (H / patch) (W / patch), C patch^2).
+
+    A linear layer on them is the convolution of kernel and stride `patch`.
+    """
+    return F.pixel_unshuffle(x, patch).flatten(2).mT
+
+
+def positions(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed places (rows columns, width): sin and cos of w_i column, then of w_i row.
+
+    w_i = 10000^(-i / quarter), quarter = width / 4. Source: Vaswani et al. 2017; Peebles & Xie.
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+
+
+def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """h (1 + scale) + shift: h (B, T, width), shift and scale (B, width)."""
+    return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
+
+
+def initialise(net: nn.Module) -> None:
+    """DiT's start: Xavier-uniform layers, time and label N(0, 0.02^2), zero where they modulate.
+
+    With the last layer zero too every block starts as the identity and the output as zero.
+    """
+    for name, part in net.named_modules():
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+        elif isinstance(part, nn.Linear):
+            zeroed(part)
+            if name.startswith("conditioning."):
+                nn.init.normal_(part.weight, std=0.02)
+            elif not name.endswith(("modulation", "last")):
+                nn.init.xavier_uniform_(part.weight)
+
+
+class SelfAttention(nn.Module):
+    """W softmax(Q K^T / sqrt(d)) V over tokens: (B, T, width) -> the same, d = width / heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def split(self, h: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each (B, heads, T, d).
+
+        Contiguous: any other stride falls silently onto a slow path.
+        """
+        heads = self.qkv(h).unflatten(2, (3, self.heads, -1))
+        return heads.permute(2, 0, 3, 1, 4).contiguous().unbind()
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.mix(*self.split(h))
+
+
+class Block(nn.Module):
+    """h + g A(norm(h) (1 + a) + b), then the same with the MLP for A; g, a, b = W SiLU(condition).
+
+    h (B, T, width), condition (B, width), `where` is for the attention -> (B, T, width). W starts
+    as zero (adaLN-zero). Source: Peebles & Xie 2023.
+    """
+
+    def __init__(
+        self, width: int, norms: Sequence[nn.Module], attention: nn.Module, mlp: nn.Module
+    ) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_mlp = norms
+        self.attention, self.mlp = attention, mlp
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, h: Tensor, condition: Tensor, *where: Tensor) -> Tensor:
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(
+            F.silu(condition)
+        ).chunk(6, dim=1)
+        change = self.attention(modulate(self.norm_attention(h), shift, scale), *where)
+        h = torch.addcmul(h, gate[:, None], change)
+        change = self.mlp(modulate(self.norm_mlp(h), shift_mlp, scale_mlp))
+        return torch.addcmul(h, gate_mlp[:, None], change)
+
+
+class Final(nn.Module):
+    """norm(h) (1 + a) + b, then one linear layer from each token to its patch, then the image.
+
+    h (B, rows columns, width), condition (B, width) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self, width: int, norm: nn.Module, channels: int, patch: int, grid: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.patch, self.grid, self.norm = patch, grid, norm
+        self.modulation = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, channels * patch**2)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=1)
+        pixels = self.last(modulate(self.norm(h), shift, scale))
+        return F.pixel_shuffle(pixels.mT.unflatten(2, self.grid), self.patch)
+
+
+def plain_norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+class DiT(nn.Module):
+    """A transformer over patches, in which time and label scale, shift and gate every block.
+
+    x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
+    is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. An image
+    becomes (H / patch) (W / patch) tokens of `width` channels for `depth` blocks with `heads`
+    heads; the MLP has 4 width hidden units.
+
+    Raises FmdiffError for points, for a patch that does not divide the image and for a width that
+    is not a multiple of 4 heads. Source: Peebles & Xie 2023, arXiv:2212.09748.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self, *, shape: Sequence[int], classes: int, patch: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        grid = patch_grid(shape, patch, width, heads)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes)
+        self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
+        self.register_buffer("places", positions(*grid, width), persistent=False)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            hidden = MLP_RATIO * width
+            mlp = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width)
+            )
+            norms = plain_norm(width), plain_norm(width)
+            self.blocks.append(Block(width, norms, SelfAttention(width, heads), mlp))
+        self.final = Final(width, plain_norm(width), shape[0], patch, grid)
+        initialise(self)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        condition = self.conditioning(t, y)
+        h = self.first(tokens(x_t, self.patch)) + self.places
+        for block in self.blocks:
+            h = block(h, condition)
+        return self.final(h, condition)

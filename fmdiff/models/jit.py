@@ -1,0 +1,152 @@
+"""The transformer of "Back to basics" (JiT): large patches of pixels, made to predict x."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
+from fmdiff.models.dit import (
+    MLP_RATIO,
+    TIME_FEATURES,
+    Block,
+    Final,
+    SelfAttention,
+    initialise,
+    patch_grid,
+    positions,
+    tokens,
+)
+from fmdiff.models.layers import Conditioning
+
+
+class RMSNorm(nn.Module):
+    """g h / sqrt(mean h^2 + 1e-6) over the last dimension. Source: Zhang & Sennrich 2019."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        # Handed over, a float32 weight keeps bfloat16 from the fused kernel, with a warning.
+        return F.rms_norm(h, h.shape[-1:], eps=1e-6) * self.weight
+
+
+def rotation(rows: int, columns: int, size: int, still: int) -> Tensor:
+    """cos and sin of the angles by which a token turns the size / 2 planes of a head.
+
+    (2, still + rows columns, size / 2): the `still` first tokens do not turn; for the others the
+    angles are w_i row, then w_i column, w_i = 10000^(-i / quarter), quarter = size / 4.
+    Source: Su et al. 2021.
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(size // 4) / (size // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = torch.cat([p.flatten()[:, None] * frequencies for p in (row, column)], dim=1)
+    angles = F.pad(angles, (0, 0, still, 0))
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(h: Tensor, turn: Tensor) -> Tensor:
+    """Each plane (h_i, h_{i + d/2}) turned: h (B, heads, T, d), turn (2, T, d / 2)."""
+    cos, sin = turn
+    a, b = h.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class RotaryAttention(SelfAttention):
+    """Self-attention in which queries and keys are normalised, then turned by their place.
+
+    h (B, T, width), turn (2, T, d / 2) -> (B, T, width). q . k depends on the two places through
+    their difference alone. Source: Su et al. 2021; Henry et al. 2020.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+
+    def forward(self, h: Tensor, turn: Tensor) -> Tensor:  # type: ignore[override]
+        q, k, v = self.split(h)
+        return self.mix(rotate(self.norm_q(q), turn), rotate(self.norm_k(k), turn), v)
+
+
+class SwiGLU(nn.Module):
+    """W (SiLU(a) b), (a, b) = V h, with 2/3 of a plain MLP's hidden units.
+
+    (B, T, width) -> the same. Source: Shazeer 2020.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 2 * MLP_RATIO * width // 3
+        self.first, self.second = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        a, b = self.first(h).chunk(2, dim=-1)
+        return self.second(F.silu(a) * b)
+
+
+class JiT(nn.Module):
+    """DiT for pixels: a narrow first layer, rotary positions, and the label as tokens too.
+
+    x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
+    is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. A patch
+    is pressed through `bottleneck` channels. From block `start` on (0 is the first) there are
+    `label_tokens` copies of the label's vector before the patches, each with a learned place;
+    without classes there are none.
+
+    Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
+    not a multiple of 4 heads and for a block that does not exist.
+    Source: Li & He 2025, arXiv:2511.13720.
+    """
+
+    places: Tensor
+    turn: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        patch: int,
+        bottleneck: int,
+        width: int,
+        depth: int,
+        heads: int,
+        label_tokens: int,
+        start: int,
+    ) -> None:
+        super().__init__()
+        grid = patch_grid(shape, patch, width, heads)
+        if not 0 <= start < depth:
+            raise FmdiffError(
+                f"model.start={start} is not a block of model.depth={depth}; "
+                f"choose from 0 to {depth - 1}"
+            )
+        self.start, self.patch = start, patch
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes)
+        pixels = shape[0] * patch**2
+        self.press = nn.Linear(pixels, bottleneck, bias=False)
+        self.first = nn.Linear(bottleneck, width)
+        still = label_tokens if classes else 0
+        self.label_places = nn.Parameter(0.02 * torch.randn(still, width)) if still else None
+        self.register_buffer("places", positions(*grid, width), persistent=False)
+        turn = rotation(*grid, width // heads, still)
+        self.register_buffer("turn", turn, persistent=False)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            norms = RMSNorm(width), RMSNorm(width)
+            self.blocks.append(Block(width, norms, RotaryAttention(width, heads), SwiGLU(width)))
+        self.final = Final(width, RMSNorm(width), shape[0], patch, grid)
+        initialise(self)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        condition = self.conditioning(t, y)
+        h = self.first(self.press(tokens(x_t, self.patch))) + self.places
+        label = self.conditioning.label
+        for i, block in enumerate(self.blocks):
+            if i == self.start and label is not None and self.label_places is not None:
+                h = torch.cat([label(y)[:, None] + self.label_places, h], dim=1)
+            h = block(h, condition, self.turn[:, -h.shape[1] :])
+        return self.final(h[:, -len(self.places) :], condition)
