@@ -25,6 +25,8 @@ SMALL = {
     "mlp_classifier": ("model.hidden=16",),
     "unet": IMAGES[3:],
     "unet_cifar": ("model.channels=32",),
+    "unet_flow_matching": ("model.channels=32", "model.blocks=1"),
+    "ddpmpp": ("model.channels=16", "model.blocks=1"),
     "classifier": ("model.channels=8",),
     **dict.fromkeys(("dit_s", "dit_b", "dit_l", "dit_cifar10"), TRANSFORMER),
     **dict.fromkeys(("jit_mnist", "jit_cifar10", "jit_b"), (*TRANSFORMER, *LABELLED)),

@@ -88,7 +88,8 @@ class ResBlock(nn.Module):
 
     h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W). The embedding
     shifts the map before the second norm, or with scale_shift scales and shifts it after:
-    norm(h) (1 + a) + b. Source: Ho et al. 2020; Dhariwal & Nichol 2021.
+    norm(h) (1 + a) + b. `resample`, a layer without weights, halves or doubles the map before
+    the first convolution and on the shortcut. Source: Ho et al. 2020; Dhariwal & Nichol 2021.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class ResBlock(nn.Module):
         dropout: float,
         scale_shift: bool,
         attention: nn.Module | None = None,
+        resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.norm_in = group_norm(channels_in)
+        self.norm_in, self.resample = group_norm(channels_in), resample or nn.Identity()
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.scale_shift = scale_shift
         self.embed = nn.Linear(width, channels_out * (2 if scale_shift else 1))
@@ -113,7 +115,7 @@ class ResBlock(nn.Module):
         self.attention = attention or nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        residual = self.conv_in(F.silu(self.norm_in(h)))
+        residual = self.conv_in(self.resample(F.silu(self.norm_in(h))))
         condition = self.embed(F.silu(embedding))[:, :, None, None]
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)
@@ -121,4 +123,4 @@ class ResBlock(nn.Module):
         else:
             residual = self.norm_out(residual + condition)
         residual = self.conv_out(self.dropout(F.silu(residual)))
-        return self.attention(self.shortcut(h) + residual)
+        return self.attention(self.shortcut(self.resample(h)) + residual)

@@ -20,6 +20,28 @@ def resolutions(height: int, width: int, levels: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def plan(
+    name: str, shape: Sequence[int], levels: int, attention: Sequence[int]
+) -> tuple[int, set[int]]:
+    """How many of `levels` levels fit images of this shape, and which of them have attention.
+
+    Raises FmdiffError for points and for a level that does not exist.
+    """
+    if len(shape) != 3:
+        raise FmdiffError(
+            f"model={name} takes images, but the data has shape {tuple(shape)}; "
+            "choose model=mlp for points"
+        )
+    levels = len(resolutions(shape[1], shape[2], levels))
+    absent = [level for level in attention if not -levels <= level < levels]
+    if absent:
+        raise FmdiffError(
+            f"model.attention={list(attention)} names level {absent[0]}, but data of shape "
+            f"{tuple(shape)} has levels 0 to {levels - 1} (-1 is the lowest)"
+        )
+    return levels, {level % levels for level in attention}
+
+
 class UNet(nn.Module):
     """A U-Net of residual blocks and attention that fits its number of levels to the image.
 
@@ -27,7 +49,9 @@ class UNet(nn.Module):
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. Level i
     has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
     levels whose map would be odd or below 4x4 are left out. `attention` lists the levels with
-    attention: 0 is the full image, -1 the lowest map; the middle always has it.
+    attention: 0 is the full image, -1 the lowest map; the middle always has it. Time has
+    `time_features` features (as many as channels when None), its vector 4 times as many. Without
+    conv_resample a map is halved by its mean and doubled by repetition, and nothing else.
 
     Raises FmdiffError for points and for a level that does not exist.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
@@ -45,36 +69,30 @@ class UNet(nn.Module):
         head_channels: int,
         dropout: float,
         scale_shift: bool,
+        time_features: int | None = None,  # checkpoints of 0.1.0 lack it and conv_resample
+        conv_resample: bool = True,
     ) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise FmdiffError(
-                f"model=unet takes images, but the data has shape {tuple(shape)}; "
-                "choose model=mlp for points"
-            )
-        _, height, breadth = shape
-        levels = len(resolutions(height, breadth, len(multipliers)))
-        absent = [level for level in attention if not -levels <= level < levels]
-        if absent:
-            raise FmdiffError(
-                f"model.attention={list(attention)} names level {absent[0]}, but data of shape "
-                f"{tuple(shape)} has levels 0 to {levels - 1} (-1 is the lowest)"
-            )
-        attentive = {level % levels for level in attention}
+        levels, attentive = plan("unet", shape, len(multipliers), attention)
         widths = [channels * m for m in multipliers[:levels]]
-        embedding = 4 * channels
+        features = time_features or channels
+        embedding = 4 * features
 
         def block(channels_in: int, channels_out: int, attend: bool) -> ResBlock:
             heads = Attention(channels_out, head_channels) if attend else None
             return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
 
-        self.conditioning = Conditioning(channels, embedding, classes)
+        self.conditioning = Conditioning(features, embedding, classes)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips = [current := channels]
         for level, width in enumerate(widths):
             if level:
-                self.shrink.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
+                self.shrink.append(
+                    nn.Conv2d(current, current, 3, stride=2, padding=1)
+                    if conv_resample
+                    else nn.AvgPool2d(2)
+                )
                 skips.append(current)
             stage = nn.ModuleList()
             for _ in range(blocks):
@@ -89,7 +107,9 @@ class UNet(nn.Module):
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             if level < levels - 1:
-                self.grow.append(nn.Conv2d(current, current, 3, padding=1))
+                self.grow.append(
+                    nn.Conv2d(current, current, 3, padding=1) if conv_resample else nn.Identity()
+                )
             stage = nn.ModuleList()
             for _ in range(blocks + 1):
                 stage.append(block(current + skips.pop(), width, level in attentive))

@@ -1,0 +1,131 @@
+"""DDPM++, the U-Net that "Elucidating the design space" (EDM) trains on CIFAR-10."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fmdiff.models.layers import Attention, ResBlock, Sinusoid, group_norm, zeroed
+from fmdiff.models.unet import plan
+
+
+class Block(ResBlock):
+    """The residual block, its sums divided by sqrt(2): two terms of variance 1 keep it.
+
+    h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H', W'). A block that
+    halves or doubles the map has a 1x1 convolution on its shortcut; attention has one head.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        width: int,
+        dropout: float,
+        attend: bool = False,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            channels_in, channels_out, width, dropout, scale_shift=False, resample=resample
+        )
+        if resample is not None:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        self.mix = Attention(channels_out, channels_out) if attend else None
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        h = super().forward(h, embedding) / math.sqrt(2)
+        return h if self.mix is None else self.mix(h) / math.sqrt(2)
+
+
+def initialise(net: nn.Module) -> None:
+    """EDM's start: Xavier-uniform, smaller for the queries; what was zero stays zero."""
+    for name, part in net.named_modules():
+        if isinstance(part, nn.GroupNorm):
+            part.eps = 1e-6
+        elif isinstance(part, nn.Conv2d | nn.Linear):
+            zeroed(part)
+            if not name.endswith(("conv_out", "mix.out", "last.2")):
+                gain = math.sqrt(0.2) if name.endswith("mix.qkv") else 1.0
+                nn.init.xavier_uniform_(part.weight, gain)
+
+
+class DDPMpp(nn.Module):
+    """A U-Net whose maps are halved and doubled inside residual blocks of constant variance.
+
+    x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
+    is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. Level i
+    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
+    levels whose map would be odd or below 4x4 are left out. `attention` lists the levels (0 the
+    full image, -1 the lowest map) with attention: in every block on the way down, in the last on
+    the way up; the middle always has it. The label is added to the features of time.
+
+    Raises FmdiffError for points and for a level that does not exist.
+    Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        levels, attentive = plan("ddpmpp", shape, len(multipliers), attention)
+        widths = [channels * m for m in multipliers[:levels]]
+        width = 4 * channels
+
+        def block(
+            channels_in: int,
+            channels_out: int,
+            attend: bool = False,
+            resample: nn.Module | None = None,
+        ) -> Block:
+            return Block(channels_in, channels_out, width, dropout, attend, resample)
+
+        self.time = Sinusoid(channels)
+        self.label = nn.Embedding(classes + 1, channels) if classes else None
+        self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.first, self.down = nn.Conv2d(shape[0], channels, 3, padding=1), nn.ModuleList()
+        skips = [current := channels]
+        for level, wide in enumerate(widths):
+            if level:
+                self.down.append(block(current, current, resample=nn.AvgPool2d(2)))
+                skips.append(current)
+            for _ in range(blocks):
+                self.down.append(block(current, wide, level in attentive))
+                skips.append(current := wide)
+
+        self.middle = nn.ModuleList([block(current, current, True), block(current, current)])
+
+        self.up = nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            if level < levels - 1:
+                self.up.append(block(current, current, resample=nn.Upsample(scale_factor=2.0)))
+            for i in range(blocks + 1):
+                attend = level in attentive and i == blocks
+                self.up.append(block(current + skips.pop(), wide, attend))
+                current = wide
+        self.last = nn.Sequential(
+            group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
+        )
+        initialise(self)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        features = self.time(t)
+        embedding = self.embed(features if self.label is None else features + self.label(y))
+        skips = [h := self.first(x_t)]
+        for block in self.down:
+            skips.append(h := block(h, embedding))
+        for block in self.middle:
+            h = block(h, embedding)
+        for block in self.up:
+            if not isinstance(block.resample, nn.Upsample):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = block(h, embedding)
+        return self.last(h)
