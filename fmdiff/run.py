@@ -178,7 +178,8 @@ def _parent(cfg: DictConfig) -> Path:
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"
     named = [cfg.choices.get(group) for group in ("model", "data", "system")]
-    return OUTPUTS / (cfg.name or "-".join(filter(None, named)))
+    # of samples= and result= nothing is named
+    return OUTPUTS / (cfg.name or "-".join(filter(None, named)) or "evaluation")
 
 
 def _check_free(folder: Path, cfg: DictConfig) -> None:

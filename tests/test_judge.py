@@ -373,6 +373,8 @@ def test_files_need_to_be_told_what_they_are_compared_with(command, capfd):
     np.savez("s.npz", arr_0=np.ones((20, 2)))
     assert command("evaluate", "samples=s.npz", *CPU) == 2
     assert "samples=s.npz need against=" in capfd.readouterr().err
+    assert command("evaluate", "samples=s.npz", "against=gmm4", "metrics=[sw2]", *CPU) == 0
+    assert len(list(Path("outputs/evaluation").glob("*/results.json"))) == 1
     assert command("evaluate", "samples=s.npz", "against=gmm4", "n=30", *CPU) == 2
     assert "holds 20 samples" in capfd.readouterr().err
     assert command("evaluate", "samples=gone.npz", "against=gmm4", *CPU) == 2

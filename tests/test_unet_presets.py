@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models import CIFAR, inputs, network, parameters
+from test_models import (
+    CIFAR,
+    check_a_sample_stands_alone,
+    check_time_and_label_matter,
+    inputs,
+    network,
+    parameters,
+)
 from torch import nn
 
 from fmdiff.errors import FmdiffError
@@ -83,24 +90,12 @@ def test_gradient_reaches_every_parameter_and_is_finite(name, shape, classes, ov
 
 @every_case
 def test_a_sample_does_not_depend_on_the_others(name, shape, classes, overrides):
-    net = network(name, shape, classes, perturbed=True, **overrides)
-    x, t, y = inputs(shape, classes)
-    together = net(x, t, y)
-    alone = net(x[1:2], t[1:2], None if y is None else y[1:2])
-    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
-    assert together.std() > 1e-3
+    check_a_sample_stands_alone(name, shape, classes, overrides)
 
 
 @every_case
 def test_output_depends_on_time_and_label(name, shape, classes, overrides):
-    net = network(name, shape, classes, perturbed=True, **overrides)
-    x = inputs(shape, classes, 1)[0].expand(classes + 1, *shape)
-    t = torch.full((classes + 1,), 500.0)
-    y = torch.arange(classes + 1) if classes else None
-    out = net(x, t, y).flatten(1)
-    apart = torch.cdist(out, out) + torch.eye(classes + 1)
-    assert apart.min() > 1e-3  # every label, the null label included, has its own answer
-    assert (net(x, t + 10, y).flatten(1) - out).abs().max() > 1e-3
+    check_time_and_label_matter(name, shape, classes, overrides)
 
 
 @pytest.mark.parametrize(
