@@ -322,6 +322,11 @@ def test_training_is_judged_on_the_way_and_keeps_its_best(train, tmp_path):
     again = {int(row["step"]): float(row["sw2"]) for row in metrics(tmp_path / "cut")}
     assert again.keys() == values.keys() and whole["step"] == 60
     assert checkpoint.read(tmp_path / "cut" / "best.ckpt")["step"] in values
+    more = ("trainer.metrics=null", "trainer.best=null", "trainer.max_steps=80", "resume=true")
+    kept = [
+        word for word in words if word.partition("=")[0] not in {w.partition("=")[0] for w in more}
+    ]
+    assert train(tmp_path / "cut", *kept, *more)["step"] == 80
 
 
 def test_images_are_judged_while_training(train, tmp_path, tiny):
