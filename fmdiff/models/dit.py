@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
-from fmdiff.models.layers import Conditioning, zeroed
+from fmdiff.models.layers import Conditioning, attend, zeroed
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
@@ -89,15 +89,12 @@ class SelfAttention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def split(self, h: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each (B, heads, T, d).
-
-        Contiguous: any other stride falls silently onto a slow path.
-        """
+        """Queries, keys and values, each (B, heads, T, d)."""
         heads = self.qkv(h).unflatten(2, (3, self.heads, -1))
         return heads.permute(2, 0, 3, 1, 4).contiguous().unbind()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.mix(*self.split(h))
