@@ -3,6 +3,7 @@
 import fmdiff
 field = fmdiff.load("outputs/...", weights="ema")
 samples = fmdiff.generate(field, n=64, solver="heun", steps=28, seed=0)
+log_p = fmdiff.log_prob(field, samples.x)
 """
 
 import importlib
@@ -10,8 +11,13 @@ import importlib
 __version__ = "0.1.0"
 
 # name -> module; torch is imported only when one of them is first used
-_PUBLIC = {"load": "fmdiff.loading", "generate": "fmdiff.sampling", "FmdiffError": "fmdiff.errors"}
-__all__ = ["FmdiffError", "generate", "load", "path"]
+_PUBLIC = {
+    "load": "fmdiff.loading",
+    "generate": "fmdiff.sampling",
+    "log_prob": "fmdiff.likelihood",
+    "FmdiffError": "fmdiff.errors",
+}
+__all__ = ["FmdiffError", "generate", "load", "log_prob", "path"]
 
 
 def __getattr__(name: str):

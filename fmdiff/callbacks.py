@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 
-from fmdiff import checkpoint, plots
+from fmdiff import checkpoint, plots, reconstruction
+from fmdiff.clock import PARTS
+from fmdiff.cost import operations, peak
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError, Interrupted
 from fmdiff.randomness import generator
@@ -34,7 +36,8 @@ class Log(Callback):
     columns = (
         *("step", "loss", "grad_norm", "lr", "val_loss"),
         *(f"val_loss_{i}" for i in range(BINS)),
-        *("seconds", "samples_per_second"),
+        *("seconds", "samples_per_second", "utilisation"),
+        *(f"ms_{part}" for part in PARTS),  # of a step
     )
     costs = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
 
@@ -42,6 +45,8 @@ class Log(Callback):
         self.path, self.options = folder / "metrics.csv", options
         self.bar: Any = None
         self.fixed: Any = None  # held-out x, y, eps and t
+        # of the peak rate of the device that one sample a second takes; None: not known
+        self.utilisation: float | None = None
 
     def on_train_start(self, trainer, module) -> None:
         if not trainer.is_global_zero:
@@ -54,6 +59,11 @@ class Log(Callback):
             self.columns = (*self.columns, *module.judge.columns)
         self.begin = self.mark = time.perf_counter()
         self.marked = self.first = module.step
+        rate = peak(module.device, module.options["precision"])
+        if rate is not None:
+            data = module.data
+            work = 3 * operations(module.net, data.shape, data.classes)
+            self.utilisation = work / rate / trainer.world_size
         rows: list[dict] = []
         if self.path.is_file() and module.step:
             with self.path.open(newline="") as file:
@@ -81,7 +91,8 @@ class Log(Callback):
         values: dict[str, float] = {}
         last = module.step == self.options["max_steps"]
         if module.step % self.options["log_every"] == 0 or last:
-            loss, norm, _, *costs = (module.sums / module.sums[2]).tolist()
+            steps = module.sums[2] or math.nan  # all skipped
+            loss, norm, _, *costs = (value / steps for value in module.sums)
             values |= {
                 "loss": loss,
                 "grad_norm": norm,
@@ -89,7 +100,7 @@ class Log(Callback):
             }
             if not module.coupling.independent:
                 values |= dict(zip(self.costs, costs, strict=True))
-            module.sums.zero_()
+            module.sums[:] = [0.0] * len(module.sums)
         if not trainer.is_global_zero:
             return
         if module.step % self.options["validate_every"] == 0 or last:
@@ -106,6 +117,9 @@ class Log(Callback):
         steps, self.marked = module.step - self.marked, module.step
         speed = steps * module.data.batch_size / (now - self.mark)
         self.mark = now
+        split = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
+        if self.utilisation:
+            split["utilisation"] = self.utilisation * speed
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writerow(
@@ -114,10 +128,11 @@ class Log(Callback):
                     **{k: f"{v:.7g}" for k, v in values.items()},
                     "seconds": f"{now - self.begin:.3f}",
                     "samples_per_second": f"{speed:.1f}",
+                    **{k: f"{v:.4g}" for k, v in split.items()},
                 }
             )
         if trainer.logger:
-            logged = {**values, "samples_per_second": speed}
+            logged = {**values, "samples_per_second": speed, **split}
             trainer.logger.log_metrics(logged, step=module.step)
         line = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
         if self.bar is not None and not self.bar.disable:
@@ -252,19 +267,31 @@ class Judged(Callback):
 class Checkpoints(Callback):
     """{step:07d}.ckpt every so many steps and at the end, last.ckpt beside it, `keep` of them.
 
-    A failed write (a full disk) is warned of and tried again next time; at the end it is an error.
+    Of power averages snapshots in averages/ too, all kept: see `reconstruction`. A failed write
+    (a full disk) is warned of and tried again next time; of a checkpoint at the end an error.
     """
 
     def __init__(self, folder: Path, every: int, keep: int | None) -> None:
         self.folder, self.every, self.keep = folder, every, keep
         self.saved = -1
 
+    def on_train_start(self, trainer, module) -> None:
+        self.before = module.step
+        if trainer.is_global_zero:
+            reconstruction.forget(self.folder, after=module.step)
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if module.step % self.every == 0 and module.step < module.options["max_steps"]:
-            try:
+        every = module.options["snapshot_every"] or self.every
+        last = module.step == module.options["max_steps"]
+        due = last or module.step // every > self.before // every
+        self.before = module.step
+        try:
+            if due and module.averages.widths and trainer.is_global_zero:
+                reconstruction.save(self.folder, module.step, module.averages)
+            if module.step % self.every == 0 and not last:
                 self.save(trainer, module)
-            except OSError as error:
-                log.warning("step %d was not saved, the last one is kept: %s", module.step, error)
+        except OSError as error:
+            log.warning("step %d was not saved, the last one is kept: %s", module.step, error)
 
     def on_train_end(self, trainer, module) -> None:
         self.save(trainer, module)
@@ -279,6 +306,45 @@ class Checkpoints(Callback):
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         for old in numbered[: -self.keep] if self.keep else []:
             old.unlink(missing_ok=True)
+
+
+class Profile(Callback):
+    """trace.json.gz of a few Lightning batches, and a table of what took longest in them.
+
+    To be opened in ui.perfetto.dev or chrome://tracing.
+    """
+
+    BEFORE, MEASURED = 5, 3  # batches
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "trace.json.gz"
+
+    def on_train_start(self, trainer, module) -> None:
+        self.profiler: Any = None
+        if trainer.is_global_zero:
+            self.profiler = torch.profiler.profile(
+                schedule=torch.profiler.schedule(
+                    wait=self.BEFORE - 1, warmup=1, active=self.MEASURED, repeat=1
+                ),
+                on_trace_ready=self._write,
+            )
+            self.profiler.start()
+
+    def _write(self, profiler) -> None:
+        part = self.path.with_name(".part-trace.json.gz")
+        profiler.export_chrome_trace(str(part))
+        part.replace(self.path)
+        log.info("%s holds the trace of %d batches", self.path, self.MEASURED)
+        by = f"self_{'cuda' if torch.cuda.is_available() else 'cpu'}_time_total"
+        log.info("%s", profiler.key_averages().table(sort_by=by, row_limit=15))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def on_train_end(self, trainer, module) -> None:
+        if self.profiler is not None:
+            self.profiler.stop()
 
 
 class Stop(Callback):

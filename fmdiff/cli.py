@@ -50,17 +50,23 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @command
-def train(cfg: Any, folder: Path) -> None:
+def train(cfg: Any, folder: Path | None) -> None:
     """Fit a network to a data set along a path; resumable.
 
     fmdiff train
     fmdiff train model=unet data=mnist trainer.max_time=01:00:00 out=outputs/mnist
     fmdiff train resume=outputs/mnist trainer.max_steps=20000
+    fmdiff train experiment=cifar10_cfm plan=true
     fmdiff train -m data=moons,rings optim.lr=1e-3,3e-4
     """
-    from fmdiff.training import train
+    if folder is None:
+        from fmdiff.plan import plan
 
-    train(cfg, folder)
+        plan(cfg)
+    else:
+        from fmdiff.fit import train
+
+        train(cfg, folder)
 
 
 @command
@@ -86,6 +92,32 @@ def evaluate(cfg: Any, folder: Path) -> None:
     from fmdiff.evaluate import evaluate
 
     evaluate(cfg, folder)
+
+
+@command
+def likelihood(cfg: Any, folder: Path) -> None:
+    """log p(x) of real data, in nats and bits per dimension, by the ODE run backwards.
+
+    fmdiff likelihood ckpt=last
+    fmdiff likelihood ckpt=outputs/mnist n=256 probes=4 label=none
+    fmdiff likelihood model=exact data=gmm4 solver=rk4 steps=50
+    """
+    from fmdiff.likelihood import likelihood
+
+    likelihood(cfg, folder)
+
+
+@command
+def invert(cfg: Any, folder: Path) -> None:
+    """Real data to noise and back: round-trip errors, interpolation, inpainting, straightness.
+
+    fmdiff invert ckpt=last
+    fmdiff invert ckpt=outputs/mnist interpolate=8 'inpaint=[7,7,21,21]'
+    fmdiff invert model=exact data=gmm4 'steps=[10,20,40]' 'solvers=[euler,rk4]' dtype=float64
+    """
+    from fmdiff.invert import invert
+
+    invert(cfg, folder)
 
 
 @command
@@ -228,7 +260,9 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
 
     function, run, code = COMMANDS[name], None, 0
     try:
-        if "folder" in inspect.signature(function).parameters:
+        if cfg.get("plan"):
+            function(cfg, None)
+        elif "folder" in inspect.signature(function).parameters:
             run = open_run(cfg, name, overrides)
             with _launching(name, run.folder):
                 function(cfg, run.folder)

@@ -83,6 +83,11 @@ TRAIN = (
         "objective=classification needs source=normal and coupling=independent, as the guidance "
         "it serves; not source={choices[source]} coupling={choices[coupling]}",
     ),
+    Refusal(
+        lambda c: bool(c.data.get("augment")) and not c.model.get("augment"),
+        "data.augment={data.augment} needs a network told of it by model.augment=9, which "
+        "ddpmpp, unet, dit and jit networks take; model={choices[model]} is not told",
+    ),
 )
 SAMPLE = (
     Refusal(

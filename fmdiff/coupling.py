@@ -54,23 +54,63 @@ class Independent(Coupling):
 
 
 class OT(Coupling):
-    """The permutation that minimises sum_i |x_i - eps_pi(i)|^2, exactly.
+    """The permutation pi that minimises sum_i |x_i - eps_pi(i)|^2, exactly.
 
-    It minimises -sum_i <x_i, eps_pi(i)>, solved on the CPU in float64. A batch (or a class of
-    it) of 256 points takes 8 to 12 ms, of 1024 points 430 to 570 ms: far more than their step.
+    On the line it sorts. Otherwise it minimises sum_i C_i,pi(i), C = -x eps^T in float64 on the
+    CPU. Every permutation changes by the same sum if a number is taken from a row or a column of
+    C, so `reduced` may do that as it likes: the optimum stays, and is found sooner.
 
+    On one core, 256 points of the plane take 2 ms, 1024 take 45 to 65 ms.
     Raises FmdiffError without SciPy.
     """
 
+    FEW = 96  # points for which the plain search is as fast
+
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
+        if x.shape[1] == 1:
+            index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+            index[x[:, 0].argsort(stable=True)] = eps[:, 0].argsort(stable=True)
+            return index
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError as error:
             raise FmdiffError("coupling=ot needs SciPy: pip install scipy") from error
-        cost = -(x.double() @ eps.double().T)
-        cost = cost - cost.amin(1, keepdim=True)  # the same optimum, found a third sooner
+        cost = -(x.double() @ eps.double().T).cpu()
+        cost = cost - cost.amin(1, keepdim=True)
         cost = cost - cost.amin(0)
-        return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1])
+        if len(x) > self.FEW:
+            cost = reduced(cost)
+        return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+
+
+@torch.no_grad()
+def reduced(cost: Tensor) -> Tensor:
+    r"""cost_ij - f_i - g_j (n, n), f and g nearly the dual optimum: pairs of the optimum near 0.
+
+    cost (n, n): >= 0, a 0 in each row and column. f and g are those of the entropic plan
+
+        P_ij = exp((f_i + g_j - cost_ij) / r),   rows and columns of sum 1,
+
+    by 6 alternating scalings of columns and rows for each of r = m / 4, m / 16 ... m / 1024, m the
+    mean cost: with f and g kept, a quarter of r makes P^4 of P (the scheme of Schmitzer 2019,
+    arXiv:1610.06519). float32 will do, as f and g need not be exact; the difference is float64.
+    """
+    mean, r = cost.mean(), 1.0
+    plan = (cost / -mean).float().exp_()
+    f, g = torch.zeros(2, len(cost))
+    u = v = torch.ones(len(cost))
+    for _ in range(5):
+        r /= 4
+        plan.mul_(u[:, None]).mul_(v).square_().square_()
+        plan += 1e-30  # keeps the sums from 0, and products from slow subnormal numbers
+        u = torch.ones(len(cost))
+        for _ in range(6):
+            v = (u @ plan).reciprocal_()
+            u = (plan @ v).reciprocal_()
+        f += r * u.log()
+        g += r * v.log()
+    f, g = (torch.nan_to_num(h, 0.0, 0.0, 0.0).double() * mean for h in (f, g))
+    return (cost - f[:, None]).sub_(g)
 
 
 class Sinkhorn(Coupling):

@@ -2,31 +2,75 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
+from fmdiff.errors import FmdiffError
+
+POWER = "power:"  # before the width in the name of a power average
+NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; at the widest gamma = 0, a plain mean
+
+
+def gamma(width: float) -> float:
+    """The exponent of the power profile whose standard deviation is `width` of the steps so far.
+
+    width = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), of which gamma is the largest root.
+    Raises FmdiffError for a width not in (0, 1/sqrt(12)). Karras et al. 2024 (arXiv:2312.02696),
+    algorithm 2; width is their sigma_rel.
+    """
+    if not NARROWEST <= width < WIDEST:
+        raise FmdiffError(
+            f"{POWER}{width}: the width must be a number above 0 and below 1/sqrt(12) = 0.2887"
+        )
+    square = width**-2
+    return max(0.0, np.roots([1, 7, 16 - square, 12 - square]).real.max().item())
+
+
+def power(width: float) -> str:
+    """The name of the power average of a width, in weights= and in checkpoints."""
+    return f"{POWER}{float(width)}"
+
 
 class Averages(nn.ModuleList):
-    """One averaged copy of `net` per decay, always whole: nothing is ever swapped.
+    """One averaged copy of `net` per decay and per relative width, always whole.
 
-    After step k = 1, 2, ...: theta_ema <- d theta_ema + (1 - d) theta, with d = decay or, during
-    warm-up, min(decay, (1 + k) / (10 + k)), so that a short run is averaged over its last tenth.
+    After step k = 1, 2, ...: theta_ema <- d theta_ema + (1 - d) theta. Of a decay, d = decay or,
+    during warm-up, min(decay, (1 + k) / (10 + k)), so that a short run is averaged over its last
+    tenth. Of a width, d = (1 - 1/k)^(gamma + 1): the weight of step j at step t is the integral
+    over [j - 1, j] of p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), whose mean and standard
+    deviation grow with t (Karras et al. 2024, section 3.1). d = 0 at k = 1 forgets the start.
     """
 
-    def __init__(self, net: nn.Module, decays: list[float], warmup: bool) -> None:
-        super().__init__(copy.deepcopy(net).eval().requires_grad_(False) for _ in decays)
-        self.decays, self.warmup = decays, warmup
+    def __init__(
+        self, net: nn.Module, decays: list[float], warmup: bool, widths: list[float] | None = None
+    ) -> None:
+        widths = list(widths or ())
+        count = len(decays) + len(widths)
+        super().__init__(copy.deepcopy(net).eval().requires_grad_(False) for _ in range(count))
+        self.decays, self.warmup, self.widths = decays, warmup, widths
+        self.gammas = [gamma(width) for width in widths]
+        self.names = [*map(str, decays), *map(power, widths)]
+        # looking the parameters up takes longer than averaging those of a small network
+        self.lists: list[list[torch.Tensor]] = [list(average.parameters()) for average in self]
+
+    def kept(self, k: int) -> list[float]:
+        """d of every average at step k."""
+        most = (1 + k) / (10 + k) if self.warmup else 1.0
+        return [min(d, most) for d in self.decays] + [(1 - 1 / k) ** (g + 1) for g in self.gammas]
 
     @torch.no_grad()
     def update(self, net: nn.Module, k: int) -> None:
         """Take the weights of net after its k-th step (k >= 1) into every average."""
         now: list[torch.Tensor] = list(net.parameters())
-        for decay, average in zip(self.decays, self, strict=True):
-            d = min(decay, (1 + k) / (10 + k)) if self.warmup else decay
-            kept: list[torch.Tensor] = list(average.parameters())
-            torch._foreach_lerp_(kept, now, 1 - d)
+        for d, mine in zip(self.kept(k), self.lists, strict=True):
+            torch._foreach_lerp_(mine, now, 1 - d)
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """The state dicts of a checkpoint, the raw network's and each average's."""
-        states = {str(d): a for d, a in zip(self.decays, self, strict=True)}
-        return {name: dict(m.state_dict()) for name, m in [("raw", net), *states.items()]}
+        return {"raw": dict(net.state_dict())} | self.states()
+
+    def states(self, powers: bool = False) -> dict[str, dict[str, torch.Tensor]]:
+        """The state dict of each average, or of each power average alone, by name."""
+        found = zip(self.names, self, strict=True)
+        return {n: dict(a.state_dict()) for n, a in found if n.startswith(POWER) or not powers}

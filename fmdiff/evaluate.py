@@ -166,7 +166,7 @@ def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where,
         made = generate(
             field,
             n,
-            **options(changed(settings, cell), field),
+            **options(changed(settings, cell) | {"n": n}, field, where),
             seed=seed,
             device=where,
             receive=receive,

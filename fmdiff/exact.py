@@ -5,6 +5,7 @@ computed from the posterior without dividing by beta.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -68,8 +69,9 @@ class Mixture(Field):
         return log_p, u, variances * u, a
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x_t): (B,)."""
-        return self._posterior(x_t, t)[0].logsumexp(-1)
+        """log p_t(x_t), of labelled samples log p_t(x_t | y): (B,)."""
+        masked = self.log_weights + _label_mask(self.given, self.y, self.classes)
+        return self._posterior(x_t, t)[0].logsumexp(-1) - masked.logsumexp(-1).to(x_t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         self.evaluations += len(x_t)
@@ -146,6 +148,23 @@ class Empirical(Field):
             parts.append(weights @ self.data.to(part))
         x = torch.cat(parts).view_as(x_t)
         return self.path.convert(x, x_t, t, "x", kind)
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t) (B,) at t () with beta > 0.
+
+        p_t is the mean of N(alpha x_i, beta^2 I) over the data, of labelled samples their label's.
+        """
+        a, b = (c.item() for c in self.path.row("x_t", t))
+        size = 0.5 * self.data.shape[1] * math.log(2 * math.pi * b * b)
+        found = []
+        for i, z in enumerate(x_t.flatten(1).double()):
+            mask = _label_mask(
+                self.given, None if self.y is None else self.y[i : i + 1], self.classes
+            )
+            squares = (z - a * self.data.double()).square().sum(1)
+            shares = (torch.zeros_like(squares) + mask.to(z.device)).log_softmax(-1).flatten()
+            found.append((shares - squares / (2 * b * b)).logsumexp(0) - size)
+        return torch.stack(found).to(x_t)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         edge = torch.tensor(1 - 1e-3, dtype=torch.float64)

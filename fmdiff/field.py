@@ -113,7 +113,7 @@ class NetField(Field):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Module | None,
         path: Path,
         prediction: Kind,
         data_std: float,
@@ -141,20 +141,27 @@ class NetField(Field):
             return self.path.beta(t) * self.source.std * self.data_std / self.rms("x_t", t)
         return self.rms(self.prediction, t)
 
-    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's own prediction at x_t."""
-        self.evaluations += len(x_t)
-        time = expand(t, x_t)
-        size = self.rms("x_t", time)
+    def given(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given: the state at unit scale and the feature of time (B,)."""
         feature = 1000 * t
         if self.precondition:
             c_noise = (-self.path.logsnr(t) / 8).clamp(-3, 3)
             feature = 500 * (1 - c_noise / 3)
-        out = self.net(x_t / size, feature.to(x_t).expand(len(x_t)), self.y)
-        out = out * self.scale(time).to(out)
-        if self.precondition:
-            out = out + self.path.alpha(time) * (self.data_std / size) ** 2 * x_t
-        return out
+        return x_t / self.rms("x_t", expand(t, x_t)), feature.to(x_t).expand(len(x_t))
+
+    def skipped(self, x_t: Tensor, t: Tensor) -> Tensor | float:
+        """What is added to the scaled output."""
+        if not self.precondition:
+            return 0.0
+        time = expand(t, x_t)
+        return self.path.alpha(time) * (self.data_std / self.rms("x_t", time)) ** 2 * x_t
+
+    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's own prediction at x_t."""
+        assert self.net is not None
+        self.evaluations += len(x_t)
+        out = self.net(*self.given(x_t, t), self.y).to(x_t)
+        return out * self.scale(expand(t, x_t)) + self.skipped(x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         if kind == "score":
@@ -184,6 +191,7 @@ class NetField(Field):
         return bound
 
     def to(self, device, dtype: torch.dtype) -> "NetField":
+        assert self.net is not None
         self.net.to(device=device, dtype=dtype)
         return self
 

@@ -1,7 +1,12 @@
 """fmdiff info: what a checkpoint holds."""
 
-from fmdiff import checkpoint
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from fmdiff import checkpoint, reconstruction
 from fmdiff.classifier import Classifier
+from fmdiff.ema import POWER, gamma
 from fmdiff.loading import restore
 
 # guidance scales of other code and papers at our w; theirs is off at the value of w = 1
@@ -18,12 +23,50 @@ def described(spec: dict) -> str:
     return f"{spec['_target_'].rpartition('.')[2]}({keys})"
 
 
+def _print(rows: Mapping[str, object], indent: str = "") -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{indent}{name:<{width}}  {value}")
+
+
+def averages(content: dict, run: Path) -> dict[str, str]:
+    """Each average in a checkpoint, and those that can be reconstructed, in a line of words.
+
+    The half-life of a decay d is log 2 / log(1/d) steps; d is less during warm-up.
+    """
+    step, data = content["step"], content["spec"]["data"]
+    trainer = content.get("training", {}).get("config", {}).get("trainer", {})
+    size = data["source"].get("batch_size")
+    what = "images" if len(data["shape"]) == 3 else "points"
+    rows = {}
+    for name in content["weights"]:
+        if name.startswith(POWER):
+            width = float(name.removeprefix(POWER))
+            centre = (gamma(width) + 1) / (gamma(width) + 2)
+            rows[name] = (
+                f"over steps {centre * step:,.0f} +- {width * step:,.0f}: mean {centre:.1%} and "
+                f"standard deviation {width:.1%} of all, gamma {gamma(width):.4g}"
+            )
+        elif name != "raw":
+            steps = math.log(2) / -math.log(float(name))
+            seen = f", {steps * size:,.0f} {what}" if size else ""
+            rows[name] = f"half-life {steps:,.1f} steps{seen}"
+            now = (1 + step) / (10 + step)
+            if trainer.get("ema_warmup") and now < float(name):
+                rows[name] += f"; warming up, {math.log(2) / -math.log(now):,.3g} steps now"
+    count, ranges = reconstruction.reach(content, run)
+    if count:
+        shown = reconstruction.shown(ranges) or "none"
+        rows[f"{POWER}WIDTH"] = f"by {count} snapshots, widths {shown}"
+    return rows
+
+
 def info(cfg) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it."""
     path = checkpoint.find(cfg.ckpt)
     content = checkpoint.read(path)
     spec, data = content["spec"], content["spec"]["data"]
-    field = restore(content, trust=tuple(cfg.trust))
+    field = restore(content, trust=tuple(cfg.trust), run=path.parent)
     parameters = sum(p.numel() for p in field.net.parameters())
     classifier = isinstance(field, Classifier)
     span = None if classifier else "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
@@ -40,15 +83,15 @@ def info(cfg) -> None:
         "weights": ", ".join(content["weights"]) + " (weights=ema takes the first average)",
         "resumable": "yes" if "training" in content else "no, weights only",
     }
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+    _print(rows)
+    if of := averages(content, path.parent):
+        print("\naverages, as weights=")
+        _print(of, "  ")
     if classifier:
         print(f"\nfmdiff sample ckpt=RUN guidance=classifier guidance.ckpt={path} guidance.w=2")
         return
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")
-        for name, scale in SCALES.items():
-            print(f"  {name:<{max(map(len, SCALES))}}  {scale}")
+        _print(SCALES, "  ")
     guided = " guidance=cfg guidance.w=2" if data["classes"] else ""
     print(f"\nfmdiff sample ckpt={path} solver=heun steps=28{guided}")

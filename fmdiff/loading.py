@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmdiff import checkpoint
+from torch import Tensor
+
+from fmdiff import checkpoint, reconstruction
 from fmdiff.build import build
 from fmdiff.classifier import Classifier
+from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.path import from_spec
@@ -14,12 +17,14 @@ from fmdiff.path import from_spec
 def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> NetField:
     """The field a checkpoint holds; ckpt is a file, a run folder or `last`.
 
-    weights: `ema` (the first average), `raw`, or the decay of one of the averages. Code named by
-    the checkpoint comes only from fmdiff, torch.optim and the prefixes in `trust`.
+    weights: `ema` (the first average), `raw`, the decay of one of the averages, or `power:WIDTH`,
+    reconstructed where it is not stored (see `reconstruction`). Code named by the checkpoint comes
+    only from fmdiff, torch.optim and the prefixes in `trust`.
 
     Raises FmdiffError for a missing, damaged or foreign checkpoint and for unknown weights.
     """
-    return _a_field(restore(checkpoint.read(checkpoint.find(ckpt)), weights, trust))
+    file = checkpoint.find(ckpt)
+    return _a_field(restore(checkpoint.read(file), weights, trust, file.parent))
 
 
 def load_classifier(
@@ -29,7 +34,8 @@ def load_classifier(
 
     Raises FmdiffError for a checkpoint of a model that samples.
     """
-    found = restore(checkpoint.read(checkpoint.find(ckpt)), weights, trust)
+    file = checkpoint.find(ckpt)
+    found = restore(checkpoint.read(file), weights, trust, file.parent)
     if not isinstance(found, Classifier):
         raise FmdiffError(
             f"guidance.ckpt={ckpt} holds a model that samples, and a classifier is needed: "
@@ -47,16 +53,46 @@ def _a_field(found: Any) -> Any:
     return found
 
 
-def restore(content: dict, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> Any:
-    """What a checkpoint's content holds: a NetField or a Classifier."""
-    spec, stored = content["spec"], content["weights"]
-    averages = [name for name in stored if name != "raw"]
-    name = (averages or ["raw"])[0] if weights == "ema" else str(weights)
-    if name not in stored:
-        raise FmdiffError(f"weights={weights}: this checkpoint holds {', '.join(stored)}")
+def named(content: dict, weights: str | float = "ema") -> str:
+    """The name, in a checkpoint, of the weights that `weights` means, stored or not."""
+    averages = [name for name in content["weights"] if name != "raw"]
+    if weights == "ema":
+        return (averages or ["raw"])[0]
+    name = str(weights)
+    if not name.startswith(POWER):
+        return name
+    try:
+        return power(float(name.removeprefix(POWER)))  # 0.10 is 0.1
+    except ValueError:
+        raise FmdiffError(f"weights={weights}: power:WIDTH takes a number") from None
+
+
+def _state(content: dict, weights: str | float, run: Path | None) -> dict[str, Tensor]:
+    """The chosen state dict; run is the folder the checkpoint lies in."""
+    stored, name = content["weights"], named(content, weights)
+    if name in stored:
+        return stored[name]
+    if name.startswith(POWER):
+        return reconstruction.reconstruct(content, run, float(name.removeprefix(POWER)))
+    raise FmdiffError(f"weights={weights}: this checkpoint holds {', '.join(stored)}")
+
+
+def restore(
+    content: dict,
+    weights: str | float = "ema",
+    trust: tuple[str, ...] = (),
+    run: Path | None = None,
+) -> Any:
+    """What a checkpoint's content holds: a NetField or a Classifier.
+
+    run: the folder of the checkpoint, where the snapshots of its power averages are.
+    """
+    if "spec" not in content:
+        raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
+    spec, state = content["spec"], _state(content, weights, run)
     shape, classes = tuple(spec["data"]["shape"]), spec["data"]["classes"]
     net = build(spec["model"], trust=trust, shape=shape, classes=classes)
-    net.load_state_dict(stored[name])
+    net.load_state_dict(state)
     source, coupling = (
         build(spec.get(group, {"_target_": usual}), trust=trust)
         for group, usual in (
@@ -82,7 +118,7 @@ class Opened(NamedTuple):
 
     field: Field
     data: Any  # the data set it stands for, or None
-    about: dict[str, Any] | None  # of a checkpoint: path, step, weights
+    about: dict[str, Any] | None  # of a checkpoint: path, step, weights, the average they are
 
 
 def opened(settings: dict, data: bool = False) -> Opened:
@@ -94,8 +130,10 @@ def opened(settings: dict, data: bool = False) -> Opened:
         file = checkpoint.find(settings["ckpt"])
         content = checkpoint.read(file)
         trust = tuple(settings["trust"])
-        field = _a_field(restore(content, settings["weights"], trust))
-        about = {"path": str(file), "step": content["step"], "weights": settings["weights"]}
+        weights = settings["weights"]
+        field = _a_field(restore(content, weights, trust, file.parent))
+        about = {"path": str(file), "step": content["step"], "weights": weights}
+        about["average"] = named(content, weights)
         wanted = data or len(field.shape) == 1
         source = build(content["spec"]["data"]["source"], trust=trust) if wanted else None
         return Opened(field, source, about)

@@ -13,7 +13,7 @@ from fmdiff.schema import leaves
 OUTPUTS = Path("outputs")
 # keys that do not make a run another run
 INCIDENTAL = frozenset(
-    {"resume", "out", "overwrite", "device", "threads"}
+    {"resume", "out", "overwrite", "device", "threads", "plan", "profile"}
     | {"trainer.max_steps", "trainer.max_time", "trainer.progress"}
 )
 # keys a resumed run may change; the change is logged
@@ -24,6 +24,7 @@ CHANGEABLE = INCIDENTAL | {
     *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "metrics", "checkpoint")),
     "trainer.logger",
     "trainer.keep",
+    *(f"trainer.{key}" for key in ("compile", "channels_last", "recompute", "snapshot_every")),
     *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best")),
 }
 # keys for which null means a rule, and the run has written down what the rule gave
@@ -111,7 +112,12 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     assert saved is not None
     _fill_in(saved, cfg)
     changes = differences(saved, cfg)
-    wrong = {key: change for key, change in changes.items() if key not in CHANGEABLE}
+    # a key the run does not have came with a later version: what it was is what is the default
+    wrong = {
+        key: change
+        for key, change in changes.items()
+        if key not in CHANGEABLE and change[0] != ABSENT
+    }
     if wrong and not cfg.overwrite:
         raise FmdiffError(f"{folder} is a run of other settings: {listed(wrong)}")
     shown = {key: change for key, change in changes.items() if key not in ("resume", "overwrite")}

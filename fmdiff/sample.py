@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import __version__, animate, device, plots
+from fmdiff import __version__, animate, device, plots, speed
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
+from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
@@ -23,6 +24,8 @@ from fmdiff.path import from_spec
 from fmdiff.progress import Bar
 from fmdiff.sampling import Plan, Samples, default_batch_size, generate, plan, view
 from fmdiff.watching import Watch, velocities
+
+COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
 
 
 def sample(cfg, folder: Path) -> None:
@@ -40,7 +43,7 @@ def sample(cfg, folder: Path) -> None:
     size = min(cfg.batch_size or default_batch_size(field.shape), n)
     use_threads(cfg.threads, field, size, where)
 
-    chosen = options(settings | {"batch_size": size}, field)
+    chosen = options(settings | {"batch_size": size, "n": n}, field, where)
     judged, kept = None, Kept()
     if settings["metrics"]:
         from fmdiff.judge import judge
@@ -112,6 +115,7 @@ def sample(cfg, folder: Path) -> None:
         "seconds": seconds,
         "device": str(where),
         "threads": torch.get_num_threads(),
+        "checkpoint": about,
         "config": settings,
         "versions": {
             "torch": torch.__version__,
@@ -153,13 +157,24 @@ def use_threads(asked: int | None, field: Field, size: int, where: torch.device)
     torch.set_num_threads(asked or device.threads(parameters, size, field.shape))
 
 
-def options(settings: dict[str, Any], field: Field) -> dict[str, Any]:
-    """The keyword arguments of `generate` that the settings of a sample say."""
+def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict[str, Any]:
+    """The keyword arguments of `generate` that the settings of a sample say.
+
+    Sees to it that the networks compute on `where` as settings say.
+    """
+    precision, compiled = settings["precision"], settings["compile"]
+    if precision != "fp32" and settings["dtype"] == "float64":
+        raise FmdiffError(f"precision={precision} does not go with dtype=float64: leave one out")
+    if compiled is None and settings["n"] < COMPILED:
+        compiled = False
+    groups = {group: build(settings[group]) for group in ("solver", "schedule", "guidance")}
+    for asked in (field, getattr(groups["guidance"], "guide", None)):
+        speed.hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
     names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
     return {
         **{name: settings[name] for name in names},
-        **{group: build(settings[group]) for group in ("solver", "schedule", "guidance")},
+        **groups,
         "path": from_spec(settings["path"]) if along else None,
         "dtype": getattr(torch, settings["dtype"]),
     }

@@ -34,6 +34,18 @@ def _is_decay(value: Any) -> bool:
     return _is_number(value) and 0 < value < 1
 
 
+def _is_width(value: Any) -> bool:
+    return _is_number(value) and 1e-6 <= value < 12**-0.5
+
+
+def _is_average(value: Any) -> bool:
+    power, colon, width = str(value).partition(":")
+    try:
+        return value in ("ema", "raw") or (power + colon == "power:" and _is_width(float(width)))
+    except ValueError:
+        return False
+
+
 def _is_w(value: Any) -> bool:
     return _is_number(value) or TEXT.passes(value)
 
@@ -80,9 +92,14 @@ CLASSES = Rule(
     "a class, a list of classes like [0,1], or null",
 )
 WEIGHTS = Rule(
-    lambda v: v in ("ema", "raw") or _is_decay(v), "ema, raw or the decay of one average"
+    lambda v: _is_average(v) or _is_decay(v),
+    "ema, raw or the decay of one average, or power:WIDTH with a width between 0 and 0.2887",
 )
 EMA = Rule(lambda v: _is_list(v, _is_decay), "a list of numbers between 0 and 1 like [0.9999]")
+WIDTHS = Rule(
+    lambda v: _is_list(v, _is_width),
+    "a list of relative widths between 0 and 1/sqrt(12) = 0.2887 like [0.05,0.1]",
+)
 
 
 def seconds(value: Any) -> float | None:
@@ -112,6 +129,7 @@ def _is_duration(value: Any) -> bool:
     return True
 
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 RULES: dict[str, Rule] = {
     "seed": integer(0),
     "device": DEVICE,
@@ -122,6 +140,8 @@ RULES: dict[str, Rule] = {
     "trust": TEXTS,
     "resume": RESUME,
     "init": or_null(TEXT),
+    "plan": FLAG,
+    "profile": FLAG,
     "ckpt": or_null(TEXT),
     "weights": WEIGHTS,
     "n": or_null(integer(1)),
@@ -149,9 +169,16 @@ RULES: dict[str, Rule] = {
     "kind": one_of("x", "eps", "v", "score", "v_sh"),
     "times": integer(1),
     "dtype": one_of("float32", "float64"),
+    "precision": one_of(*PRECISIONS),
+    "compile": or_null(FLAG),
     "trajectory": FLAG,
     "png": FLAG,
     "data.batch_size": integer(1),
+    "data.augment": FRACTION,
+    "data.size": or_null(integer(1)),
+    "data.channels": Rule(lambda v: _is_int(v) and v in (1, 3), "1 or 3"),
+    "data.skip_broken": FLAG,
+    "model.augment": Rule(lambda v: _is_int(v) and v in (0, 9), "0 or 9"),
     "path.shift": number(above=0),
     "path.n": number(above=0),
     "path.rate_min": number(low=0),
@@ -193,8 +220,13 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate": integer(1),
     "trainer.ema": EMA,
     "trainer.ema_warmup": FLAG,
+    "trainer.power_ema": WIDTHS,
+    "trainer.snapshot_every": or_null(integer(1)),
     "trainer.label_dropout": FRACTION,
-    "trainer.precision": one_of("fp32", "bf16"),
+    "trainer.precision": one_of(*PRECISIONS),
+    "trainer.compile": or_null(FLAG),
+    "trainer.channels_last": or_null(FLAG),
+    "trainer.recompute": FLAG,
     "trainer.devices": integer(1),
     "trainer.inner_steps": or_null(integer(1)),
     "trainer.log_every": integer(1),
@@ -218,8 +250,28 @@ RUNS = Rule(
     lambda v: v is None or TEXT.passes(v) or (bool(v) and TEXTS.passes(v)),
     "a folder, a list of folders like [outputs/a,outputs/b], or null",
 )
+LABEL = one_of("own", "none")
 # of one command, in place of or beside those above
 OWN_RULES: dict[str, dict[str, Rule]] = {
+    "likelihood": {
+        "divergence": one_of("auto", "exact", "hutchinson"),
+        "probes": integer(1),
+        "probe": one_of("rademacher", "gaussian"),
+        "label": LABEL,
+    },
+    "invert": {
+        "steps": COUNTS,
+        "solvers": NAMES,
+        "label": LABEL,
+        "interpolate": or_null(integer(2)),
+        "straightness": FLAG,
+        "inpaint": or_null(
+            Rule(
+                lambda v: _is_list(v, integer(0).passes) and len(v) == 4,
+                "four integers >= 0, [top,left,bottom,right]",
+            )
+        ),
+    },
     "evaluate": {"n": or_null(integer(2))},
     "sample": {"animation": one_of("gif", "apng", "webp")},
     "report": {"runs": RUNS},

@@ -31,6 +31,16 @@ class Source:
         """eps (B, *shape) of samples number first ...; row i depends on seed, first + i, z_i."""
         return self.push(z)
 
+    def log_prob(self, eps: Tensor) -> Tensor:
+        """The log density (B,) of eps (B, *shape), in the dtype of eps.
+
+        Raises FmdiffError for a source without a known density.
+        """
+        raise FmdiffError(
+            f"the source {type(self).__name__} has no known density; choose a model trained with "
+            "source=normal or source=truncated"
+        )
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise FmdiffError unless the source makes samples of this shape."""
 
@@ -45,6 +55,9 @@ class Normal(Source):
 
     def push(self, z: Tensor) -> Tensor:
         return z
+
+    def log_prob(self, eps: Tensor) -> Tensor:
+        return -0.5 * (eps.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 class Hypersphere(Source):
@@ -76,6 +89,11 @@ class Truncated(Source):
         left = (torch.erfc(z.double().abs() / math.sqrt(2)) * self.inside + self.outside) / 2
         size = -torch.special.ndtri(left)
         return torch.copysign(size, z).to(z.dtype).clamp(-self.bound, self.bound)
+
+    def log_prob(self, eps: Tensor) -> Tensor:
+        """The normal one over (2 Phi(bound) - 1)^d inside, -inf where an element is outside."""
+        each = -0.5 * (eps.square() + math.log(2 * math.pi)) - math.log(self.inside)
+        return each.masked_fill(eps.abs() > self.bound, -math.inf).flatten(1).sum(1)
 
 
 class Dataset(Source):

@@ -3,6 +3,7 @@
 
 python scripts/benchmark.py sampling [--repeats 50]
 python scripts/benchmark.py frechet [--repeats 3]
+python scripts/benchmark.py training [--rounds 9] [--only toy,mnist,cifar]
 
 sampling: CPU time of one process with one thread, per evaluation of a field that returns its
 input, float32, 28 uniform steps along CondOT through fmdiff.sampling.integrate. The cases take
@@ -10,7 +11,14 @@ turns, so that a ratio compares what ran side by side.
 
 frechet: CPU time of one Frechet distance at 2,048 dimensions from means and covariances, beside
 torchmetrics', torch-fidelity's and scipy's matrix root; the distances must agree to 1e-6.
+
+training: a training step beside a bare loop, TorchCFM's and flow_matching's: benchmark_training.
 """
+
+import os
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "20000"  # as fmdiff does; read when torch is imported
 
 import argparse
 import platform
@@ -186,6 +194,7 @@ def several_steps(solver) -> bool:
     return sde or isinstance(solver, Adams | Multistep)
 
 
+@torch.no_grad()
 def sampling(repeats: int) -> None:
     names = sorted(file.stem for file in (config_folder() / "solver").glob("*.yaml"))
     solvers = {name: named("solver", name) for name in names}
@@ -221,6 +230,7 @@ def sampling(repeats: int) -> None:
 # --- frechet --------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def frechet(repeats: int) -> None:
     from scipy.linalg import sqrtm
     from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -263,6 +273,18 @@ def frechet(repeats: int) -> None:
             raise SystemExit(f"{name} differs by {off:.1e}")
 
 
+# --- training -------------------------------------------------------------------------------
+
+
+def training(rounds: int, only: str) -> None:
+    from benchmark_training import PROBLEMS, training
+
+    names = only.split(",")
+    if unknown := sorted(set(names) - set(PROBLEMS)):
+        raise SystemExit(f"--only {','.join(unknown)}: choose from {', '.join(PROBLEMS)}")
+    training(rounds, names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -272,10 +294,13 @@ def main() -> None:
     command = commands.add_parser("frechet", help="the Frechet distance of 2,048 dimensions")
     command.add_argument("--repeats", type=int, default=3)
     command.set_defaults(run=frechet)
+    command = commands.add_parser("training", help="a training step beside other loops")
+    command.add_argument("--rounds", type=int, default=9)
+    command.add_argument("--only", default="toy,mnist,cifar")
+    command.set_defaults(run=training)
     options = vars(parser.parse_args())
     torch.set_num_threads(1)
-    with torch.no_grad():
-        options.pop("run")(**options)
+    options.pop("run")(**options)
 
 
 if __name__ == "__main__":

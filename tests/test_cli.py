@@ -242,7 +242,7 @@ VALUES = [
     ("train optim.lr=nan", "optim.lr=nan: must be a number > 0"),
     ("train optim.lr=0", "optim.lr=0: must be a number > 0"),
     ("train data.batch_size=0", "data.batch_size=0: must be an integer >= 1"),
-    ("train trainer.precision=16-mixed", "trainer.precision=16-mixed: must be fp32 or bf16"),
+    ("train trainer.precision=16-mixed", "trainer.precision=16-mixed: must be fp32 or tf32"),
     ("train trainer.max_time=1h", "trainer.max_time=1h: must be seconds or"),
     ("train trainer.ema=0.9", "trainer.ema=0.9: must be a list of numbers between 0 and 1"),
     ("train trainer.ema=[1.0]", "trainer.ema=[1.0]: must be a list of numbers between 0 and 1"),

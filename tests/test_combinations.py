@@ -52,6 +52,14 @@ REFUSED = {
         ],
         [((*CLASSIFY, "data=moons"), "data.conditional=true")],
         [((*CLASSIFY, "data.conditional=true", "coupling=ot"), "coupling=ot")],
+        [
+            (("data=digits", "data.augment=0.1", "model=unet"), "model.augment=9"),
+            (
+                ("data=digits", "data.augment=1", "model=ddpmpp", "model.augment=0"),
+                "model=ddpmpp is not told",
+            ),
+            (("data=digits", "data.augment=0.5", "model=classifier"), "model=classifier is not"),
+        ],
     ],
     "sample": [
         [((), "neither is given"), (("data=gmm4",), "neither is given")],

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ SMALL = {
     **dict.fromkeys(("dit_s", "dit_b", "dit_l", "dit_cifar10"), TRANSFORMER),
     **dict.fromkeys(("jit_mnist", "jit_cifar10", "jit_b"), (*TRANSFORMER, *LABELLED)),
 }
+OWN = "own_images"  # a folder
 OF_POINTS = ("mlp", "mlp_classifier")
 CLASSIFY = {"objective": "classification", "data.conditional": "true"}
 
@@ -49,8 +51,7 @@ def spec(group, choice):
 
 def need(data):
     """Skip the test where the files of a data set are absent; nothing is downloaded."""
-    chosen = spec("data", data)
-    if "root" not in chosen:
+    if data not in FILES:
         return
     if not os.environ.get("FMDIFF_DATA"):
         pytest.skip(f"data={data} needs $FMDIFF_DATA")
@@ -67,7 +68,16 @@ FILES = {
 
 
 def of_images(data):
-    return len(build(spec("data", data)).shape) == 3
+    return data == "folder" or len(build(spec("data", data)).shape) == 3
+
+
+@pytest.fixture
+def own_images(command):
+    """What data=folder is to read: a folder of digits."""
+    for i, pixels in enumerate(build(spec("data", "digits")).train[0][:12, 0]):
+        file = Path(OWN, str(i % 2), f"{i}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(file)
 
 
 @pytest.fixture
@@ -94,7 +104,8 @@ def words_of(group, choice):
         words["source.data"] = "8gaussians"
     if "classifier" in model:
         words |= CLASSIFY
-    return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *SMALL[model]]
+    own = [f"data.root={OWN}", "data.size=8"] if data == "folder" else []
+    return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *SMALL[model], *own]
 
 
 # Every choice
@@ -106,7 +117,11 @@ def words_of(group, choice):
         "data", "source", "coupling", "path", "time", "model", "objective", "optim", "trainer"
     ),
 )
-def test_every_choice_of_training_runs(command, few_pictures, group, choice):
+def test_every_choice_of_training_runs(
+    command, few_pictures, own_images, monkeypatch, group, choice
+):
+    if choice == "folder":
+        monkeypatch.setenv("FMDIFF_DATA", "cache")
     if group == "data":
         need(choice)
     if group == "model" and str(spec(group, choice)["_target_"]).startswith("fmdiff.exact"):
@@ -118,14 +133,26 @@ def test_every_choice_of_training_runs(command, few_pictures, group, choice):
     assert command("sample", "ckpt=run", "n=3", "steps=2", "device=cpu", "out=samples") == code
 
 
+def written(choice):
+    """The text of an experiment and of those it begins with."""
+    text = (config_folder() / "experiment" / f"{choice}.yaml").read_text()
+    bases = re.findall(r"^  - (\w+)$", text, re.MULTILINE)
+    return text + "".join(written(base) for base in bases if base != "_self_")
+
+
 @pytest.mark.parametrize(("group", "choice"), choices("experiment"))
 def test_every_experiment_runs(command, few_pictures, group, choice):
-    text = (config_folder() / group / f"{choice}.yaml").read_text()
+    text = written(choice)
     for data in FILES:
         if f"/data: {data}" in text:
             need(data)
     words = ["data.batch_size=2", "trainer.accumulate=1", "trainer.devices=1"]
-    words += ["model.channels=32"] if "/model: unet" in text else []
+    for model, small in (
+        ("unet", "channels=32"),
+        ("ddpmpp", "channels=16"),
+        ("[dj]it", "depth=3"),
+    ):
+        words += [f"model.{small}"] if re.search(f"/model: {model}", text) else []
     words = [f"experiment={choice}", *PLAIN, *BRIEF, *words, "trainer.precision=fp32", "out=run"]
     assert command("train", *words) == 0
 

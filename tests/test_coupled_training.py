@@ -73,7 +73,7 @@ def test_rows_of_any_part_are_those_of_the_whole_batch_paired_at_once(coupling, 
 def test_the_noise_is_permuted_and_the_whole_is_cheapest():
     from scipy.optimize import linear_sum_assignment
 
-    x, _, eps, _ = module().draw(2, slice(None))
+    x, _, eps, _, _ = module().draw(2, slice(None))
     z = torch.randn(60, 2, generator=generator(0, "eps", 2))
     assert torch.equal(eps.sort(0).values, z.sort(0).values)
     table = torch.cdist(x.double(), z.double()).square().numpy()
@@ -84,7 +84,7 @@ def test_the_noise_is_permuted_and_the_whole_is_cheapest():
 def test_pairs_are_made_within_each_class_before_labels_are_dropped():
     """The noise at the places of a class stays there, so noise and label are independent."""
     m = module(data={"conditional": True}, label_dropout=0.5)
-    x, y, eps, _ = m.draw(4, slice(None))
+    x, y, eps, _, _ = m.draw(4, slice(None))
     label = m.data.batch(0, 4)[1]
     assert (y == m.data.classes).any() and torch.equal(y[y != 4], label[y != 4])
     z = torch.randn(60, 2, generator=generator(0, "eps", 4))
@@ -94,7 +94,24 @@ def test_pairs_are_made_within_each_class_before_labels_are_dropped():
         table = torch.cdist(x[at], z[at]).square()
         assert table.diagonal().mean() > transport_cost(x[at], eps[at])
     pairs = module().draw(4, slice(None))  # without labels the classes mix
-    assert transport_cost(*pairs[::2]) < transport_cost(x, eps)
+    assert transport_cost(*pairs[:4:2]) < transport_cost(x, eps)
+
+
+@pytest.mark.parametrize("coupling", ["ot", "sinkhorn"])
+@pytest.mark.parametrize("source", ["normal", "data"])
+def test_pairs_found_ahead_are_those_found_at_once(coupling, source):
+    keys = {"source_keys": {"data": "8gaussians"}} if source == "data" else {}
+    ahead, at_once = (module(coupling, source, **keys) for _ in range(2))
+    at_once.ahead = at_once.match
+    spent, last = 0.0, -1
+    for k in (0, 1, 2, 3, 4, 9, 8, 8):
+        for a, b in zip(ahead.draw(k, slice(None)), at_once.draw(k, slice(None)), strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+        assert ahead.sums == at_once.sums
+        spent += 0 if k == last else transport_cost(*at_once.draw(k, slice(None))[:4:2]).item()
+        last = k
+        assert ahead.sums[3] == pytest.approx(spent)  # once a step, however often it is asked for
+    ahead.ahead.close()
 
 
 # Runs

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 
 from fmdiff.build import named
-from fmdiff.coupling import OT, Independent, Sinkhorn, transport_cost
+from fmdiff.coupling import OT, Independent, Sinkhorn, reduced, transport_cost
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, noise
 
@@ -106,6 +107,67 @@ def test_ot_on_the_line_sorts():
     x, eps, _ = batch(100, (1,))
     index = OT()(x, eps, None, 0, 0)
     assert torch.equal(index[x[:, 0].argsort()], eps[:, 0].argsort())
+
+
+def cloud(kind, n, d, seed):
+    """Data and noise (n, d) on which searches differ: even, clustered, repeated, far away."""
+    x, eps = (noise(0, n, (d,), seed, name) for name in ("data", "eps"))
+    if kind == "clusters":  # tight, of other weights in the data than in the noise
+        centres = 5 * noise(0, 8, (d,), seed, "centres")
+        x = centres[noise(0, n, (), seed, "a").abs().mul(2).long().clamp(max=7)] + 1e-3 * x
+        eps = centres[noise(0, n, (), seed, "b").abs().mul(3).long().clamp(max=7)] + 1e-3 * eps
+    elif kind == "duplicates":
+        x, eps = x.round(), eps.round()
+    elif kind == "equal":
+        x = torch.ones_like(x)
+    elif kind == "far":
+        x, eps = 1e4 + x, 1e-4 * eps
+    elif kind == "outlier":
+        x[0] = 1e6
+    return x, eps
+
+
+KINDS = ("even", "clusters", "duplicates", "equal", "far", "outlier")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 97, 150])
+def test_ot_costs_what_the_plain_search_finds(kind, n):
+    for d, seed in itertools.product((1, 2, 64), range(3)):
+        x, eps = cloud(kind, n, d, seed)
+        index = OT()(x, eps, None, 0, 0)
+        assert torch.equal(index.sort().values, torch.arange(n))
+        costs = squared_distances(x, eps)
+        best = costs[scipy.optimize.linear_sum_assignment(costs)].sum()
+        assert costs[range(n), index].sum() == pytest.approx(best, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d"), [(256, 1), (256, 2), (256, 3), (256, 784), (1024, 2)])
+def test_ot_costs_what_the_plain_search_finds_in_large_batches(kind, n, d):
+    for seed in range(8 if n == 256 else 1):
+        x, eps = cloud(kind, n, d, seed)
+        costs = squared_distances(x, eps)
+        best = costs[scipy.optimize.linear_sum_assignment(costs)].sum()
+        found = costs[range(n), OT()(x, eps, None, 0, 0)].sum()
+        assert found == pytest.approx(best, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reducing_shifts_rows_and_columns_only_and_brings_the_optimum_near_0(kind):
+    x, eps = cloud(kind, 120, 2, 0)
+    cost = torch.from_numpy(squared_distances(x, eps))
+    cost = cost - cost.amin(1, keepdim=True)
+    cost = cost - cost.amin(0)
+    shift = cost - reduced(cost)
+    assert shift.isfinite().all()
+    added = shift - shift[:, :1] - shift[:1] + shift[:1, :1]
+    assert added.abs().max() <= 1e-12 * cost.max()
+    if kind == "even":
+        at = scipy.optimize.linear_sum_assignment(cost.numpy())
+        duality_gap = cost.numpy()[at].sum() - shift.numpy()[at].sum()
+        assert abs(duality_gap) < 0.02 * cost.mean() * len(x)
 
 
 def test_sinkhorn_plan_has_uniform_marginals():

@@ -18,9 +18,10 @@ from fmdiff import callbacks, checkpoint, generate
 from fmdiff.build import build, config_folder, named
 from fmdiff.ema import Averages
 from fmdiff.errors import FmdiffError
+from fmdiff.fit import Chunks, inner_steps, quiet
 from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.path import from_spec
-from fmdiff.training import Chunks, Training, inner_steps, quiet
+from fmdiff.training import Training
 
 PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
 INTERVALS = tuple(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint"))
@@ -125,7 +126,7 @@ def test_a_run_averages_every_step(train, tmp_path):
 def test_loss_at_the_start_is_that_of_a_network_of_zeros():
     """The output is zero at first: E|v|^2 / d = E x^2 + 1, over s^2 + 1 at unit scale."""
     m = module(data={"batch_size": 8192})
-    x, y, eps, t = m.draw(0, slice(None))
+    x, y, eps, t, _ = m.draw(0, slice(None))
     loss = m.objective(m.net, x, y, eps, t).mean().item()
     wanted = (x.square().mean().item() + 1) / (m.data.std**2 + 1)
     assert loss == pytest.approx(wanted, rel=0.05)
@@ -139,7 +140,7 @@ def test_gradient_is_clipped_to_its_norm(clip):
     before = vector(dict(m.net.named_parameters())).detach().clone()
     fit(m, 1)
     moved = (vector(dict(m.net.named_parameters())) - before).norm().item()
-    norm = m.sums[1].item()
+    norm = m.sums[1]
     assert norm > 0.01
     assert moved == pytest.approx(norm if clip is None else clip, rel=1e-2)
 
@@ -157,7 +158,7 @@ def test_accumulated_micro_batches_give_the_same_update(parts):
 def test_draws_are_rows_of_one_global_batch():
     m = module(data={"conditional": True}, label_dropout=0.5)
     whole = m.draw(3, slice(None))
-    for part, want in zip(m.draw(3, slice(8, 20)), whole, strict=True):
+    for part, want in zip(m.draw(3, slice(8, 20))[:4], whole[:4], strict=True):
         assert torch.equal(part, want[8:20])
     assert not torch.equal(m.draw(4, slice(None))[2], whole[2])
 
@@ -212,7 +213,7 @@ def test_ranges_cover_each_step_once_and_meet_every_interval():
 def test_every_prediction_on_every_path_trains_and_samples(path, prediction):
     m = module(path=path, objective={"prediction": prediction})
     fit(m, 2)
-    assert m.sums.isfinite().all() and m.sums[2] == 2
+    assert all(map(math.isfinite, m.sums)) and m.sums[2] == 2
     x = generate(m.field(), n=16, steps=3).x
     assert x.shape == (16, 2) and x.isfinite().all()
 
@@ -353,8 +354,8 @@ def spoil(monkeypatch, *steps):
     draw = Training.draw
 
     def spoiled(self, k, rows):
-        x, y, eps, t = draw(self, k, rows)
-        return (x * math.nan if k in steps else x), y, eps, t
+        x, *rest = draw(self, k, rows)
+        return (x * math.nan if k in steps else x), *rest
 
     monkeypatch.setattr(Training, "draw", spoiled)
 

@@ -22,16 +22,22 @@ class Data(ABC):
     """
 
     batch_size: int  # samples per optimiser step, over all devices
-    conditional: bool
+    conditional: bool | None  # None: as the data have it, where `undecided`
     only: list[int] | None = None  # checkpoints of 0.1.0 lack it
 
+    undecided: ClassVar[bool] = False  # whether conditional may be null
     references: ClassVar[int | None] = None  # how many `sample` can give; None: any number
     shape: tuple[int, ...] = field(init=False)
     labels: int = field(init=False, default=1)  # kinds of label the data come with
 
     def __post_init__(self) -> None:
         self.require("batch_size", int, "an integer >= 1", lambda v: v >= 1)
-        self.require("conditional", bool, "true or false")
+        if not (self.undecided and self.conditional is None):
+            self.require("conditional", bool, "true or false")
+        self.check_labels()
+
+    def check_labels(self) -> None:
+        """Raises FmdiffError for labels asked for that the data do not come with."""
         if self.conditional and self.labels == 1:
             raise FmdiffError(
                 f"data.conditional=true: {type(self).__name__} has no classes; "
@@ -73,6 +79,13 @@ class Data(ABC):
     @abstractmethod
     def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
         """`rows` of the global batch of training step `step`: a pure function of (seed, step)."""
+
+    def augmented(
+        self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor | None]:
+        """The x of `batch` as a network that is told so may train on it: x changed at random, and
+        labels (B, 9) float32 that say how; x itself and None without augmentation."""
+        return x, None
 
     @abstractmethod
     def held_out(self, n: int, device="cpu") -> Batch:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff.data import files
+from fmdiff.data import augment, files
 from fmdiff.data.base import Batch, Data
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, positions
@@ -30,15 +30,23 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(kw_only=True, eq=False)
 class Images(Data):
-    """x (B, C, H, W) in [-1, 1], each training image once per epoch; `flip` mirrors half."""
+    """x (B, C, H, W) in [-1, 1], each training image once per epoch; `flip` mirrors half.
+
+    augment: the probability of each transform of `augmented`. Above 0 its flips, of which the
+    network is told, take the place of `flip`.
+    """
 
     flip: bool
+    augment: float = 0.0  # checkpoints of 0.1.0 lack it
+
+    resident: ClassVar[int] = 2 << 30  # bytes of training images that are moved to the device
 
     labels = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("flip", bool, "true or false")
+        self.require("augment", int | float, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -59,20 +67,36 @@ class Images(Data):
         return images[chosen], labels[chosen]
 
     @cached_property
+    def levels(self) -> Tensor:
+        """How often each of the 256 levels occurs in the training images."""
+        return self.train[0].flatten().bincount(minlength=256)
+
+    @cached_property
     def std(self) -> float:
-        count = self.train[0].flatten().bincount(minlength=256).double().cpu()
+        count = self.levels.double().cpu()
         value = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         mean = (count * value).sum() / count.sum()
         return ((count * (value - mean) ** 2).sum() / count.sum()).sqrt().item()
 
     def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
-        images, labels = self.train = self.train[0].to(device), self.train[1].to(device)
-        index = positions(seed, step, self.batch_size, len(labels))[rows].to(device)
-        x = from_uint8(images[index])
-        if self.flip:
+        images, labels = self.train
+        if images.nbytes <= self.resident:
+            images, labels = self.train = images.to(device), labels.to(device)
+        index = positions(seed, step, self.batch_size, len(labels))[rows].to(images.device)
+        x = from_uint8(images[index].to(device))
+        if self.flip and not self.augment:
             draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
             x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
         return self.labelled(x, labels[index], device)
+
+    def augmented(
+        self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.augment:
+            return x, None
+        draws = generator(seed, "augment", step)
+        labels = augment.draw(self.batch_size, self.augment, draws)[rows]
+        return augment.transform(x, labels), labels.to(x.device)
 
     def held_out(self, n: int, device="cpu") -> Batch:
         images, labels = self.test

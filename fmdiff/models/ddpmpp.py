@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmdiff.models.layers import Attention, ResBlock, Sinusoid, group_norm, zeroed
+from fmdiff.models.layers import (
+    Attention,
+    Augmentation,
+    ResBlock,
+    Sinusoid,
+    group_norm,
+    zeroed,
+)
 from fmdiff.models.unet import plan
 
 
@@ -58,7 +65,8 @@ class DDPMpp(nn.Module):
     has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
     levels whose map would be odd or below 4x4 are left out. `attention` lists the levels (0 the
     full image, -1 the lowest map) with attention: in every block on the way down, in the last on
-    the way up; the middle always has it. The label is added to the features of time.
+    the way up; the middle always has it. The label is added to the features of time, as are the
+    `augment` labels of an augmentation, (B, augment) or None for zeros.
 
     Raises FmdiffError for points and for a level that does not exist.
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
@@ -74,6 +82,7 @@ class DDPMpp(nn.Module):
         blocks: int,
         attention: Sequence[int],
         dropout: float,
+        augment: int = 0,  # checkpoints of 0.1.0 lack it
     ) -> None:
         super().__init__()
         levels, attentive = plan("ddpmpp", shape, len(multipliers), attention)
@@ -90,6 +99,7 @@ class DDPMpp(nn.Module):
 
         self.time = Sinusoid(channels)
         self.label = nn.Embedding(classes + 1, channels) if classes else None
+        self.augment = Augmentation(augment, channels) if augment else None
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.first, self.down = nn.Conv2d(shape[0], channels, 3, padding=1), nn.ModuleList()
         skips = [current := channels]
@@ -116,9 +126,15 @@ class DDPMpp(nn.Module):
         )
         initialise(self)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         features = self.time(t)
-        embedding = self.embed(features if self.label is None else features + self.label(y))
+        if self.label is not None:
+            features = features + self.label(y)
+        if self.augment is not None:
+            features = features + self.augment(augment, t)
+        embedding = self.embed(features)
         skips = [h := self.first(x_t)]
         for block in self.down:
             skips.append(h := block(h, embedding))

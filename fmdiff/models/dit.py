@@ -155,7 +155,8 @@ class DiT(nn.Module):
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. An image
     becomes (H / patch) (W / patch) tokens of `width` channels for `depth` blocks with `heads`
-    heads; the MLP has 4 width hidden units.
+    heads; the MLP has 4 width hidden units. The network is told of an augmentation by `augment`
+    labels, (B, augment) or None for zeros.
 
     Raises FmdiffError for points, for a patch that does not divide the image and for a width that
     is not a multiple of 4 heads. Source: Peebles & Xie 2023, arXiv:2212.09748.
@@ -164,11 +165,19 @@ class DiT(nn.Module):
     places: Tensor
 
     def __init__(
-        self, *, shape: Sequence[int], classes: int, patch: int, width: int, depth: int, heads: int
+        self,
+        *,
+        shape: Sequence[int],
+        classes: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        augment: int = 0,  # checkpoints of 0.1.0 lack it
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment)
         self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
         self.register_buffer("places", positions(*grid, width), persistent=False)
         self.blocks = nn.ModuleList()
@@ -182,8 +191,10 @@ class DiT(nn.Module):
         self.final = Final(width, plain_norm(width), shape[0], patch, grid)
         initialise(self)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        condition = self.conditioning(t, y)
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        condition = self.conditioning(t, y, augment)
         h = self.first(tokens(x_t, self.patch)) + self.places
         for block in self.blocks:
             h = block(h, condition)

@@ -94,7 +94,8 @@ class JiT(nn.Module):
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. A patch
     is pressed through `bottleneck` channels. From block `start` on (0 is the first) there are
     `label_tokens` copies of the label's vector before the patches, each with a learned place;
-    without classes there are none.
+    without classes there are none. The network is told of an augmentation by `augment` labels,
+    (B, augment) or None for zeros.
 
     Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
     not a multiple of 4 heads and for a block that does not exist.
@@ -116,6 +117,7 @@ class JiT(nn.Module):
         heads: int,
         label_tokens: int,
         start: int,
+        augment: int = 0,  # checkpoints of 0.1.0 lack it
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
@@ -125,7 +127,7 @@ class JiT(nn.Module):
                 f"choose from 0 to {depth - 1}"
             )
         self.start, self.patch = start, patch
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment)
         pixels = shape[0] * patch**2
         self.press = nn.Linear(pixels, bottleneck, bias=False)
         self.first = nn.Linear(bottleneck, width)
@@ -141,8 +143,10 @@ class JiT(nn.Module):
         self.final = Final(width, RMSNorm(width), shape[0], patch, grid)
         initialise(self)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        condition = self.conditioning(t, y)
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        condition = self.conditioning(t, y, augment)
         h = self.first(self.press(tokens(x_t, self.patch))) + self.places
         label = self.conditioning.label
         for i, block in enumerate(self.blocks):

@@ -54,23 +54,40 @@ class Sinusoid(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class Conditioning(nn.Module):
-    """One vector for time and label: MLP(sinusoid(t)) + table[y].
+class Augmentation(nn.Linear):
+    """W a, for labels a (B, n) of an augmentation -> (B, width); None stands for zeros.
 
-    t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
-    classes == 0 -> (B, width).
+    Without a bias untouched images, a = 0, add nothing. Source: Karras et al. 2022.
     """
 
-    def __init__(self, features: int, width: int, classes: int) -> None:
+    def __init__(self, labels: int, width: int) -> None:
+        super().__init__(labels, width, bias=False)
+
+    def forward(self, a: Tensor | None, like: Tensor) -> Tensor:  # type: ignore[override]
+        # zeros, not nothing: gradients of several processes are averaged over all parameters
+        return super().forward(like.new_zeros(len(like), self.in_features) if a is None else a)
+
+
+class Conditioning(nn.Module):
+    """One vector for time, label and augmentation: MLP(sinusoid(t)) + table[y] + W a.
+
+    t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
+    classes == 0, a (B, augment) or None for zeros -> (B, width).
+    """
+
+    def __init__(self, features: int, width: int, classes: int, augment: int = 0) -> None:
         super().__init__()
         self.time = nn.Sequential(
             Sinusoid(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.augment = Augmentation(augment, width) if augment else None
 
-    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, y: Tensor | None, augment: Tensor | None = None) -> Tensor:
         embedding = self.time(t)
-        return embedding if self.label is None else embedding + self.label(y)
+        if self.label is not None:
+            embedding = embedding + self.label(y)
+        return embedding if self.augment is None else embedding + self.augment(augment, t)
 
 
 class Attention(nn.Module):

@@ -62,8 +62,11 @@ class MLP(nn.Module):
         self.rest = nn.Sequential(*rest, act(), zeroed(nn.Linear(hidden, size)))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        angles, time = x_t @ self.fourier, self.time(t)
-        h = self.first(torch.cat([x_t, angles.cos(), angles.sin(), time], dim=1))
+        time, features = self.time(t), [x_t]
+        if self.fourier.shape[1]:
+            angles = x_t @ self.fourier
+            features += [angles.cos(), angles.sin()]
+        h = self.first(torch.cat([*features, time], dim=1))
         out = self.rest(h if self.label is None else h + self.label(y))
         return out if self.skip is None else out + self.skip(time) * x_t
 

@@ -51,7 +51,8 @@ class UNet(nn.Module):
     levels whose map would be odd or below 4x4 are left out. `attention` lists the levels with
     attention: 0 is the full image, -1 the lowest map; the middle always has it. Time has
     `time_features` features (as many as channels when None), its vector 4 times as many. Without
-    conv_resample a map is halved by its mean and doubled by repetition, and nothing else.
+    conv_resample a map is halved by its mean and doubled by repetition, and nothing else. The
+    network is told of an augmentation by `augment` labels, (B, augment) or None for zeros.
 
     Raises FmdiffError for points and for a level that does not exist.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
@@ -69,8 +70,9 @@ class UNet(nn.Module):
         head_channels: int,
         dropout: float,
         scale_shift: bool,
-        time_features: int | None = None,  # checkpoints of 0.1.0 lack it and conv_resample
+        time_features: int | None = None,  # checkpoints of 0.1.0 lack it and what follows
         conv_resample: bool = True,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         levels, attentive = plan("unet", shape, len(multipliers), attention)
@@ -82,7 +84,7 @@ class UNet(nn.Module):
             heads = Attention(channels_out, head_channels) if attend else None
             return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
 
-        self.conditioning = Conditioning(features, embedding, classes)
+        self.conditioning = Conditioning(features, embedding, classes, augment)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         skips = [current := channels]
@@ -119,8 +121,10 @@ class UNet(nn.Module):
             group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
         )
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        embedding = self.conditioning(t, y)
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
+        embedding = self.conditioning(t, y, augment)
         skips = [h := self.first(x_t)]
         for level, stage in enumerate(self.down):
             if level:

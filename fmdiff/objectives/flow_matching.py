@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import NetField
 from fmdiff.objectives.weighting import WEIGHTINGS, Level
-from fmdiff.path import Kind, Path
+from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Normal, Source
 
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
@@ -77,8 +77,10 @@ class FlowMatching:
         self.precondition = precondition
         self.source, self.coupled = source or Normal(), coupled
 
-    def field(self, net: nn.Module, shape, classes: int = 0, y: Tensor | None = None) -> NetField:
-        """The network as a field of this path and prediction."""
+    def field(
+        self, net: nn.Module | None, shape, classes: int = 0, y: Tensor | None = None
+    ) -> NetField:
+        """The network, or None if only its scales matter, as a field of this path."""
         return NetField(
             net,
             self.path,
@@ -115,8 +117,22 @@ class FlowMatching:
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor):
         """The loss of each example (B,): x, eps (B, *shape), t (B,) in [t_eps, 1 - t_eps]."""
-        field = self.field(net, x.shape[1:], y=y)
+        return self.judge(net, *self.terms(x, y, eps, t))
+
+    def terms(self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor) -> tuple:
+        """All of the loss but the network's output F: it is w distance(c F(seen, time, y) - g).
+
+        a_theta = scale F + skipped, so c = q scale and g = q (a - skipped): seen, g (B, *shape),
+        time, c, w (B,). No gradient passes here, so many steps' terms are worked out at once.
+        """
+        field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)
-        target = self.path.mix(x, eps, t, self.prediction)
-        error = (field.output(x_t, t) - target).flatten(1) * self.slope(t, field)[:, None]
-        return self.weight(t) * self.distance(error, self.huber)
+        target = self.path.mix(x, eps, t, self.prediction) - field.skipped(x_t, t)
+        q = self.slope(t, field)
+        seen, time = field.given(x_t, t)
+        return seen, time, y, q * field.scale(t), expand(q, x_t) * target, self.weight(t)
+
+    def judge(self, net, seen, time, y, c, g, w) -> Tensor:
+        """The loss of each example (B,) from its terms."""
+        error = expand(c, g) * net(seen, time, y) - g
+        return w * self.distance(error.flatten(1), self.huber)

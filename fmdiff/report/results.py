@@ -178,7 +178,10 @@ def metrics_table(result: Result) -> str:
     of = mapping(result.results.get("checkpoint"))
     checkpoint = Path(str(of.get("path"))).name if of.get("path") else ""
     if of.get("step") is not None:
-        checkpoint += f" (step {of['step']}, {of.get('weights', 'ema')} weights)"
+        weights = str(of.get("weights", "ema"))
+        average = str(of.get("average", weights))
+        which = f": {average}" if average != weights else ""
+        checkpoint += f" (step {of['step']}, {weights} weights{which})"
     source = checkpoint or result.results.get("samples") or result.config.get("ckpt") or ""
     caption = f"Evaluated {when(result.written)}" + (f": {source}" if source else "")
     rows_of_grid = result.results.get("grid")

@@ -28,7 +28,7 @@ from fmdiff.schema import leaves
 
 COLUMNS = (
     *("loss", "grad_norm", "lr", "val_loss", "seconds", "samples_per_second"),
-    *("transport_cost", "independent_cost"),
+    *("transport_cost", "independent_cost", "utilisation", "ms_"),
 )
 WORDS = {
     "x": "the data\u00a0x",
@@ -215,6 +215,12 @@ def _facts(run: Run) -> str:
             rows.append(("training time", duration(seconds)))
         if speed := run.metrics.get("samples_per_second"):
             rows.append(("samples a second", spoken(statistics.median(v for _, v in speed))))
+        if share := run.last("utilisation"):
+            rows.append(("of the device's peak", f"{share:.0%}"))
+        spent = {name: run.last(name) or 0.0 for name in run.metrics if name.startswith("ms_")}
+        if whole := sum(spent.values()):
+            split = ", ".join(f"{k[3:]} {v / whole:.0%}" for k, v in spent.items())
+            rows.append(("time of a step", f"{short(whole)} ms: {split}"))
     rows += headline(run)
     items = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows)
     return f'<dl class="facts">{items}</dl>' if items else ""

@@ -1,0 +1,45 @@
+"""What later steps need, worked out in threads while this step runs."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+SPARE = max(1, min(4, (os.cpu_count() or 1) - 1))  # threads, beside the one of the steps
+
+
+class Ahead(Generic[T]):
+    """ahead(k) is compute(k), k an integer; by then k + 1 ... k + depth are under way.
+
+    compute must be a function of k alone: then results do not depend on the threads. It pays
+    where compute leaves Python's lock to others, as SciPy's and torch's longer calls do. An
+    exception of compute(k) is raised by ahead(k), so one of a step never asked for is not. A k
+    that was not under way is computed at once, and what is under way for other steps is dropped.
+    Threads start at the first call; close() ends them, and a later call starts new ones.
+    """
+
+    def __init__(self, compute: Callable[[int], T], depth: int, workers: int = SPARE) -> None:
+        self.compute, self.depth, self.workers = compute, depth, workers
+        self.pool: ThreadPoolExecutor | None = None
+        self.pending: dict[int, Future[T]] = {}
+
+    def __call__(self, k: int) -> T:
+        wanted = range(k, k + self.depth + 1)
+        for step in self.pending.keys() - wanted:
+            self.pending.pop(step).cancel()
+        found = self.pending.pop(k, None)
+        if self.depth and self.pool is None:
+            self.pool = ThreadPoolExecutor(self.workers, "fmdiff-ahead")
+        for step in wanted[1:]:
+            if step not in self.pending:
+                assert self.pool is not None
+                self.pending[step] = self.pool.submit(self.compute, step)
+        return self.compute(k) if found is None or found.cancel() else found.result()
+
+    def close(self) -> None:
+        """Drop what is under way, and wait for the threads to end."""
+        self.pending.clear()
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            self.pool = None

@@ -1,0 +1,87 @@
+"""What a network costs: operations, memory, and the share of a device's peak that is used."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# dense peak rates in 10^12 operations a second, by a part of the device's name: 16-bit formats
+# with float32 sums, tf32, fp32. From the makers' data sheets, without sparsity.
+PEAKS = {
+    "B200": (2250, 1125, 75),
+    "H200": (989, 494, 67),
+    "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 417, 60),
+    "H100": (989, 494, 67),
+    "A100": (312, 156, 19.5),
+    "L40S": (362, 183, 91.6),
+    "L4": (121, 60, 30.3),
+    "A10": (125, 62.5, 31.2),
+    "V100": (125, 15.7, 15.7),
+    "T4": (65, 8.1, 8.1),
+    "RTX 5090": (209.5, 104.8, 104.8),
+    "RTX 4090": (165.2, 82.6, 82.6),
+    "RTX 3090": (71, 35.6, 35.6),
+}
+
+
+def peak(device: torch.device, precision: str) -> float | None:
+    """Operations a second of a device at a precision; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    column = {"fp32": 2, "tf32": 1}.get(precision, 0)
+    return next((1e12 * rates[column] for part, rates in PEAKS.items() if part in name), None)
+
+
+def example(net: nn.Module, shape, classes: int, n: int, device: Any) -> tuple[Tensor, ...]:
+    """Arguments of a network: x_t (n, *shape), t (n,), y (n,)."""
+    y = (torch.zeros(n, dtype=torch.long, device=device),) if classes else ()
+    return torch.zeros(n, *shape, device=device), torch.zeros(n, device=device), *y
+
+
+def operations(net: nn.Module, shape, classes: int) -> int:
+    """Additions and multiplications of one sample's forward pass in products and convolutions.
+
+    A training step takes three times as many: the backward pass is two more. Nothing is computed:
+    the tensors have no content.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    hollow = copy.deepcopy(net).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hollow(*example(hollow, shape, classes, 1, "meta"))
+    return counter.get_total_flops()
+
+
+def activations(net: nn.Module, shape, classes: int) -> int:
+    """Bytes that one sample's forward pass keeps for the backward pass, in the net's precision."""
+    hollow = copy.deepcopy(net).to("meta").train()
+    own = {p.untyped_storage()._cdata for p in hollow.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # alive, so that no other takes its place
+        return tensor
+
+    def sizes(n: int) -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hollow(*example(hollow, shape, classes, n, "meta"))
+        return sum(storage.nbytes() for storage in kept.values())
+
+    return sizes(2) - sizes(1)
+
+
+def memory(net: nn.Module, shape, classes: int, samples: int, copies: int, half: bool) -> int:
+    """Estimated bytes of a training step.
+
+    Weights, gradients, Adam's two moments, `copies` averaged networks, and the activations of
+    `samples` at a time; in a 16-bit precision (`half`) these are about 0.6 of float32's.
+    """
+    weights = sum(p.numel() * p.element_size() for p in net.parameters())
+    kept = activations(net, shape, classes) * samples
+    return weights * (4 + copies) + (kept * 6 // 10 if half else kept)

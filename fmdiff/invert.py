@@ -1,0 +1,316 @@
+r"""fmdiff invert: data to noise by the ODE run backwards, and what can be done with it.
+
+encode       the state at the noise end, from x by the ODE in the time -t
+decode       the way back; what encode and decode change of x is the solver's error
+slerp        between two codes, along the sphere they lie on
+straightness of the trajectories, and how much they turn
+inpaint      a box drawn anew, given the rest
+
+Where a model ends with noise (hi < 1) its state there is alpha(hi) x, as for the likelihood, and
+a round trip begins and ends there.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fmdiff import __version__, device, plots, randomness
+from fmdiff.build import named
+from fmdiff.data.images import to_uint8
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
+from fmdiff.likelihood import Backward, Subject, need_ode, ode_times, put, subject
+from fmdiff.progress import Bar
+from fmdiff.sampling import default_batch_size, integrate, plan, view
+
+IMAGES, SHOWN, PAIRS = 16, 32, 8  # images by default, of them in the grid, pairs in the strip
+Observe = Callable[[Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def encode(field: Field, x: Tensor, solver, steps: int | None) -> Tensor:
+    """The state (B, *shape) at the field's first time that the ODE leads to x (B, *shape)."""
+    times = ode_times(field, solver, steps)
+    return integrate(solver, Backward(field), field.path.alpha(times[-1]) * x, -times.flip(0))
+
+
+@torch.no_grad()
+def decode(
+    field: Field, z: Tensor, solver, steps: int | None, observe: Observe | None = None
+) -> Tensor:
+    """x (B, *shape) from the state z at the field's first time: x_hi / alpha(hi), no jump."""
+    times = ode_times(field, solver, steps)
+    return integrate(solver, field, z, times, observe=observe) / field.path.alpha(times[-1])
+
+
+def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    r"""[sin((1 - s) w) a + sin(s w) b] / sin w, w the angle between a and b (B, *): (S, B, *).
+
+    Of equal norms all have that norm (Shoemake 1985). s (S,) in [0, 1]. Where a and b are
+    parallel it is the straight line.
+    """
+    flat = torch.stack([a, b]).flatten(2)
+    unit = torch.nn.functional.normalize(flat, dim=2)
+    w = angle(*unit)
+    s = s.to(a)[:, None]
+    bent = w.sin().abs() > 1e-6
+    parts = [
+        torch.where(bent, (share * w).sin() / w.sin(), share.expand(-1, len(a)))
+        for share in (1 - s, s)
+    ]
+    return (
+        torch.einsum("nb,bd->nbd", parts[0], flat[0])
+        .add_(torch.einsum("nb,bd->nbd", parts[1], flat[1]))
+        .reshape(len(s), *a.shape)
+    )
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Between unit vectors, along the last dimension; exact for small angles, unlike arccos."""
+    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
+
+
+class Shape(NamedTuple):
+    """What trajectories look like, averaged over them; all 0 for straight ones."""
+
+    straightness: float  # the mean over time of E |z_hi - z_lo - (hi - lo) v|^2
+    relative: float  # the same over E |z_hi - z_lo|^2
+    turning: float  # the angle a trajectory turns by on its way, in radians
+    curvature: float  # that angle per length of the trajectory
+
+
+def straightness(states: Tensor, times: Tensor) -> Shape:
+    """Of trajectories z (S + 1, B, *) at times (S + 1,): Liu et al. 2023, arXiv:2209.03003, eq. 3.
+
+    S = (1 / (hi - lo)) integral of E |z_hi - z_lo - (hi - lo) v|^2 dt, v the mean velocity of each
+    step; the turning is the sum of the angles between one step and the next.
+    """
+    z = states.flatten(2).double()
+    steps, h = z.diff(dim=0), times.to(z).diff()
+    whole, span = z[-1] - z[0], times[-1] - times[0]
+    off = (whole - span * steps / h[:, None, None]).square().sum(2).mean(1)
+    missed = ((h * off).sum() / span).item()
+    unit = torch.nn.functional.normalize(steps, dim=2)
+    angles = 2 * torch.atan2(
+        (unit[1:] - unit[:-1]).norm(dim=2), (unit[1:] + unit[:-1]).norm(dim=2)
+    )
+    turning, length = angles.sum(0), steps.norm(dim=2).sum(0)
+    return Shape(
+        missed,
+        missed / whole.square().sum(1).mean().item(),
+        turning.mean().item(),
+        (turning / length).mean().item(),
+    )
+
+
+def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Which pixels lie outside box = [top, left, bottom, right]: bool (H, W).
+
+    Raises FmdiffError for data that are no images, and a box that is not in them.
+    """
+    if len(shape) != 3:
+        raise FmdiffError("inpaint= needs images, and these data are points")
+    top, left, bottom, right = box
+    if not (0 <= top < bottom <= shape[1] and 0 <= left < right <= shape[2]):
+        raise FmdiffError(
+            f"inpaint=[{top},{left},{bottom},{right}]: [top,left,bottom,right] must lie in images "
+            f"of {shape[1]} x {shape[2]} pixels, top above bottom and left before right"
+        )
+    known = torch.ones(shape[1:], dtype=torch.bool)
+    known[top:bottom, left:right] = False
+    return known
+
+
+@torch.no_grad()
+def inpaint(
+    field: Field, x: Tensor, known: Tensor, solver, steps: int | None, seed: int, first: int = 0
+) -> Tensor:
+    """x (B, C, H, W) with the pixels that are not known (H, W) drawn anew.
+
+    The replacement method (Song et al. 2021, arXiv:2011.13456, section 5): before each step the
+    known pixels are put on their path, alpha x + beta eps, eps the noise the sample began with. It
+    is an approximation of p(unknown | known), as what is unknown hears of the rest only through
+    the network. Sample i depends on (seed, first + i).
+    """
+    laid_out = plan(field, solver, steps)
+    times, path = laid_out.times, field.path
+    noise = randomness.noise(first, first + len(x), tuple(x.shape[1:]), seed, "inpaint").to(x)
+    z = field.start(noise, times[0], first, seed)
+    eps, known = z / path.beta(times[0]), known.to(x.device)
+    for t, s in pairwise(times):
+        z = torch.where(known, path.mix(x, eps, t), z)
+        z = integrate(solver, field, z, torch.stack([t, s]))
+    if laid_out.jump:
+        z = field.predict(torch.where(known, path.mix(x, eps, times[-1]), z), times[-1], "x")
+    return torch.where(known, x, z)
+
+
+class Bound:
+    """The field of a subject bound to the labels of a batch, in a solver's coordinates."""
+
+    def __init__(self, of: Subject, settings: dict[str, Any], where: torch.device) -> None:
+        self.of, self.where, self.coordinates = of, where, settings["coordinates"]
+        self.dtype = getattr(torch, settings["dtype"])
+        self.field = of.field.to(where, self.dtype)
+        self.size = settings["batch_size"] or default_batch_size(of.field.shape)
+        self.counted = 0
+
+    def __call__(self, act: Callable[..., Tensor], x: Tensor, y: Tensor | None) -> Tensor:
+        """act(field, rows of x, the first one's number) of all batches, on the CPU."""
+        found = []
+        for i in range(0, len(x), self.size):
+            labels = None if y is None else y[i : i + self.size].to(self.where)
+            bound = self.of.guidance(self.field, labels)
+            bound.reset()
+            rows = x[i : i + self.size].to(self.where, self.dtype)
+            found.append(act(view(bound, self.coordinates), rows, i).cpu())
+            self.counted += bound.evaluations
+        return torch.cat(found)
+
+
+def round_trips(
+    bound: Bound, solvers: dict[str, Any], steps: list[int], progress: Callable[[int], None]
+) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+    """Each solver's evaluations and errors with each number of steps, each way.
+
+    A row has the largest and the rms error of an element. Also the codes and the reconstruction
+    (n, *shape) of the last row.
+    """
+    x, y, rows = bound.of.x, bound.of.y, []
+    noise = back = x
+    for name, solver in solvers.items():
+        for n in own_steps(solver, steps):
+            bound.counted = 0
+            noise = bound(lambda f, x, _, s=solver, n=n: encode(f, x, s, n), x, y)
+            back = bound(lambda f, z, _, s=solver, n=n: decode(f, z, s, n), noise, y)
+            off = back.double() - x.double()
+            error = {"max": off.abs().max().item(), "rms": off.square().mean().sqrt().item()}
+            rows.append({"solver": name, "steps": n, "nfe": bound.counted / len(x), **error})
+            progress(1)
+    return rows, noise, back
+
+
+def own_steps(solver, steps: list[int]) -> list[int] | list[None]:
+    """The numbers of steps a solver is to take; an adaptive one chooses them: [None]."""
+    return [None] if getattr(solver, "adaptive", False) else steps
+
+
+def trajectories(bound: Bound, noise: Tensor, solver, steps: int | None) -> Shape:
+    """Of the ways from codes to data; of the first batch, where there are several."""
+    states: list[Tensor] = []
+    times: list[Tensor] = []
+
+    def act(field: Field, z: Tensor, _: int) -> Tensor:
+        states.append(z.cpu())
+        times.append(ode_times(field, solver, steps)[0])
+
+        def observe(t: Tensor, state: Tensor) -> None:
+            states.append(state.cpu())
+            times.append(t)
+
+        return decode(field, z, solver, steps, observe)
+
+    y = bound.of.y
+    bound(act, noise[: bound.size], None if y is None else y[: bound.size])
+    return straightness(torch.stack(states), torch.stack(times))
+
+
+def invert(cfg, folder: Path) -> None:
+    """Encode cfg.n real samples under ckpt= or model= and decode them: prints the table of errors.
+
+    Writes invert.json, invert.npz (x, noise and reconstruction, of the last solver and number of
+    steps; labels where they were used; interpolated (N, pairs, *shape); inpainted), and of images
+    invert.png, original beside reconstruction, and on request strip.png and inpaint.png.
+    """
+    where = device.pick(cfg.device)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    solvers = {name: named("solver", name) for name in settings["solvers"]}
+    for solver in solvers.values():
+        need_ode(solver)
+    steps = settings["steps"]
+    of = subject(cfg, settings, where, IMAGES)
+    shape, x, y = of.field.shape, of.x, of.y
+    images = len(shape) == 3
+    box = settings["inpaint"]
+    known = None if box is None else outside(box, shape)
+    between = settings["interpolate"]
+    if between and (not images or len(x) < 2):
+        raise FmdiffError(
+            f"interpolate={between} needs two images or more, and n={len(x)} of "
+            f"{'images' if images else 'points'} are given"
+        )
+    if settings["straightness"] and own_steps(solver, steps) == [None]:
+        raise FmdiffError("straightness=true needs a last solver that takes equal steps, like rk4")
+    bound = Bound(of, settings, where)
+    with Bar(sum(len(own_steps(s, steps)) for s in solvers.values()), "round trip") as bar:
+        rows, noise, back = round_trips(bound, solvers, steps, bar)
+    finest = own_steps(solver, steps)[-1]
+    unit = "of an element, data in [-1, 1]" if images else "of a coordinate"
+    print(f"{len(x)} {'images' if images else 'points'} to noise and back; error {unit}")
+    print("solver      steps     nfe         max         rms")
+    for row in rows:
+        print(
+            f"{row['solver']:<11} {row['steps'] or '-':>5} {row['nfe']:>7g} "
+            f"{row['max']:>11.3g} {row['rms']:>11.3g}"
+        )
+    used = None if y is None or cfg.label == "none" else y
+    arrays: dict[str, Tensor | None] = {"x": x, "noise": noise, "reconstruction": back}
+    arrays["labels"] = used
+    written = ["invert.npz", "invert.json"]
+    report: dict[str, Any] = {"rows": rows, "n": len(x), "quantity": of.labelled}
+    if images:
+        pairs = torch.stack([x[:SHOWN], back[:SHOWN].float()], 1).flatten(0, 1)
+        grid(pairs, 8, folder / "invert.png")
+        written.append("invert.png")
+    if settings["straightness"]:
+        found = trajectories(bound, noise, solver, finest)
+        report["trajectories"] = found._asdict() | {"coordinates": settings["coordinates"]}
+        print(
+            f"trajectories: straightness {found.straightness:.4g} ({found.relative:.2%} of the "
+            f"distance squared), turning {found.turning:.3g} rad"
+        )
+    if between:
+        strip = _interpolated(bound, noise, between, solver, finest)
+        arrays["interpolated"] = strip
+        grid(strip.transpose(0, 1)[:PAIRS].flatten(0, 1), between, folder / "strip.png")
+        written.append("strip.png")
+    if known is not None:
+        seed = settings["seed"]
+        filled = bound(lambda f, x, i: inpaint(f, x, known, solver, finest, seed, i), x, y)
+        arrays["inpainted"] = filled
+        hidden = torch.where(known, x, torch.zeros(()))
+        tiles = torch.stack([x[:SHOWN], hidden[:SHOWN], filled[:SHOWN].float()], 1)
+        grid(tiles.flatten(0, 1), 9, folder / "inpaint.png")
+        written.append("inpaint.png")
+    report |= {
+        **{"device": str(where), "checkpoint": of.about, "config": settings},
+        "versions": {"torch": torch.__version__, "fmdiff": __version__},
+    }
+    put(folder, "invert", report, arrays)
+    for name in written:
+        print(f"  {folder / name}")
+
+
+def _interpolated(bound: Bound, noise: Tensor, n: int, solver, steps: int | None) -> Tensor:
+    """n images from each to the next (n, pairs, *shape), of the first pairs; 0 and 1 included.
+
+    Of two labels an image takes that of the nearer end.
+    """
+    a, b = noise[:-1][:PAIRS], noise[1:][:PAIRS]
+    s = torch.linspace(0, 1, n)
+    codes, y = slerp(a, b, s), bound.of.y
+    if y is not None:
+        ends = torch.stack([y[:-1][:PAIRS], y[1:][:PAIRS]])
+        y = ends[(s > 0.5).long()].flatten()
+    found = bound(lambda f, z, _: decode(f, z, solver, steps), codes.flatten(0, 1), y)
+    return found.view_as(codes)
+
+
+def grid(x: Tensor, columns: int, path: Path) -> None:
+    """Images x (N, C, H, W) as a picture."""
+    plots.save(plots.grid(to_uint8(x).numpy(), columns=columns), path)

@@ -1,0 +1,172 @@
+"""Power averages of any width after training, from snapshots of those that were kept.
+
+RUN/averages/{step:07d}.pt   format, version and checksums as in a checkpoint, and
+    step       int, optimiser steps done
+    widths     [0.05, ...]
+    weights    {"power:0.05": state_dict, ...}
+"""
+
+import logging
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmdiff import checkpoint
+from fmdiff.ema import POWER, WIDEST, Averages, gamma, power
+from fmdiff.errors import FmdiffError
+
+FOLDER = "averages"
+TOLERANCE = 0.05  # relative L2 error of a profile that still counts as that of the width
+WIDTHS = [k / 200 for k in range(1, 1 + int(200 * WIDEST))]  # that `reach` tries
+
+log = logging.getLogger("fmdiff")
+
+
+# Snapshots
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """The snapshots in a run folder by step, the earliest first."""
+    found = (run / FOLDER).glob("*.pt")
+    return dict(sorted((int(file.stem), file) for file in found if file.stem.isdigit()))
+
+
+def save(run: Path, step: int, averages: Averages) -> None:
+    """Write the snapshot of a step; float32, as combining multiplies rounding by up to 10.
+
+    Raises OSError. The extension keeps it apart from checkpoints, which `ckpt=` looks for.
+    """
+    (run / FOLDER).mkdir(exist_ok=True)
+    states = averages.states(powers=True)
+    content = {"step": step, "widths": averages.widths, "weights": states}
+    checkpoint.write(run / FOLDER / f"{step:07d}.pt", content)
+
+
+def forget(run: Path, after: int) -> None:
+    """Delete the snapshots of later steps: the run goes on from `after`."""
+    for step, file in snapshots(run).items():
+        if step > after:
+            file.unlink(missing_ok=True)
+
+
+# Profiles: p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t], float64
+
+
+def products(t: Tensor, g: Tensor, s: Tensor, h: Tensor) -> Tensor:
+    """Inner products of the profiles of exponents g (N,) at t (N,) and h (M,) at s (M,): (N, M).
+
+    (g + 1) (h + 1) / (g + h + 1) / max(t, s) times (min / max)^(the exponent of the later one).
+    """
+    t, g = t[:, None], g[:, None]
+    later = torch.where(t > s, g, h)
+    ratio = torch.minimum(t, s) / torch.maximum(t, s)
+    return (g + 1) * (h + 1) / (g + h + 1) / torch.maximum(t, s) * ratio**later
+
+
+def combine(t: Tensor, g: Tensor, step: int, widths: list[float]) -> tuple[Tensor, Tensor]:
+    """Factors (N, K) of profiles (t, g) that give those of K widths at `step`, and errors (K,).
+
+    min |sum_i c_i p_i - p|^2 with sum_i c_i = 1, by its normal equations; the errors are the
+    square roots of the minima, relative to |p|. Karras et al. 2024, algorithm 3, and beside it
+    the sum: without it few snapshots would give weights that are some per cent too small.
+    """
+    h = torch.tensor([gamma(width) for width in widths], dtype=torch.float64)
+    s = torch.full_like(h, step)
+    gram = products(t, g, t, g)
+    unit = gram.diagonal().rsqrt()
+    inverse = torch.linalg.pinv(unit[:, None] * gram * unit, hermitian=True, rtol=1e-13)
+    inverse = unit[:, None] * inverse * unit
+    wanted = products(t, g, s, h)
+    c = inverse @ wanted
+    ones = inverse.sum(1, keepdim=True)
+    c = c + ones * (1 - c.sum(0)) / ones.sum()
+    square = (h + 1) ** 2 / (2 * h + 1) / step
+    off = square - 2 * (c * wanted).sum(0) + (c * (gram @ c)).sum(0)
+    return c, (off.clamp(min=0) / square).sqrt()
+
+
+# From a checkpoint
+
+
+def stored(content: dict[str, Any]) -> list[float]:
+    """The widths of the power averages in a checkpoint."""
+    names = (name for name in content["weights"] if name.startswith(POWER))
+    return [float(name.removeprefix(POWER)) for name in names]
+
+
+def _sources(
+    content: dict[str, Any], run: Path | None
+) -> tuple[list[Path | None], Tensor, Tensor]:
+    """Where averages lie up to the checkpoint's step (None: in itself), and their profiles.
+
+    One profile (t, gamma) per place and width, the widths running fastest.
+    """
+    files: dict[int, Path | None] = {content["step"]: None}
+    for step, file in snapshots(run).items() if run else ():
+        if 0 < step < content["step"]:
+            files[step] = file
+    gammas = [gamma(width) for width in stored(content)]
+    t = torch.tensor([float(step) for step in files for _ in gammas], dtype=torch.float64)
+    return list(files.values()), t, torch.tensor(gammas * len(files), dtype=torch.float64)
+
+
+def reach(content: dict[str, Any], run: Path | None) -> tuple[int, list[tuple[float, float]]]:
+    """How many snapshots a checkpoint has, and the ranges of widths that they give."""
+    files, t, g = _sources(content, run)
+    if not len(g) or len(files) == 1:
+        return 0, []
+    good = combine(t, g, content["step"], WIDTHS)[1] <= TOLERANCE
+    pairs = zip(good.tolist(), WIDTHS, strict=True)
+    ranges = [[width for _, width in part] for ok, part in groupby(pairs, lambda p: p[0]) if ok]
+    return len(files) - 1, [(part[0], part[-1]) for part in ranges]
+
+
+def shown(ranges: list[tuple[float, float]]) -> str:
+    return ", ".join(f"{low:g} to {high:g}" if low < high else f"{low:g}" for low, high in ranges)
+
+
+def reconstruct(content: dict[str, Any], run: Path | None, width: float) -> dict[str, Tensor]:
+    """The state dict of the power average of `width` at the step of a checkpoint's content.
+
+    run: the folder beside whose checkpoints the snapshots lie. Raises FmdiffError where there are
+    none, or where they do not give the profile to within 5 %.
+    """
+    gamma(width)  # refuses what is no width
+    said, widths = f"weights={power(width)}", stored(content)
+    holds = f"{said}: this checkpoint holds {', '.join(content['weights'])}"
+    if not widths:
+        raise FmdiffError(
+            f"{holds}; widths are reconstructed from runs of trainer.power_ema=[0.05,0.1]"
+        )
+    files, t, g = _sources(content, run)
+    if len(files) == 1:
+        raise FmdiffError(
+            f"{holds}, and {(run or Path()) / FOLDER} no snapshots of earlier steps, from which "
+            "other widths are reconstructed"
+        )
+    factors, off = combine(t, g, content["step"], [width])
+    if off.item() > TOLERANCE:
+        raise FmdiffError(
+            f"{said}: the {len(files) - 1} snapshots in {run}/{FOLDER} give its profile only to "
+            f"within {off.item():.1%}, and {TOLERANCE:.0%} is allowed; they give widths of "
+            f"{shown(reach(content, run)[1])}"
+        )
+    names = [power(w) for w in widths]
+    total: dict[str, Tensor] = {}
+    for file, row in zip(files, factors.reshape(len(files), -1).tolist(), strict=True):
+        weights = (content if file is None else checkpoint.read(file))["weights"]
+        if missing := [name for name in names if name not in weights]:
+            raise FmdiffError(f"{said}: {file} lacks {missing[0]}, which the checkpoint holds")
+        for name, factor in zip(names, row, strict=True):
+            for key, value in weights[name].items():
+                if value.is_floating_point():
+                    total[key] = total.get(key, 0) + factor * value.double()
+    log.info(
+        "%s: reconstructed from %d snapshots, its profile to within %.2g %%",
+        *(said, len(files) - 1, 100 * off.item()),
+    )
+    like = content["weights"][names[0]]
+    return {k: total[k].to(v.dtype) if k in total else v for k, v in like.items()}

@@ -1,0 +1,123 @@
+"""How a network is computed: precision, compilation, memory layout, recomputation.
+
+None of it changes what is computed, beyond rounding.
+"""
+
+import logging
+import os
+import shutil
+from contextlib import nullcontext
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fmdiff.errors import FmdiffError
+
+log = logging.getLogger("fmdiff")
+
+DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precise(name: str, device: torch.device, group: str = "") -> torch.dtype | None:
+    """The dtype that matrix products and convolutions are to be cast to, None for their own.
+
+    `group` is what stands before `precision=` on the command line.
+
+    fp32 is IEEE's float32 everywhere; tf32 lets CUDA round the factors of products to 10 bits.
+    Sets that for this process. Raises FmdiffError where the device has no such units.
+    """
+    if device.type != "cuda":
+        if name in ("fp16", "tf32"):
+            raise FmdiffError(f"{group}precision={name} needs a CUDA device: choose fp32 or bf16")
+        return DTYPES[name]
+    if name == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise FmdiffError(
+            f"{group}precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16 units; "
+            "choose fp16 or fp32"
+        )
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return DTYPES[name]
+
+
+def cast(device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The context in which the device casts to dtype where that is safe; None: nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def compiles(wanted: bool | None, device: torch.device, group: str = "") -> bool:
+    """Whether to compile: null does so on CUDA where it can, and says why where it cannot.
+
+    Raises FmdiffError for compile=true without what that needs.
+    """
+    lacks = None
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 7:
+            lacks = f"a device of compute capability 7.0 (this one has {major}.{minor})"
+        elif find_spec("triton") is None:
+            lacks = "the package triton"
+    compilers = os.environ.get("CXX", "c++"), "g++", "clang++"
+    if lacks is None and not any(map(shutil.which, compilers)):
+        lacks = "a C++ compiler"
+    if wanted is None and device.type == "cuda" and lacks:
+        log.warning("not compiled: that needs %s", lacks)
+    if wanted and lacks:
+        raise FmdiffError(f"{group}compile=true needs {lacks}: choose {group}compile=false")
+    return not lacks and (device.type == "cuda" if wanted is None else wanted)
+
+
+def by_pixel(wanted: bool | None, net: nn.Module, device: torch.device) -> bool:
+    """Whether convolutions get their maps channels last: null does so on CUDA.
+
+    On CPUs it is within 10 % either way.
+    """
+    convolves = any(isinstance(part, nn.Conv2d) for part in net.modules())
+    return convolves and (device.type == "cuda" if wanted is None else wanted)
+
+
+class Hastened(nn.Module):
+    """A network that is asked and answers in its caller's precision and computes in another."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype | None, compiled: bool) -> None:
+        super().__init__()
+        self.net, self.dtype = net, dtype
+        self.run: Any = torch.compile(net) if compiled else net
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        with cast(x_t.device, self.dtype):
+            return self.run(x_t, t, y).to(x_t.dtype)
+
+
+def hasten(field: Any, precision: str, compiled: bool | None, device: torch.device) -> None:
+    """Let the network of a field compute in a precision, compiled if so; the state is untouched.
+
+    A field without a network stays what it is. Raises FmdiffError as `precise` and `compiles` do.
+    """
+    net = getattr(field, "net", None)
+    if net is None or isinstance(net, Hastened):
+        return
+    dtype, compiled = precise(precision, device), compiles(compiled, device)
+    if by_pixel(None, net, device):
+        net.to(memory_format=torch.channels_last)
+    if dtype or compiled:
+        field.net = Hastened(net, dtype, compiled)
+
+
+def recompute(net: nn.Module) -> None:
+    """Let every block of the network compute its inside anew in the backward pass.
+
+    A block is an element of a ModuleList. The activations kept are those between blocks; the
+    price is a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
+    """
+    for part in list(net.modules()):
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                if isinstance(block, nn.ModuleList):
+                    continue
+                # a bound method: a deep copy of the network gets that of its own block
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)

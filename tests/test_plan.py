@@ -1,0 +1,157 @@
+"""What a run would cost: counted operations, memory, the plan and its warnings."""
+
+import re
+
+import pytest
+import torch
+from conftest import IMAGES, PLAIN, POINTS
+
+from fmdiff import cost, plan, speed
+from fmdiff.build import named
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("dit_s", 6.06), ("dit_b", 23.01), ("dit_l", 80.71)]
+)
+def test_operations_are_the_published_ones(name, billions):
+    """Peebles & Xie 2023, table 4: multiply-adds of 32 x 32 x 4 latents, patch 2."""
+    with torch.device("meta"):
+        net = named("model", name, shape=(4, 32, 32), classes=1000)
+    assert cost.operations(net, (4, 32, 32), 1000) / 2e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_operations_of_a_linear_layer_and_a_convolution():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+            self.linear = torch.nn.Linear(5 * 64, 7)
+
+        def forward(self, x_t, t, y=None):
+            return self.linear(self.conv(x_t).flatten(1))
+
+    assert cost.operations(Net(), (3, 8, 8), 0) == 2 * (64 * 5 * 3 * 9 + 5 * 64 * 7)
+
+
+@pytest.mark.parametrize("name", ["unet", "jit_mnist", "mlp"])
+def test_activations_are_those_of_a_real_pass(name):
+    shape = (2,) if name == "mlp" else (1, 28, 28)
+    classes = 0 if name == "mlp" else 10
+    net = named("model", name, shape=shape, classes=classes)
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def held(n):
+        storages = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            net(*cost.example(net, shape, classes, n, "cpu"))
+        return sum(storage.nbytes() for storage in storages.values())
+
+    real = held(9) - held(1)
+    assert cost.activations(net, shape, classes) == pytest.approx(real / 8, rel=0.1)
+    before = cost.memory(net, shape, classes, 64, 1, False)
+    if name != "mlp":
+        speed.recompute(net)
+        assert cost.memory(net, shape, classes, 64, 1, False) < before
+
+
+def test_peaks_are_found_by_the_name_of_the_device(monkeypatch):
+    assert cost.peak(torch.device("cpu"), "fp32") is None
+    cuda = torch.device("cuda")
+    for name, precision, rate in (
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "fp16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
+        ("NVIDIA L40S", "fp32", 91.6e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("Some other card", "bf16", None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert cost.peak(cuda, precision) == rate
+
+
+@pytest.fixture
+def planned(command, capfd, monkeypatch):
+    """The lines of a plan by their first word; `note` has all of them."""
+    monkeypatch.setattr(plan, "TRIED", 0.2)
+
+    def run(*words):
+        capfd.readouterr()
+        assert command("train", *PLAIN, *words, "plan=true") == 0
+        said: dict[str, str] = {"note": ""}
+        for line in capfd.readouterr().out.splitlines():
+            first, _, rest = line.partition(" ")
+            said[first] = f"{said.get('note')}\n{rest}" if first == "note" else rest.strip()
+        return said
+
+    return run
+
+
+def test_a_plan_of_images(planned, tmp_path):
+    words = ("trainer.max_steps=300", "trainer.accumulate=2", "trainer.checkpoint_every=100")
+    words = (*words, "trainer.ema=[0.99]")
+    said = planned(*IMAGES, *words)
+    net = named(
+        *("model", "unet"),
+        shape=(1, 8, 8),
+        classes=10,
+        channels=8,
+        multipliers=[1, 2],
+        head_channels=8,
+    )
+    assert f"{sum(p.numel() for p in net.parameters()):,} parameters" in said["model"]
+    assert said["batch"] == "8 images a step: 1 device x 2 x 4"
+    assert said["length"] == "300 steps, 2,400 images = 1.6 epochs of 1,500"
+    # 0.99^68.97 = 1/2
+    assert said["half-life"].startswith("0.99: 69 steps = 552 samples")
+    speed = float(re.search(r"\(([\d.]+) steps/s", said["speed"])[1])
+    seconds = float(re.match(r"(\d+) s", said["time"])[1])
+    assert seconds == pytest.approx(300 / speed, rel=0.05, abs=0.6)
+    assert said["note"] == "" and not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_a_plan_of_points(planned):
+    said = planned(*POINTS, "trainer.max_steps=50")
+    assert said["length"] == "50 steps, 3,200 points, each drawn anew"
+    assert said["note"] == "" or "checkpoint_every" in said["note"]
+
+
+@pytest.mark.parametrize(
+    ("words", "slip"),
+    [
+        ((*POINTS, "trainer.warmup=8000"), "is not over when the run ends"),
+        ((*POINTS, "trainer.ema_warmup=false"), "remembers 6,931 steps of 8,000"),
+        ((*POINTS, "trainer.max_time=1"), "the cosine never reaches 0"),
+        ((*POINTS, "trainer.max_steps=100"), "a killed run would start anew"),
+        ((*IMAGES, "data.batch_size=2000"), "more than the 1,500 training samples"),
+        ((*IMAGES, "trainer.max_steps=100"), "before it has seen all 1,500"),
+        ((*IMAGES, "data.flip=true"), "a mirrored 2 is none"),
+        ((*IMAGES, "trainer.label_dropout=0"), "no unconditional branch"),
+        ((*IMAGES, "coupling=ot"), "pairs within a class, and a batch has 0 of each"),
+        (
+            (*POINTS, "path=vp", "objective.loss=v", "objective.t_eps=0"),
+            "the v of path=vp is infinite at an end",
+        ),
+        (("data=mnist", *IMAGES[1:], "model.attention=[0]"), "attention is dear"),
+    ],
+)
+def test_slips_are_told(planned, monkeypatch, words, slip, request):
+    if "data=mnist" in words:
+        request.getfixturevalue("mnist")
+    # the trial is timed elsewhere: here two steps will do
+    monkeypatch.setattr(plan, "TRIED", 0.0)
+    assert slip in planned(*words)["note"]
+
+
+@pytest.fixture
+def mnist():
+    from fmdiff.data.files import found
+
+    if not found("mnist"):
+        pytest.skip("MNIST is not at hand: set FMDIFF_DATA")
