@@ -85,7 +85,7 @@ class Shape(NamedTuple):
 
 
 def straightness(states: Tensor, times: Tensor) -> Shape:
-    """Of trajectories z (S + 1, B, *) at times (S + 1,): Liu et al. 2023, arXiv:2209.03003, eq. 3.
+    """Of trajectories z (S + 1, B, *) at times (S + 1,), after Liu et al. 2023, arXiv:2209.03003.
 
     S = (1 / (hi - lo)) integral of E |z_hi - z_lo - (hi - lo) v|^2 dt, v the mean velocity of each
     step; the turning is the sum of the angles between one step and the next.

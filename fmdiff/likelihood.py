@@ -17,7 +17,7 @@ x_hi = alpha x and of the density at lo are those of the coordinates (alpha + be
 ones: field.Along).
 
 Images are 8 bits: pixel p stands for x = p / 127.5 - 1, so its bin is 1/127.5 wide and centred
-there. With u ~ U(0, 1) for each element (Theis et al. 2016, arXiv:1511.01844, section 3.1)
+there. With u ~ U(0, 1) for each element (Theis et al. 2016, arXiv:1511.01844)
 
     x_u = (p + u - 1/2) / 127.5 - 1,
     P(p) = \int_bin p(x) dx = 127.5^-d E_u p(x_u),    -log P(p) <= E_u[-log p(x_u)] + d log 127.5,
@@ -44,7 +44,7 @@ from fmdiff.combinations import SAMPLE
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture
 from fmdiff.field import Along, Field, NetField
-from fmdiff.guidance import Guided, Tilted, Unguided
+from fmdiff.guidance import ByClassifier, Guided, Unguided
 from fmdiff.loading import opened
 from fmdiff.progress import Bar
 from fmdiff.sample import use_threads
@@ -110,6 +110,15 @@ def need_ode(solver) -> None:
         )
 
 
+def need_field(guidance: Unguided) -> None:
+    """Raises FmdiffError for a classifier's guidance, which cannot be differentiated again."""
+    if isinstance(guidance, ByClassifier):
+        raise FmdiffError(
+            "guidance=classifier has no way back from data to noise here, as its gradient would "
+            "have to be differentiated: choose guidance=none, cfg or autoguidance"
+        )
+
+
 def prior(field: Field, z: Tensor, t: Tensor) -> Tensor:
     """log p_t(z) (B,) where the field begins, at t (), for states z (B, *shape).
 
@@ -129,11 +138,6 @@ def prior(field: Field, z: Tensor, t: Tensor) -> Tensor:
         return field.source.log_prob(z / scale) - d * scale.log()
     if isinstance(field, Mixture | Empirical):
         return field.log_prob(z, t)
-    if isinstance(field, Tilted):
-        raise FmdiffError(
-            "guidance=classifier has no likelihood here, as its gradient would have to be "
-            "differentiated: choose guidance=none, cfg or autoguidance"
-        )
     raise FmdiffError(
         f"{type(field).__name__} has no density at t = 0: give ckpt=RUN, or model=exact or "
         "empirical with data=NAME"
@@ -177,6 +181,7 @@ def estimates(
     """
     solver = named("solver", solver) if isinstance(solver, str) else solver
     need_ode(solver)
+    need_field(guidance)
     if steps is not None and getattr(solver, "adaptive", False):
         raise FmdiffError(
             f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
@@ -302,6 +307,7 @@ def subject(cfg, settings: dict[str, Any], where: torch.device, images: int) -> 
     size = settings["batch_size"] or default_batch_size(field.shape)
     use_threads(settings["threads"], field, min(size, n), where)
     guidance = build(settings["guidance"])
+    need_field(guidance)
     for asked in (field, getattr(guidance, "guide", None)):
         speed.hasten(asked, "fp32", False, where)
     return Subject(field, x, y, guidance, about, labelled)

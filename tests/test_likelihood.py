@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import PATHS
+from conftest import PATHS, every_path
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
@@ -12,7 +12,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData
 from fmdiff.field import Field, NetField
-from fmdiff.guidance import CFG
+from fmdiff.guidance import CFG, ByClassifier
 from fmdiff.likelihood import (
     Augmented,
     bits_per_dim,
@@ -20,9 +20,11 @@ from fmdiff.likelihood import (
     draw,
     estimates,
     log_prob,
+    prior,
 )
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
+from fmdiff.sampling import view
 from fmdiff.solvers.adaptive import Dopri5
 from fmdiff.source import Hypersphere, Truncated
 from fmdiff.source import Normal as NormalSource
@@ -210,6 +212,16 @@ def test_of_a_network_the_source_is_the_prior(coupled):
     assert (log_prob(field, x, **F64) - wanted).abs().max() < 1e-4
 
 
+@every_path
+def test_the_prior_is_the_law_of_the_states_a_network_starts_from(path):
+    field = view(NetField(nn.Identity(), path, "v", 0.7, 1e-3, (2,)), "straight")
+    lo = torch.tensor(field.interval()[0], dtype=torch.float64)
+    eps = noise(0, 5, (2,), 0, "x").double()
+    z = field.start(eps, lo, 0, 0)
+    scale = (z / eps)[0, 0]
+    torch.testing.assert_close(prior(field, z, lo), Normal(0.0, scale).log_prob(z).sum(1))
+
+
 def test_of_a_truncated_source():
     source = Truncated(1.5)
     eps = source.push(noise(0, 50, (2,), 0, "x").double())
@@ -344,3 +356,5 @@ def test_refusals():
 
     assert "RealData has no density" in refusal(RealData(Data()))
     assert "needs a model trained with classes" in refusal(guidance=CFG(2.0))
+    classifier = object.__new__(ByClassifier)  # not loaded: refused before it is asked
+    assert "guidance=classifier has no way back" in refusal(guidance=classifier)

@@ -89,13 +89,14 @@ def test_what_the_command_refuses(command, tmp_path, moons_run, capsys, words, s
 @pytest.mark.slow
 def test_of_trained_moons_it_is_within_a_tenth_of_the_entropy(train, tmp_path):
     """The density of moons is an integral over the arcs; its mean logarithm is -the entropy."""
-    train(tmp_path / "run", "data=moons", "data.noise=0.1", "trainer.max_steps=1500")
-    data = named("data", "moons", noise=0.1)
+    train(tmp_path / "run", "data=moons")
+    data = named("data", "moons")
     x = data.sample(0, 1000, 0)[0].double()
     u = (torch.arange(4000) + 0.5) / 4000
     arcs = torch.cat([data.curve(u, torch.full((4000,), k)) for k in (0, 1)]).double()
     squares = torch.cdist(x, arcs, compute_mode="donot_use_mm_for_euclid_dist").square()
-    true = (-squares / 0.02).logsumexp(1) - math.log(8000 * 2 * math.pi * 0.01)
+    variance = data.noise**2
+    true = (-squares / (2 * variance)).logsumexp(1) - math.log(8000 * 2 * math.pi * variance)
     off = true - log_prob(load(tmp_path / "run"), x)
     assert off.std() / 1000**0.5 < 0.03
     assert -0.03 < off.mean() < 0.1

@@ -265,7 +265,7 @@ def test_a_clock_that_waits_measures_one_step_in_so_many(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
     clock = Clock(torch.device("cuda"), 10)
     for k in range(20):
-        clock.start(k)
+        clock.start(range(k, k + 1))
         clock.lap("forward")
     assert len(waited) == 4 and clock.steps == 2
     assert clock.take()["forward"] >= 0 and clock.take() == {}

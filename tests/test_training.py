@@ -248,8 +248,8 @@ def interrupt(monkeypatch, at, action):
     step = Training.optimiser_step
 
     @functools.wraps(step)
-    def interrupted(self, k):
-        step(self, k)
+    def interrupted(self, k, parts):
+        step(self, k, parts)
         if k + 1 == at:
             action()
 
