@@ -321,6 +321,7 @@ class Profile(Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self.profiler: Any = None
+        self.batches = 0
         if trainer.is_global_zero:
             self.profiler = torch.profiler.profile(
                 schedule=torch.profiler.schedule(
@@ -341,10 +342,13 @@ class Profile(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         if self.profiler is not None:
             self.profiler.step()
+            self.batches += 1
 
     def on_train_end(self, trainer, module) -> None:
         if self.profiler is not None:
             self.profiler.stop()
+            if self.batches < self.BEFORE + self.MEASURED:
+                log.warning("profile=true: no trace, the run was too short for one")
 
 
 class Stop(Callback):

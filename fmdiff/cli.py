@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -223,7 +224,10 @@ def _hydra(name: str, words: list[str]) -> int:
         sys.argv = saved
     if sweep:
         code = max(code, _table(sweep))
-        _report(name, sweep)
+        if sweep.name.startswith(compose.PLANNED):
+            shutil.rmtree(sweep, ignore_errors=True)
+        else:
+            _report(name, sweep)
     return code
 
 
@@ -247,7 +251,12 @@ def _job(name: str, cfg: Any) -> None:
             cfg.out = settings.runtime.output_dir
     code = _run(name, cfg, overrides)
     if sweep:
-        line = (settings.job.num, " ".join(overrides), code, cfg.get("out"))
+        line = (
+            settings.job.num,
+            " ".join(overrides),
+            code,
+            None if cfg.get("plan") else cfg.get("out"),
+        )
         with (Path(settings.sweep.dir) / JOBS).open("a") as file:
             file.write(json.dumps(line) + "\n")
     if code and (not sweep or code >= 128):  # what stops one job by a signal stops the sweep

@@ -8,6 +8,7 @@ import copy
 import os
 import re
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,6 +37,7 @@ from fmdiff.run import claim_sweep, new_folder
 # Hydra 1.4 deprecates what 1.3 needs, here and below
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 POINT_DATA, POINT_MODELS = "fmdiff.data.toy.", "fmdiff.models.mlp."
+PLANNED = "fmdiff-plan-"  # before the name of the folder of a sweep that leaves nothing
 CHECKED_JOBS = 200  # of a sweep, before its first job starts
 
 
@@ -309,7 +311,10 @@ def prepare(command: str, args: Namespace) -> tuple[list[str], Path | None]:
         return overrides, None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise FmdiffError("a sweep cannot run under torchrun: use trainer.devices=N")
-    folder = composer.sweep_folder(overrides) or _sweep_folder(configs)
+    if all(cfg.get("plan") for cfg in configs):
+        folder = Path(tempfile.mkdtemp(prefix=PLANNED))
+    else:
+        folder = composer.sweep_folder(overrides) or _sweep_folder(configs)
     quoted = str(folder).replace("'", "\\'")
     return [*overrides, f"hydra.sweep.dir='{quoted}'"], claim_sweep(folder)
 

@@ -1,6 +1,7 @@
 """Exponential moving averages of a network's weights."""
 
 import copy
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -60,9 +61,9 @@ class Averages(nn.ModuleList):
         return [min(d, most) for d in self.decays] + [(1 - 1 / k) ** (g + 1) for g in self.gammas]
 
     @torch.no_grad()
-    def update(self, net: nn.Module, k: int) -> None:
-        """Take the weights of net after its k-th step (k >= 1) into every average."""
-        now: list[torch.Tensor] = list(net.parameters())
+    def update(self, weights: Iterable[torch.Tensor], k: int) -> None:
+        """Take the parameters of the network after its k-th step (k >= 1) into every average."""
+        now = list(weights)
         for d, mine in zip(self.kept(k), self.lists, strict=True):
             torch._foreach_lerp_(mine, now, 1 - d)
 

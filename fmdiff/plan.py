@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from fmdiff import cost, schema
-from fmdiff.fit import Chunks, fitter, prepared, quiet
+from fmdiff.fit import Chunks, fitter, inner_steps, judged, prepared, quiet
 from fmdiff.training import Training
 
 TRIED = 5.0  # seconds of the timed trial, after its first steps
@@ -29,7 +29,7 @@ class _Trial(Callback):
         if module.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if not self.first and (module.step == WARM or now - self.begin > TRIED):
+        if not self.first and (module.step >= WARM or now - self.begin > TRIED):
             self.begin, self.first = now, module.step
             module.clock.take()
         elif self.first:
@@ -40,6 +40,7 @@ class _Trial(Callback):
 def plan(cfg) -> None:
     """Print what training as cfg says takes, from a few steps that are tried and forgotten."""
     module, where = prepared(cfg)
+    judged(module, where)
     options, data, net = module.options, module.data, module.net
     devices, batch, steps = options["devices"], data.batch_size, options["max_steps"]
     names = module.settings["choices"]
@@ -51,11 +52,16 @@ def plan(cfg) -> None:
     needed = cost.memory(net, data.shape, data.classes, micro, copies, half)
 
     quiet()
+    size = inner_steps(options, points=len(data.shape) == 1)
+    options["log_every"] = 1  # on CUDA too, the parts of every step are timed
     trial = _Trial()
     with tempfile.TemporaryDirectory() as folder:
         alone = {**options, "devices": 1}
         trainer = fitter(alone, where, [trial], logger=False, default_root_dir=folder)
-        trainer.fit(module, Chunks(0, max(steps, WARM + 1), 1))
+        try:
+            trainer.fit(module, Chunks(0, max(steps, WARM + size), size))
+        finally:
+            module.ahead.close()
     speed = trial.speed
     parts = ", ".join(f"{name} {ms:.3g}" for name, ms in module.clock.take().items())
     rate, what = cost.peak(where, options["precision"]), _noun(data.shape)
@@ -64,7 +70,8 @@ def plan(cfg) -> None:
         f"{_engineering(work)}FLOP forward and {_engineering(3 * work)}FLOP a step per {what}",
         "batch": f"{batch} {what}s a step: {devices} device{'s' * (devices > 1)} x "
         f"{options['accumulate']} x {micro}",
-        "length": f"{steps:,} steps, {steps * batch:,} {what}s{_epochs(data, steps * batch)}",
+        "length": f"{steps:,} steps from the start, {steps * batch:,} {what}s"
+        + _epochs(data, steps * batch),
         "memory": f"about {_engineering(needed)}B a device" + _measured(where),
         "speed": f"{speed * batch:,.4g} {what}s/s on {_place(where)} ({speed:.3g} steps/s; "
         f"ms a step: {parts})" + ("" if devices == 1 else "; tried on one device"),
@@ -145,9 +152,10 @@ def _averages(options: dict[str, Any], batch: int, steps: int) -> dict[str, str]
         f"{decay}: {_half_life(decay):,.0f} steps = {_half_life(decay) * batch:,.0f} samples"
         for decay in options["ema"]
     ]
+    short = ", less in their warm-up" if options["ema_warmup"] else ""
     widths = [f"{width:.1%} = {width * steps:,.0f} steps" for width in options["power_ema"]]
     return {
-        "half-life": "; ".join(said) + " of the averages" if said else "",
+        "half-life": "; ".join(said) + f" of the averages{short}" if said else "",
         "power": "; ".join(widths) + ", standard deviation of the averages" if widths else "",
     }
 

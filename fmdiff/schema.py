@@ -95,9 +95,12 @@ WEIGHTS = Rule(
     lambda v: _is_average(v) or _is_decay(v),
     "ema, raw or the decay of one average, or power:WIDTH with a width between 0 and 0.2887",
 )
-EMA = Rule(lambda v: _is_list(v, _is_decay), "a list of numbers between 0 and 1 like [0.9999]")
+EMA = Rule(
+    lambda v: _is_list(v, _is_decay) and len(set(v)) == len(v),
+    "a list of numbers between 0 and 1 like [0.9999]",
+)
 WIDTHS = Rule(
-    lambda v: _is_list(v, _is_width),
+    lambda v: _is_list(v, _is_width) and len(set(v)) == len(v),
     "a list of relative widths between 0 and 1/sqrt(12) = 0.2887 like [0.05,0.1]",
 )
 

@@ -113,7 +113,13 @@ def recompute(net: nn.Module) -> None:
 
     A block is an element of a ModuleList. The activations kept are those between blocks; the
     price is a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
+    Raises FmdiffError for a network without blocks.
     """
+    if not any(isinstance(part, nn.ModuleList) for part in net.modules()):
+        raise FmdiffError(
+            f"trainer.recompute=true: {type(net).__name__} has no blocks to compute anew; "
+            "choose trainer.recompute=false"
+        )
     for part in list(net.modules()):
         if isinstance(part, nn.ModuleList):
             for block in part:

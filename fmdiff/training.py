@@ -64,7 +64,8 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """On the device by now: how it computes is settled here too."""
         options, where = self.options, self.device
-        self.optimizer = build(self.settings["optim"], self.net.parameters())
+        self.weights = list(self.net.parameters())  # found once: it takes as long as their update
+        self.optimizer = build(self.settings["optim"], self.weights)
         self.rate = self.settings["optim"]["lr"]
         if self.optimizer_state is not None:
             self.optimizer.load_state_dict(self.optimizer_state)
@@ -180,7 +181,8 @@ class Training(pl.LightningModule):
     def optimiser_step(self, k: int, parts: list[tuple]) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(k)
-        self.optimizer.zero_grad()
+        for weight in self.weights:  # zero_grad() without its record for the profiler
+            weight.grad = None
         if self.drops:
             torch.manual_seed(key(self.seed, "dropout", k, self.global_rank))
         losses = []
@@ -197,19 +199,19 @@ class Training(pl.LightningModule):
         # all ranks judge alike
         total = self.trainer.strategy.reduce(torch.stack(losses).sum(), reduce_op="mean")
         self.scaler.unscale_(self.optimizer)
-        parameters, clip = list(self.net.parameters()), self.options["clip"]
-        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+        clip = self.options["clip"]
+        norms = torch._foreach_norm([w.grad for w in self.weights if w.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(norms))
         seen = torch.stack([total, norm]).tolist()
         if not all(map(math.isfinite, seen)):
             self.skip(k, *seen)
             return
         if clip and seen[1] > clip:
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            nn.utils.clip_grads_with_norm_(self.weights, clip, norm)
         self.optimizer.step()
         self.scaler.update()
         self.clock.lap("optimiser")
-        self.averages.update(self.net, k + 1)
+        self.averages.update(self.weights, k + 1)
         for i, value in enumerate((*seen, 1.0)):
             self.sums[i] += value
         self.clock.lap("ema")

@@ -4,6 +4,7 @@
 python scripts/benchmark.py sampling [--repeats 50]
 python scripts/benchmark.py frechet [--repeats 3]
 python scripts/benchmark.py training [--rounds 9] [--only toy,mnist,cifar]
+python scripts/benchmark.py solvers [--targets NAME,...] [--nfe 5,10,20,50] [--w 0,1,1.5,3,7]
 
 sampling: CPU time of one process with one thread, per evaluation of a field that returns its
 input, float32, 28 uniform steps along CondOT through fmdiff.sampling.integrate. The cases take
@@ -13,6 +14,8 @@ frechet: CPU time of one Frechet distance at 2,048 dimensions from means and cov
 torchmetrics', torch-fidelity's and scipy's matrix root; the distances must agree to 1e-6.
 
 training: a training step beside a bare loop, TorchCFM's and flow_matching's: benchmark_training.
+
+solvers: errors on exact fields at equal price, beside other packages: benchmark_solvers.
 """
 
 import os
@@ -285,6 +288,22 @@ def training(rounds: int, only: str) -> None:
     training(rounds, names)
 
 
+# --- solvers --------------------------------------------------------------------------------
+
+
+def solvers(chosen: str, nfe: str, w: str, n: int) -> None:
+    from benchmark_solvers import solvers
+    from targets import TARGETS
+
+    names = chosen.split(",") if chosen else list(TARGETS)
+    if unknown := sorted(set(names) - set(TARGETS)):
+        raise SystemExit(f"--targets {','.join(unknown)}: choose from {', '.join(TARGETS)}")
+    nfes, scales = [int(k) for k in nfe.split(",")], [float(k) for k in w.split(",")]
+    if min(nfes) < 4 or not all(w == 0 or w >= 1 for w in scales):
+        raise SystemExit(f"--nfe {nfe} --w {w}: 4 evaluations, w = 0 or w >= 1")
+    solvers(names, nfes, scales, n)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -298,6 +317,12 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=9)
     command.add_argument("--only", default="toy,mnist,cifar")
     command.set_defaults(run=training)
+    command = commands.add_parser("solvers", help="errors on exact fields beside other packages")
+    command.add_argument("--targets", dest="chosen", default="", help="names, all if none")
+    command.add_argument("--nfe", default="5,10,20,50")
+    command.add_argument("--w", default="0,1,1.5,3,7", help="guidance; 0: all classes, 1: none")
+    command.add_argument("--n", type=int, default=64, help="states a case")
+    command.set_defaults(run=solvers)
     options = vars(parser.parse_args())
     torch.set_num_threads(1)
     options.pop("run")(**options)

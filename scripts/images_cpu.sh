@@ -28,3 +28,9 @@ done
 
 # the ends of the scale: as many real test images, and noise
 fmdiff evaluate model=data data=cifar10 metrics=[fid] n=2000 overwrite=true out="$out/real"
+python - "$out/noise.npz" <<'END'
+import sys
+import numpy as np
+np.savez(sys.argv[1], arr_0=np.random.default_rng(0).integers(0, 256, (2000, 32, 32, 3), np.uint8))
+END
+fmdiff evaluate samples="$out/noise.npz" against=cifar10 metrics=[fid] overwrite=true out="$out/noise"

@@ -71,9 +71,12 @@ class Case(NamedTuple):
 
 @functools.lru_cache
 def case(target: str, path: str, w: float, n: int = 64, tolerance: float = 1e-8) -> Case:
-    """n samples of the classes in turn under cfg; noise and start as `generate` with seed 0."""
+    """n samples of the classes in turn under cfg; noise and start as `generate` with seed 0.
+
+    w = 0 is the whole mixture, one branch. w = 1 is one Gaussian a sample, a linear ODE.
+    """
     field = TARGETS[target](PATHS[path])
-    straight = Straight(CFG(w)(field, torch.arange(n) % 8))
+    straight = Straight(CFG(w)(field, torch.arange(n) % 8) if w else field)
     solver = Dopri5(tolerance, tolerance, 100_000)
     made = plan(straight, solver)
     start = straight.start(noise(0, n, field.shape, 0, "start").double(), made.times[0], 0, 0)
@@ -88,5 +91,9 @@ def solve(field: Field, solver, x: Tensor, made: Plan) -> Tensor:
 def error(case: Case, solver, asked: int, schedule: Callable = UNIFORM) -> float:
     """After `asked` questions at most, whatever a question costs; a last jump is compared too."""
     made = plan(case.field, solver, nfe=asked * case.field.branches, schedule=schedule)
-    off = solve(case.field, solver, case.start, made) - case.truth
-    return off.square().mean().sqrt().item()
+    return distance(case, solve(case.field, solver, case.start, made))
+
+
+def distance(case: Case, x: Tensor) -> float:
+    """RMS distance per coordinate of the states x (n, d) to the fine solution."""
+    return (x - case.truth).square().mean().sqrt().item()

@@ -70,7 +70,7 @@ def test_an_average_is_the_sum_over_the_profile(width):
     averages, t, seen = Averages(net, [], True, [width]), 60, []
     for k in range(1, t + 1):
         net.go(generator)
-        averages.update(net, k)
+        averages.update(net.parameters(), k)
         seen.append(vector(dict(net.named_parameters())).double().detach())
     shares = [quad(profile, k - 1, k, args=(width, t))[0] for k in range(1, t + 1)]
     assert sum(shares) == pytest.approx(1, abs=1e-10)
@@ -85,7 +85,7 @@ def test_the_width_of_what_is_averaged_is_the_one_asked_for():
     averages = Averages(net, [], True, widths)
     for k in range(1, t + 1):
         net.weight.data = torch.tensor([[k / t], [(k / t) ** 2]], dtype=torch.float64)
-        averages.update(net, k)
+        averages.update(net.parameters(), k)
     for width, average in zip(widths, averages, strict=True):
         first, second = average.weight.flatten().tolist()
         g = gamma(width)
@@ -98,8 +98,8 @@ def test_decays_come_first_and_are_left_as_they_were():
     both, alone = Averages(net, [0.5, 0.9], False, WIDTHS), Averages(net, [0.5, 0.9], False)
     for k in range(1, 9):
         net.go(generator)
-        both.update(net, k)
-        alone.update(net, k)
+        both.update(net.parameters(), k)
+        alone.update(net.parameters(), k)
     names = ["raw", "0.5", "0.9", "power:0.05", "power:0.1"]
     assert list(both.named(net)) == names
     for name, state in alone.named(net).items():
@@ -164,8 +164,8 @@ def walked(tmp_path_factory):
     followed = Averages(net, [], True, [0.04, 0.07, 0.15])
     for k in range(1, 1001):
         net.go(generator)
-        kept.update(net, k)
-        followed.update(net, k)
+        kept.update(net.parameters(), k)
+        followed.update(net.parameters(), k)
         if k % 50 == 0:
             reconstruction.save(run, k, kept)
     return run, {"step": 1000, "weights": kept.named(net)}, followed

@@ -107,7 +107,7 @@ def test_a_plan_of_images(planned, tmp_path):
     )
     assert f"{sum(p.numel() for p in net.parameters()):,} parameters" in said["model"]
     assert said["batch"] == "8 images a step: 1 device x 2 x 4"
-    assert said["length"] == "300 steps, 2,400 images = 1.6 epochs of 1,500"
+    assert said["length"] == "300 steps from the start, 2,400 images = 1.6 epochs of 1,500"
     # 0.99^68.97 = 1/2
     assert said["half-life"].startswith("0.99: 69 steps = 552 samples")
     speed = float(re.search(r"\(([\d.]+) steps/s", said["speed"])[1])
@@ -118,8 +118,16 @@ def test_a_plan_of_images(planned, tmp_path):
 
 def test_a_plan_of_points(planned):
     said = planned(*POINTS, "trainer.max_steps=50")
-    assert said["length"] == "50 steps, 3,200 points, each drawn anew"
+    assert said["length"] == "50 steps from the start, 3,200 points, each drawn anew"
     assert said["note"] == "" or "checkpoint_every" in said["note"]
+
+
+def test_a_sweep_of_plans_leaves_nothing(command, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "TRIED", 0.0)
+    words = ("-m", *PLAIN, *POINTS, "trainer.max_steps=50", "seed=0,1", "plan=true")
+    for out in ((), ("out=swept",)):
+        assert command("train", *words, *out) == 0
+        assert capfd.readouterr().out.count("half-life") == 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def batch(n=16):
 def loss_and_gradient(net, dtype=None, call=None):
     objective = FlowMatching(CondOT(), 0.5, "v", None, 0.0, 0.0)
     with speed.cast(CPU, dtype):
-        loss = objective(call or net, *batch()).mean()
+        loss = objective(net if call is None else call, *batch()).mean()
     return loss.item(), torch.cat(
         [g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]
     )
@@ -279,6 +279,16 @@ def test_profile_writes_a_trace(train, tmp_path):
     with gzip.open(tmp_path / "traced" / "trace.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"aten::addmm", "aten::_fused_adam_"} <= names
+
+
+def test_a_run_too_short_for_a_trace_says_so(train, tmp_path, capfd):
+    train(tmp_path / "run", *POINTS, "trainer.max_steps=50", "profile=true")
+    assert "profile=true: no trace" in capfd.readouterr().err
+
+
+def test_a_network_without_blocks_cannot_recompute(command, capfd):
+    assert command("train", *PLAIN, *POINTS, "trainer.recompute=true") == 2
+    assert "trainer.recompute=true: MLP has no blocks" in capfd.readouterr().err
 
 
 EVERY = tuple(f"trainer.{name}_every=12" for name in ("log", "validate", "picture", "checkpoint"))

@@ -82,7 +82,7 @@ def test_averages_follow_their_recursion(warmup):
     averages = Averages(first, [0.5, 0.9999], warmup)
     expected = [vector(dict(first.named_parameters())).double().detach()] * 2
     for k, net in enumerate(nets, start=1):
-        averages.update(net, k)
+        averages.update(net.parameters(), k)
         now = vector(dict(net.named_parameters())).double().detach()
         for i, decay in enumerate([0.5, 0.9999]):
             d = min(decay, (1 + k) / (10 + k)) if warmup else decay
@@ -98,7 +98,7 @@ def test_constant_decay_is_that_of_torch():
     torchs = AveragedModel(first, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     torchs.update_parameters(first)
     for k, net in enumerate(nets, start=1):
-        averages.update(net, k)
+        averages.update(net.parameters(), k)
         torchs.update_parameters(net)
     for ours, theirs in zip(averages[0].parameters(), torchs.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
