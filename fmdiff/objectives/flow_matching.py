@@ -120,19 +120,21 @@ class FlowMatching:
         return self.judge(net, *self.terms(x, y, eps, t))
 
     def terms(self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor) -> tuple:
-        """All of the loss but the network's output F: it is w distance(c F(seen, time, y) - g).
+        """All of the loss but the network's output F: it is w distance(c F(seen, time, y) + g).
 
-        a_theta = scale F + skipped, so c = q scale and g = q (a - skipped): seen, g (B, *shape),
-        time, c, w (B,). No gradient passes here, so many steps' terms are worked out at once.
+        a_theta = scale F + skipped, so c = q scale and g = q (skipped - a): seen, g (B, *shape),
+        time, w (B,), c (B, 1, ...). No gradient passes here, so the terms of many steps are worked
+        out at once.
         """
         field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)
-        target = self.path.mix(x, eps, t, self.prediction) - field.skipped(x_t, t)
+        rest = field.skipped(x_t, t) - self.path.mix(x, eps, t, self.prediction)
         q = self.slope(t, field)
         seen, time = field.given(x_t, t)
-        return seen, time, y, q * field.scale(t), expand(q, x_t) * target, self.weight(t)
+        c = expand(q * field.scale(t), x_t)
+        return seen, time, y, c, expand(q, x_t) * rest, self.weight(t)
 
     def judge(self, net, seen, time, y, c, g, w) -> Tensor:
         """The loss of each example (B,) from its terms."""
-        error = expand(c, g) * net(seen, time, y) - g
+        error = torch.addcmul(g, c, net(seen, time, y))
         return w * self.distance(error.flatten(1), self.huber)
