@@ -290,7 +290,8 @@ def images(
     title: str, data: str, model: str, words: tuple[str, ...], theirs, size: int, lr: float
 ) -> Problem:
     """One network of TorchCFM's, ours of the same shape, and the bare loop on ours."""
-    script, threads, n = data == "cifar10", 2, 20 if CUDA else 3
+    script, n = data == "cifar10", 20 if CUDA else 3
+    threads = int(os.environ.get("OMP_NUM_THREADS", 2))  # 1 where others use the cores
     ours = partial(
         fmdiff,
         *(f"data={data}", "data.conditional=false", f"data.batch_size={size}", f"optim.lr={lr}"),
