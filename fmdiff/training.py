@@ -109,19 +109,19 @@ class Training(pl.LightningModule):
         x, a = self.data.augmented(x, self.seed, k, rows)
         return x, y, a
 
+    def sources(self, k: int) -> Tensor:
+        """eps of the global batch of step k, as drawn."""
+        size, where = (self.data.batch_size, *self.data.shape), self.device
+        draws = generator(self.seed, "eps", k, device=where)
+        return self.source.batch(torch.randn(size, device=where, generator=draws), self.seed, k)
+
     def draw(
         self, k: int, rows: slice
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
         """x, y, eps, t and the augmentation's labels of step k, whoever asks for these rows."""
         size, where = self.data.batch_size, self.device
         x, y, a = self.examples(k, rows)
-        z = torch.randn(
-            size,
-            *self.data.shape,
-            device=where,
-            generator=generator(self.seed, "eps", k, device=where),
-        )
-        eps = self.source.batch(z, self.seed, k)
+        eps = self.sources(k)
         if not self.coupling.independent:
             eps = self.paired(k, eps)
         u = self.time(size, generator(self.seed, "time", k, device=where))
@@ -143,10 +143,7 @@ class Training(pl.LightningModule):
     def match(self, k: int) -> tuple[Tensor, Tensor]:
         """The coupling of step k, and the transport cost with and without it: in a thread."""
         x, y, _ = self.examples(k)
-        z = torch.randn(
-            x.shape, device=x.device, generator=generator(self.seed, "eps", k, device=x.device)
-        )
-        eps = self.source.batch(z, self.seed, k)
+        eps = self.sources(k)
         index = self.coupling(x, eps, y, self.seed, k)
         costs = transport_cost(x, eps[index]), transport_cost(x, eps)
         return index, torch.stack(costs).cpu()
