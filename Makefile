@@ -10,7 +10,7 @@ export FMDIFF_DATA ?= $(CURDIR)/.data
 DATA := .data/.ready
 endif
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow test-faults test-soak lint format clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -32,7 +32,13 @@ test: $(READY) $(DATA)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY) $(DATA)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not fault'
+
+test-faults: $(READY) $(DATA)  ## everything fmdiff must survive, a line per fault
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'fault and not soak'
+
+test-soak: $(READY)  ## hundreds of killed trainings, for hours
+	$(BIN)/python -m pytest -m soak
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import logging
 import os
+from itertools import chain
 
 import pytest
 import torch
@@ -42,6 +43,39 @@ IMAGES = (
 )
 CLOCKED = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
 PLAIN = ("device=cpu", "threads=1", "trainer.logger=csv", "trainer.progress=false")
+
+
+OUTCOMES = ("passed", "failed", "error")
+HUNG = ("TimeoutExpired", "hung")
+
+
+def pytest_runtest_makereport(item, call):
+    """What a test marked `fault` says of itself in the summary: its name, and its count."""
+    mark = item.get_closest_marker("fault")
+    if mark and call.when == "setup":
+        said = item.function.__doc__ or item.originalname[5:].replace("_", " ")
+        case = f" [{item.callspec.id}]" if hasattr(item, "callspec") else ""
+        item.user_properties.append(("fault", said.splitlines()[0] + case))
+        item.user_properties.append(("count", mark.kwargs.get("count", 1)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line per fault that was tried, and how many were survived."""
+    counts = dict.fromkeys(("survived", "lost", "hung"), 0)
+    for report in chain(*(terminalreporter.stats.get(k, []) for k in OUTCOMES)):
+        said = dict(report.user_properties)
+        if "fault" not in said or (report.passed and report.when != "call"):
+            continue
+        hung = report.failed and any(word in report.longreprtext for word in HUNG)
+        outcome = "survived" if report.passed else "hung" if hung else "lost"
+        counts[outcome] += said["count"]
+        if terminalreporter.config.option.markexpr.startswith("fault"):
+            times = f" x {said['count']:,}" if said["count"] > 1 else ""
+            terminalreporter.write_line(f"{outcome}{times}: {said['fault']}")
+    tried = sum(counts.values())
+    if tried:
+        told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+        terminalreporter.write_line(f"faults: {tried:,} tried, {told}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -144,6 +144,7 @@ def damaged(path, data):
     return text
 
 
+@pytest.mark.fault
 def test_truncation_is_named(path):
     checkpoint.write(path, content(size=5000))
     whole = path.read_bytes()
@@ -154,6 +155,7 @@ def test_truncation_is_named(path):
     damaged(path, whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
 
 
+@pytest.mark.fault
 def test_no_flipped_byte_gives_other_content(path):
     whole, truth = path.read_bytes(), checkpoint.read(path)
     generator = random.Random(0)
@@ -171,6 +173,7 @@ def test_no_flipped_byte_gives_other_content(path):
     assert harmless < 450
 
 
+@pytest.mark.fault
 def test_a_flip_in_a_tensor_names_the_tensor(path):
     marked = torch.full((40,), 0x51515151, dtype=torch.int32)
     checkpoint.write(path, content() | {"weights": {"raw": {"layer.0.bias": marked}}})
@@ -193,6 +196,7 @@ def test_a_flip_in_a_tensor_names_the_tensor(path):
         (lambda c: c["spec"].update(spec=c["spec"]), "deep"),
     ],
 )
+@pytest.mark.fault
 def test_content_that_is_not_as_its_checksums_say(path, change, reason):
     changed = torch.load(path, weights_only=True)
     change(changed)
@@ -206,6 +210,7 @@ def refused(path, match):
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
 
 
+@pytest.mark.fault
 def test_files_of_other_programs(path):
     torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, path)
     refused(path, r"not an fmdiff checkpoint .*'state_dict', 'epoch'")
@@ -236,6 +241,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("how", ["pickle", "zip", "legacy", "key"])
+@pytest.mark.fault
 def test_code_in_a_checkpoint_is_never_run(tmp_path, how):
     path, marker = tmp_path / "a.ckpt", tmp_path / "marker"
     evil = Evil(marker)
@@ -257,6 +263,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, how):
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.fault
 def test_a_failing_write_leaves_the_old_file(old, monkeypatch, function):
     def fail(*args):
         raise OSError(errno.EIO, "no")
@@ -267,6 +274,7 @@ def test_a_failing_write_leaves_the_old_file(old, monkeypatch, function):
 
 
 @pytest.mark.parametrize("missing", [10, 1000, 500_000, 999_000])
+@pytest.mark.fault
 def test_a_full_disk_leaves_the_old_file_and_says_why(old, missing):
     checkpoint.write(old, content(2, size=50_000))
     room = old.stat().st_size - missing
@@ -281,6 +289,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_why(old, missing):
     assert caught.value.errno == errno.EFBIG
 
 
+@pytest.mark.fault
 def test_a_file_that_does_not_read_back_is_not_kept(old, monkeypatch):
     def lossy(content, file):
         torch.serialization.save(content, file)
@@ -339,6 +348,7 @@ def write_for_ever(folder, step):
         checkpoint.link_last(path)
 
 
+@pytest.mark.fault(count=30)
 def test_thirty_kills(tmp_path):
     """SIGKILL at any instant: the newest checkpoint is whole, and nothing is left for long."""
     fork, generator = multiprocessing.get_context("fork"), random.Random(0)
@@ -385,6 +395,7 @@ def cut(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+@pytest.mark.fault
 def test_newest_good_goes_by_step_and_falls_back(tmp_path, caplog):
     assert checkpoint.newest_good(tmp_path) is None
     run = run_folder(tmp_path / "run", 9, 10_000_000, 800)  # last.ckpt is step 800

@@ -109,6 +109,7 @@ def test_a_run_in_a_folder_with_spaces_and_equals_signs(cwd):
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
+@pytest.mark.fault
 def test_unwritable(cwd, out):
     (cwd / "file").write_text("")
     with pytest.raises(FmdiffError, match=f"out={out} cannot be written to"):
@@ -187,6 +188,7 @@ def test_samples_do_not_overwrite_a_run(cwd):
         open_run(config(SAMPLE, out="run", overwrite=True), "sample")
 
 
+@pytest.mark.fault
 def test_a_broken_config_is_named(cwd):
     (finished(config(out="run")) / "config.yaml").write_text("a: [")
     with pytest.raises(FmdiffError, match=r"run/config\.yaml cannot be read"):
@@ -196,6 +198,7 @@ def test_a_broken_config_is_named(cwd):
 # Locking
 
 
+@pytest.mark.fault
 def test_one_run_at_a_time(cwd):
     run = open_run(config(out="run"), "train")
     with pytest.raises(FmdiffError, match=f"in use by process {os.getpid()} on"):
@@ -214,6 +217,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.fault
 def test_a_killed_run_lets_go(cwd):
     OmegaConf.save(config(out="run"), cwd / "config.yaml")
     with subprocess.Popen(

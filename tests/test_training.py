@@ -259,6 +259,7 @@ def interrupt(monkeypatch, at, action):
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
+@pytest.mark.fault
 def test_a_signal_saves_and_the_rest_is_bit_identical(train, tmp_path, monkeypatch, signum, code):
     words = (*POINTS, *INTERVALS, "trainer.max_steps=40", "trainer.inner_steps=1")
     whole = train(tmp_path / "whole", *words)
@@ -271,6 +272,7 @@ def test_a_signal_saves_and_the_rest_is_bit_identical(train, tmp_path, monkeypat
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.fault
 def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
     train, tmp_path, monkeypatch
 ):
@@ -284,6 +286,7 @@ def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.fault
 def test_an_error_in_mid_run_loses_only_what_came_after_the_last_checkpoint(
     train, tmp_path, monkeypatch
 ):
@@ -340,6 +343,7 @@ def test_keep_leaves_the_newest_checkpoints(train, tmp_path):
     assert (tmp_path / "run" / "last.ckpt").samefile(tmp_path / "run" / "0000025.ckpt")
 
 
+@pytest.mark.fault
 def test_a_picture_that_fails_does_not_end_the_run(train, tmp_path, monkeypatch, capfd):
     def generate(*_, **__):
         raise FmdiffError("3 of 64 samples are not finite")
@@ -360,6 +364,7 @@ def spoil(monkeypatch, *steps):
     monkeypatch.setattr(Training, "draw", spoiled)
 
 
+@pytest.mark.fault
 def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path, monkeypatch, capfd):
     spoil(monkeypatch, 17)
     kept = train(tmp_path / "run", *POINTS, *INTERVALS, "trainer.max_steps=40", code=3)
@@ -368,12 +373,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, tmp_path, monkeypatch, ca
     assert "step 17 (seed 0): loss nan" in said and "Traceback" not in said
 
 
+@pytest.mark.fault
 def test_a_learning_rate_too_large_diverges(command, tmp_path, capfd):
     words = (*PLAIN, *POINTS, "optim.lr=1e30", "trainer.clip=null", "trainer.max_steps=40")
     assert command("train", *words, "out=run") == 3
     assert "is not finite" in capfd.readouterr().err
 
 
+@pytest.mark.fault
 def test_some_steps_may_be_skipped(train, tmp_path, monkeypatch, capfd):
     spoil(monkeypatch, 3, 5)
     words = (*POINTS, *INTERVALS, "trainer.max_steps=10")
@@ -429,6 +436,7 @@ def wait_for(process, *paths, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.fault
 def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path):
     intervals = ("trainer.checkpoint_every=100", "trainer.log_every=40", "trainer.keep=null")
     words = (*POINTS, *intervals, "trainer.max_steps=1000", "trainer.validate_every=500")
@@ -464,6 +472,7 @@ def test_two_processes_learn_what_one_does(train, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_two_processes_end_together_and_go_on(tmp_path, train):
     words = (*PLAIN, *POINTS, "trainer.checkpoint_every=100", "trainer.devices=2", "out=run")
     process = start(tmp_path, "train", *words, "trainer.max_steps=1000000")
@@ -480,6 +489,7 @@ def test_two_processes_end_together_and_go_on(tmp_path, train):
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_two_processes_diverge_together(tmp_path):
     words = (*PLAIN, *POINTS, "trainer.devices=2", "optim.lr=1e30", "trainer.clip=null")
     process = start(tmp_path, "train", *words, stderr=subprocess.PIPE, text=True)
