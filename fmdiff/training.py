@@ -16,6 +16,7 @@ from fmdiff.ahead import Ahead
 from fmdiff.build import build
 from fmdiff.clock import Clock
 from fmdiff.coupling import transport_cost
+from fmdiff.data.base import joined
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
 from fmdiff.randomness import generator, key
@@ -101,14 +102,6 @@ class Training(pl.LightningModule):
         loop = self.trainer.fit_loop.epoch_loop.manual_optimization
         loop.optim_step_progress.total.completed = self.step  # Lightning's global_step
 
-    def examples(
-        self, k: int, rows: slice = slice(None)
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x, y and the augmentation's labels of step k: these rows of the global batch."""
-        x, y = self.data.batch(self.seed, k, rows, self.device)
-        x, a = self.data.augmented(x, self.seed, k, rows)
-        return x, y, a
-
     def sources(self, k: int) -> Tensor:
         """eps of the global batch of step k, as drawn."""
         size, where = (self.data.batch_size, *self.data.shape), self.device
@@ -116,20 +109,23 @@ class Training(pl.LightningModule):
         return self.source.batch(torch.randn(size, device=where, generator=draws), self.seed, k)
 
     def draw(
-        self, k: int, rows: slice
+        self, steps: range, rows: slice
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-        """x, y, eps, t and the augmentation's labels of step k, whoever asks for these rows."""
+        """x, y, eps, t and the augmentation's labels of these rows of the global batch of each
+        step, one step after another."""
         size, where = self.data.batch_size, self.device
-        x, y, a = self.examples(k, rows)
-        eps = self.sources(k)
+        x, y, a = self.data.batches(self.seed, steps, rows, where)
+        eps = [self.sources(k) for k in steps]
         if not self.coupling.independent:
-            eps = self.paired(k, eps)
-        u = self.time(size, generator(self.seed, "time", k, device=where))
+            eps = [self.paired(k, drawn) for k, drawn in zip(steps, eps, strict=True)]
+        u = [self.time(size, generator(self.seed, "time", k, device=where))[rows] for k in steps]
         if y is not None and not self.classifies:  # per sample, for classifier-free guidance
-            drop = torch.rand(size, generator=generator(self.seed, "label_dropout", k))[rows]
-            null = torch.full_like(y, self.data.classes)
-            y = torch.where((drop < self.options["label_dropout"]).to(where), null, y)
-        return x, y, eps[rows], self.objective.time(u)[rows], a
+            drawn = [
+                torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps
+            ]
+            drop = joined([d[rows] for d in drawn]) < self.options["label_dropout"]
+            y = torch.where(drop.to(where), torch.full_like(y, self.data.classes), y)
+        return x, y, joined([e[rows] for e in eps]), self.objective.time(joined(u)), a
 
     def paired(self, k: int, eps: Tensor) -> Tensor:
         """eps of the global batch in the order the coupling gives it; found once per step."""
@@ -142,7 +138,7 @@ class Training(pl.LightningModule):
 
     def match(self, k: int) -> tuple[Tensor, Tensor]:
         """The coupling of step k, and the transport cost with and without it: in a thread."""
-        x, y, _ = self.examples(k)
+        x, y, _ = self.data.batches(self.seed, range(k, k + 1), device=self.device)
         eps = self.sources(k)
         index = self.coupling(x, eps, y, self.seed, k)
         costs = transport_cost(x, eps[index]), transport_cost(x, eps)
@@ -155,8 +151,7 @@ class Training(pl.LightningModule):
         """
         share = self.data.batch_size // self.trainer.world_size
         rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
-        columns = list(zip(*(self.draw(k, rows) for k in steps), strict=True))
-        *batch, a = (c[0] if len(c) == 1 or c[0] is None else torch.cat(c) for c in columns)
+        *batch, a = self.draw(steps, rows)
         size, accumulate = share // self.options["accumulate"], self.options["accumulate"]
         count = accumulate * len(steps)
         cut = [

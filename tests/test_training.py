@@ -126,7 +126,7 @@ def test_a_run_averages_every_step(train, tmp_path):
 def test_loss_at_the_start_is_that_of_a_network_of_zeros():
     """The output is zero at first: E|v|^2 / d = E x^2 + 1, over s^2 + 1 at unit scale."""
     m = module(data={"batch_size": 8192})
-    x, y, eps, t, _ = m.draw(0, slice(None))
+    x, y, eps, t, _ = m.draw(range(0, 1), slice(None))
     loss = m.objective(m.net, x, y, eps, t).mean().item()
     wanted = (x.square().mean().item() + 1) / (m.data.std**2 + 1)
     assert loss == pytest.approx(wanted, rel=0.05)
@@ -157,22 +157,22 @@ def test_accumulated_micro_batches_give_the_same_update(parts):
 
 def test_draws_are_rows_of_one_global_batch():
     m = module(data={"conditional": True}, label_dropout=0.5)
-    whole = m.draw(3, slice(None))
-    for part, want in zip(m.draw(3, slice(8, 20))[:4], whole[:4], strict=True):
+    whole = m.draw(range(3, 4), slice(None))
+    for part, want in zip(m.draw(range(3, 4), slice(8, 20))[:4], whole[:4], strict=True):
         assert torch.equal(part, want[8:20])
-    assert not torch.equal(m.draw(4, slice(None))[2], whole[2])
+    assert not torch.equal(m.draw(range(4, 5), slice(None))[2], whole[2])
 
 
 def test_labels_are_dropped_per_sample_at_the_given_rate():
     m = module(data={"conditional": True, "batch_size": 4000}, label_dropout=0.1)
-    y = m.draw(0, slice(None))[1]
+    y = m.draw(range(0, 1), slice(None))[1]
     rate = (y == m.data.classes).float().mean().item()
     assert abs(rate - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
     assert 0 < y[: len(y) // 2].eq(m.data.classes).sum() < len(y) // 2
     assert set(y.tolist()) == set(range(m.data.classes + 1))
     for rate in (0.0, 1.0):
         m.options["label_dropout"] = rate
-        assert (m.draw(0, slice(None))[1] == m.data.classes).float().mean() == rate
+        assert (m.draw(range(0, 1), slice(None))[1] == m.data.classes).float().mean() == rate
 
 
 def test_learning_rate_warms_up_and_falls():
@@ -355,13 +355,12 @@ def test_a_picture_that_fails_does_not_end_the_run(train, tmp_path, monkeypatch,
 
 def spoil(monkeypatch, *steps):
     """Let the loss of these steps be NaN."""
-    draw = Training.draw
+    sources = Training.sources
 
-    def spoiled(self, k, rows):
-        x, *rest = draw(self, k, rows)
-        return (x * math.nan if k in steps else x), *rest
+    def spoiled(self, k):
+        return sources(self, k) * (math.nan if k in steps else 1)
 
-    monkeypatch.setattr(Training, "draw", spoiled)
+    monkeypatch.setattr(Training, "sources", spoiled)
 
 
 @pytest.mark.fault

@@ -1,6 +1,7 @@
 """What every data set offers to training, sampling and evaluation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -11,6 +12,12 @@ from torch import Tensor
 from fmdiff.errors import FmdiffError
 
 Batch = tuple[Tensor, Tensor | None]
+Batches = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,6 +93,16 @@ class Data(ABC):
         """The x of `batch` as a network that is told so may train on it: x changed at random, and
         labels (B, 9) float32 that say how; x itself and None without augmentation."""
         return x, None
+
+    def batches(self, seed: int, steps: range, rows: slice = slice(None), device="cpu") -> Batches:
+        """x, y and the augmentation's labels of `rows` of these steps, one step after another."""
+        drawn: list[Batches] = []
+        for k in steps:
+            plain, y = self.batch(seed, k, rows, device)
+            x, a = self.augmented(plain, seed, k, rows)
+            drawn.append((x, y, a))
+        columns = zip(*drawn, strict=True)
+        return tuple(None if c[0] is None else joined(c) for c in columns)  # type: ignore
 
     @abstractmethod
     def held_out(self, n: int, device="cpu") -> Batch:

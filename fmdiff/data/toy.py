@@ -6,13 +6,14 @@ mixture of equal Gaussians, and a YAML in configs/data; any other Gaussian mixtu
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.data.base import Batch, Data
+from fmdiff.data.base import Batch, Batches, Data, joined
 from fmdiff.data.mixture import components
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import BLOCK, generator
@@ -218,10 +219,22 @@ class Curves(Toy):
         """The noiseless point (n, 2) at u (n,) in [0, 1] of curve number label (n,)."""
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        label = self.draw_labels(n, generator)
-        u = torch.rand(n, generator=generator)
-        eps = torch.randn(n, 2, generator=generator)
+        return self._joined(n, [generator])
+
+    def _joined(self, n: int, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+        """`draw` by each generator, one after another; a curve of many points costs as few."""
+        label = joined([self.draw_labels(n, g) for g in generators])
+        u = joined([torch.rand(n, generator=g) for g in generators])
+        eps = joined([torch.randn(n, 2, generator=g) for g in generators])
         return self.curve(u, label).add_(eps, alpha=self.noise), label
+
+    def batches(self, seed: int, steps: range, rows: slice = slice(None), device="cpu") -> Batches:
+        x, label = self._joined(self.batch_size, [generator(seed, "data", k) for k in steps])
+        if rows != slice(None):
+            x, label = (
+                v.unflatten(0, (len(steps), -1))[:, rows].flatten(0, 1) for v in (x, label)
+            )
+        return *self.labelled(x, label, device), None
 
     def off_support(self, x: Tensor) -> Tensor:
         """Which of x (B, 2) lie farther than 4 noise from every curve: bool (B,).
