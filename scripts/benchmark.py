@@ -5,6 +5,7 @@ python scripts/benchmark.py sampling [--repeats 50]
 python scripts/benchmark.py frechet [--repeats 3]
 python scripts/benchmark.py training [--rounds 9] [--only toy,mnist,cifar]
 python scripts/benchmark.py solvers [--targets NAME,...] [--nfe 5,10,20,50] [--w 0,1,1.5,3,7]
+python scripts/benchmark.py networks --ckpt RUN,... [--nfe 5,10,20,50] [--w 1,2] [--fd 500]
 
 sampling: CPU time of one process with one thread, per evaluation of a field that returns its
 input, float32, 28 uniform steps along CondOT through fmdiff.sampling.integrate. The cases take
@@ -16,6 +17,7 @@ torchmetrics', torch-fidelity's and scipy's matrix root; the distances must agre
 training: a training step beside a bare loop, TorchCFM's and flow_matching's: benchmark_training.
 
 solvers: errors on exact fields at equal price, beside other packages: benchmark_solvers.
+networks: the same on trained networks, and their distance to real images: benchmark_networks.
 """
 
 import os
@@ -291,6 +293,19 @@ def training(rounds: int, only: str) -> None:
 # --- solvers --------------------------------------------------------------------------------
 
 
+def networks(ckpt: str, paths: str, nfe: str, w: str, n: int, fd: int) -> None:
+    from benchmark_networks import networks
+
+    networks(
+        ckpt.split(","),
+        paths.split(","),
+        [int(k) for k in nfe.split(",")],
+        [float(v) for v in w.split(",")],
+        n,
+        fd,
+    )
+
+
 def solvers(chosen: str, nfe: str, w: str, n: int) -> None:
     from benchmark_solvers import solvers
     from targets import TARGETS
@@ -323,6 +338,14 @@ def main() -> None:
     command.add_argument("--w", default="0,1,1.5,3,7", help="guidance; 0: all classes, 1: none")
     command.add_argument("--n", type=int, default=64, help="states a case")
     command.set_defaults(run=solvers)
+    command = commands.add_parser("networks", help="the same on trained networks")
+    command.add_argument("--ckpt", required=True, help="checkpoints or runs of images")
+    command.add_argument("--paths", default="condot,vp,edm")
+    command.add_argument("--nfe", default="5,10,20,50")
+    command.add_argument("--w", default="1,2")
+    command.add_argument("--n", type=int, default=16)
+    command.add_argument("--fd", type=int, default=0, help="samples judged; 0: none")
+    command.set_defaults(run=networks)
     options = vars(parser.parse_args())
     torch.set_num_threads(1)
     options.pop("run")(**options)

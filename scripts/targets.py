@@ -3,6 +3,7 @@
 measured on.
 
     case = targets.case("mixture64_1", "vp", w=3.0)
+    case = targets.network("outputs/mnist", "condot", w=2.0)
     targets.error(case, solver, 20)    RMS distance to the fine solution from the same start
 """
 
@@ -12,16 +13,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmdiff.exact import Mixture
 from fmdiff.field import Field, Straight
-from fmdiff.guidance import CFG
+from fmdiff.guidance import CFG, Unguided
+from fmdiff.loading import load
 from fmdiff.path import EDM, VP, CondOT, Path
 from fmdiff.randomness import noise
-from fmdiff.sampling import Plan, integrate, plan
+from fmdiff.sampling import Plan, integrate, plan, view
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.adaptive import Dopri5
+from fmdiff.solvers.runge_kutta import RK4
 
 PATHS = {"condot": CondOT(), "vp": VP(), "edm": EDM(0.002, 80.0, 7.0)}
 
@@ -80,6 +83,33 @@ def case(target: str, path: str, w: float, n: int = 64, tolerance: float = 1e-8)
     solver = Dopri5(tolerance, tolerance, 100_000)
     made = plan(straight, solver)
     start = straight.start(noise(0, n, field.shape, 0, "start").double(), made.times[0], 0, 0)
+    return Case(straight, start, solve(straight, solver, start, made))
+
+
+class Single(nn.Module):
+    """A network of float32 for states of float64."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return self.net(x_t.float(), t.float(), y).to(x_t.dtype)
+
+
+@functools.lru_cache
+def network(ckpt: str, path: str, w: float, n: int = 16) -> Case:
+    """The same of a trained network, sampled along `path`; fine is RK4 with 240 evaluations.
+
+    The network computes in float32. w = 1 is the class alone, w = 0 here no class at all.
+    """
+    net, solver = load(ckpt), RK4()
+    net.net = Single(net.net)
+    y = torch.full((n,), net.classes) if w == 0 else torch.arange(n) % net.classes
+    guided = (CFG(w) if w > 1 else Unguided())(net, y if net.classes else None)
+    straight = view(guided, "straight", PATHS[path])
+    made = plan(straight, solver, 60)
+    start = straight.start(noise(0, n, net.shape, 0, "start").double(), made.times[0], 0, 0)
     return Case(straight, start, solve(straight, solver, start, made))
 
 
