@@ -12,7 +12,7 @@ for name in "${names[@]}"; do
   fmdiff train experiment="$name" trainer.keep=null threads=1 out="$run" resume=last
   case $name in
   cifar10_cpu) steps=(1300 2600 3900) ;;
-  cifar10_dit_cpu) steps=(1700 3400 5100) ;;
+  cifar10_dit_cpu) steps=(1100 2200 3300) ;;
   *) steps=(last) ;;
   esac
   for step in "${steps[@]}"; do
