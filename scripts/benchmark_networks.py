@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import targets
 import torch
-from benchmark_solvers import OURS, Ask, Cell, our_errors, peers, table, their_errors
+from benchmark_solvers import FIXED, OURS, Ask, Cell, our_errors, peers, table, their_errors
 from torch import Tensor
 
 from fmdiff.build import named
@@ -25,9 +25,10 @@ from fmdiff.sampling import plan
 
 NEAR = 0.02
 FEW = [4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 40]  # evaluations tried
+JUDGED = ("euler", "midpoint", "heun", "rk4", "adams", "dpmpp_2m", "unipc", "deis", FIXED)
 THEIRS = (
-    *("torchdiffeq heun2, straight", "diffusers DPM++ 2", "diffusers UniPC 2", "diffusers DEIS 3"),
-    *("k-diffusion lms", "azula vAB 3"),
+    *("torchdiffeq rk4, straight", "diffusers DPM++ 2", "diffusers UniPC 2", "k-diffusion lms"),
+    "azula vAB 3",
 )
 
 
@@ -56,7 +57,8 @@ def frechet(ckpt: str, path: str, w: float, n: int) -> None:
         return next(iter(of.results().values())).value
 
     fine, methods = distance(case.truth), {}
-    for name, (solver, schedule) in OURS.items():
+    for name in JUDGED:
+        solver, schedule = OURS[name]
 
         def ours(nfe: int, solver=solver, schedule=schedule) -> Tensor | None:
             with suppress(FmdiffError):

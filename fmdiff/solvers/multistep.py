@@ -26,6 +26,9 @@ def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.nda
     return [(s - t) / 2 * (b @ w) for b in basis]
 
 
+MANY = 13  # steps from which the limit is relaxed
+
+
 class Row(NamedTuple):
     """What one step needs to know of the grid."""
 
@@ -36,6 +39,7 @@ class Row(NamedTuple):
 
 class State(NamedTuple):
     rows: list[Row]  # of this step and those to come
+    limit: float | None
     differences: tuple[Tensor, ...] = ()  # v_t, v[t, t'], v[t, t', t''], ... of the last step
     last: tuple[Tensor, Tensor, Tensor | None] | None = None  # its x_t, slope, and slope's size
 
@@ -55,10 +59,11 @@ class Adams:
     solver that takes those first steps (with RK4 the full order). lower_order_final: the order is
     at most the number of steps left.
 
-    limit: strong guidance changes v so fast that high terms blow up. Where the field is guided, a
-    sample's terms must fall: |D_k| <= limit max(|D_{k-1}|, limit |D_{k-2}|, ...). At the first
-    one that does not the predictor stops, and the corrector takes of it what is allowed and stops.
-    null: the classical method everywhere.
+    limit: trained networks are rough and strong guidance changes v fast, and there high terms blow
+    up. So a sample's terms must fall: |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At the first one
+    that does not the predictor stops, and the corrector takes of it what is allowed and stops.
+    c = limit max(1, S / 13), S steps in all: what many steps resolve is trusted more. null: the
+    classical method.
 
     Raises FmdiffError for an option out of range.
     """
@@ -112,25 +117,25 @@ class Adams:
                     behind[i, :known].tolist(),
                 )
             )
-        return State(rows)
+        limit = None if self.limit is None else self.limit * max(1, steps / MANY)
+        return State(rows, limit)
 
     def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
-        (row, *rows), old, last = state or self.begin(torch.stack([t, s]))
+        (row, *rows), limit, old, last = state or self.begin(torch.stack([t, s]))
         if self.start and len(old) < self.order - 1:
             first = Recorded(field)
             x, _ = self.start.step(first, x, t, s, None, noise)
-            return x, State(rows, _differences(first.slope, old, row.gaps))
+            return x, State(rows, limit, _differences(first.slope, old, row.gaps))
         v = field(x, t)
         new = _differences(v, old, row.gaps)
-        limit, sizes = None, []
-        if self.limit is not None and getattr(field, "branches", 1) > 1:
-            limit = self.limit
+        sizes = []
+        if limit is not None:
             sizes = [torch.linalg.vector_norm(d.flatten(1), dim=1) for d in new]
         if self.corrector and last:
             before, slope, size = last
             x = _sum(before, (slope, *new[1:]), row.behind, limit, [size, *sizes[1:]], True)
         ahead = _sum(x, new, row.ahead, limit, sizes, False)
-        return ahead, State(rows, new, (x, v, sizes[0] if sizes else None))
+        return ahead, State(rows, limit, new, (x, v, sizes[0] if sizes else None))
 
 
 def _differences(v: Tensor, old: tuple[Tensor, ...], gaps: list[float]) -> tuple[Tensor, ...]:
