@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from fmdiff import __version__, help
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff.errors import FmdiffError, exhausted, nearest
 
 COMMANDS: dict[str, Callable[..., None]] = {}
 REPORTED = ("train", "sample", "evaluate")  # commands after which report.html is written
 OUTCOMES = {
     0: "ok",
-    1: "bug",
+    1: "failed",
     2: "user error",
     3: "diverged",
     130: "interrupted",
     143: "interrupted",
 }
+PIPE = 128 + 13  # nobody reads what is printed: SIGPIPE
 # what starting the other processes of a run leaves behind
 LAUNCH_VARIABLES = (
     "LOCAL_RANK",
@@ -165,6 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     # torch's own use of it, in forward-mode derivatives
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     argv = sys.argv[1:] if argv is None else argv
+    for stream in ("stdout", "stderr"):  # closed by the shell
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -174,9 +178,11 @@ def main(argv: list[str] | None = None) -> int:
         code = error.code
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `fmdiff ... | head`: nobody reads on
+    except OSError as error:  # of stdout: `fmdiff ... | head`, a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = PIPE if isinstance(error, BrokenPipeError) else 1
+        if code == 1:
+            print(f"fmdiff: {exhausted(error, '') or error}", file=sys.stderr)
     return code
 
 
@@ -285,15 +291,19 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
         log.error("fmdiff %s: interrupted", name)
         code = 130
     except BrokenPipeError:
-        code = 141
-    except Exception:
-        log.exception("fmdiff %s: this is a bug", name)
+        code = PIPE
+    except Exception as error:
+        if said := exhausted(error, name):
+            saved = f"; {run.saved()}" if name == "train" and run is not None else ""
+            log.error("fmdiff %s: %s%s", name, said, saved)
+        else:
+            log.exception("fmdiff %s: this is a bug", name)
         code = 1
     finally:
         if run is not None:
-            if code not in (1, 2) and run.lock is not None:
+            if code not in (1, 2, PIPE) and run.lock is not None:
                 _report(name, run.folder)
-            run.close(discard=code == 2)
+            run.close(discard=code in (2, PIPE))
     return code
 
 

@@ -71,6 +71,15 @@ def plan(
     return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
 
 
+def check_steps(solver, steps: int | None) -> None:
+    """Raises FmdiffError for a number of steps given to a solver that chooses them."""
+    if steps is not None and getattr(solver, "adaptive", False):
+        raise FmdiffError(
+            f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
+            "solver.atol; leave steps out, or choose rk4"
+        )
+
+
 def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
     """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
     best = laid_out(1)
