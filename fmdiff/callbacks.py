@@ -1,12 +1,9 @@
-"""What happens between optimiser steps: reports, pictures, checkpoints, signals."""
+"""What happens between optimiser steps: reports, pictures, checkpoints."""
 
 import csv
 import io
 import logging
 import math
-import os
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from fmdiff import checkpoint, plots, reconstruction
 from fmdiff.clock import PARTS
 from fmdiff.cost import operations, peak
 from fmdiff.data.images import to_uint8
-from fmdiff.errors import FmdiffError, Interrupted
+from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 from fmdiff.results import MORE
 from fmdiff.sampling import generate
@@ -349,50 +346,3 @@ class Profile(Callback):
             self.profiler.stop()
             if self.batches < self.BEFORE + self.MEASURED:
                 log.warning("profile=true: no trace, the run was too short for one")
-
-
-class Stop(Callback):
-    """Signals and the time limit: the flag is looked at between steps, on all ranks together.
-
-    The second Ctrl-C stops at once.
-    """
-
-    TIME = 1000  # larger than any signal's number
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.flag = seconds, 0
-        self.before: dict[int, Any] = {}
-
-    def on_train_start(self, trainer, module) -> None:
-        self.begin = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, self._received)
-
-    def _received(self, number: int, frame) -> None:
-        if self.flag == number == signal.SIGINT:
-            os._exit(130)
-        self.flag = number
-        print("\nsaving, then stopping", file=sys.stderr)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
-            self.flag = self.flag or self.TIME
-        if trainer.world_size > 1:
-            flag = torch.tensor(self.flag, device=module.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.flag = int(flag)
-        if self.flag:
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer, module) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def conclude(self, step: int, folder: Path) -> None:
-        """Raise Interrupted if a signal ended the run."""
-        if self.flag and self.flag != self.TIME:
-            raise Interrupted(
-                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
-                f"go on with fmdiff train resume={folder}",
-                self.flag,
-            )
