@@ -26,6 +26,14 @@ def pick(name: str) -> torch.device:
     return device
 
 
+def enough(where: torch.device, count: int, key: str) -> None:
+    """Raises FmdiffError where this machine has not `count` devices for the option `key`."""
+    if where.index is not None and count > 1:
+        raise FmdiffError(f"device={where} is one device: {key} must be 1")
+    if where.type == "cuda" and count > torch.cuda.device_count():
+        raise FmdiffError(f"{key}={count}: this machine has {torch.cuda.device_count()}")
+
+
 def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
     """The rule for `threads=null`: one for tiny networks, else all cores.
 

@@ -22,8 +22,12 @@ class Diverged(FmdiffError):
     code = 3
 
 
+class Died(Failed):
+    """Another process of the run came to its end before its time. Exit 1."""
+
+
 class Interrupted(FmdiffError):
-    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 143)."""
+    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 138, 143)."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -14,7 +14,7 @@ OUTPUTS = Path("outputs")
 # keys that do not make a run another run
 INCIDENTAL = frozenset(
     {"resume", "out", "overwrite", "device", "threads", "plan", "profile"}
-    | {"trainer.max_steps", "trainer.max_time", "trainer.progress"}
+    | {"trainer.max_steps", "trainer.max_time", "trainer.progress", "trainer.devices"}
 )
 # keys a resumed run may change; the change is logged
 CHANGEABLE = INCIDENTAL | {
