@@ -83,6 +83,7 @@ def prepared(cfg) -> tuple[Training, torch.device]:
     if not isinstance(net, nn.Module):
         raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
+    coupling.check(data.batch_size // max(1, data.classes), data.shape)
     source = build(settings["source"])
     source.check(data.shape)
     source.prepare()
@@ -193,7 +194,9 @@ def train(cfg, folder: Path) -> None:
                 for group in ("data", "path", "model", "objective")
             )
             parameters = sum(p.numel() for p in net.parameters())
-            log.info("%s; %s parameters; writing to %s", shown, f"{parameters:,}", folder)
+            log.info(
+                "%s; %s parameters, on %s; writing to %s", shown, f"{parameters:,}", where, folder
+            )
         try:
             trainer.fit(module, Chunks(module.step, options["max_steps"], size))
         finally:

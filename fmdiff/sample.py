@@ -71,7 +71,7 @@ def sample(cfg, folder: Path) -> None:
         chosen["solver"],
         *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
     )
-    print(f"{n} samples, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
+    print(f"{n} samples on {where}, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
     bar = Bar(n)
     begin = time.perf_counter()
     samples = generate(

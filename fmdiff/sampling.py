@@ -55,7 +55,7 @@ def plan(
     Raises FmdiffError when steps and nfe are both given, or nfe does not pay for one step.
     """
     if solver.stochastic:
-        need_gaussian(field, "a stochastic solver (heun and the other ODE solvers do not)")
+        need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
     if nfe is None:
         return _laid_out(field, solver, steps, schedule, final, trajectory)
     if steps is not None:
