@@ -18,6 +18,7 @@ from fmdiff import checkpoint, device, processes, schema, speed
 from fmdiff.build import build
 from fmdiff.callbacks import Checkpoints, Judged, Log, Pictures, Profile
 from fmdiff.errors import FmdiffError
+from fmdiff.help import word
 from fmdiff.path import from_spec
 from fmdiff.randomness import key
 from fmdiff.run import write_config
@@ -203,7 +204,7 @@ def train(cfg, folder: Path) -> None:
             module.ahead.close()
         stop.conclude(module.step, folder)
         if trainer.is_global_zero:
-            log.info("%d steps done; next: fmdiff sample ckpt=%s", module.step, folder)
+            log.info("%d steps done; next: fmdiff sample %s", module.step, word("ckpt", folder))
 
 
 def logger(folder: Path, name: str):

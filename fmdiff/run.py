@@ -26,6 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
+from fmdiff.help import word
 from fmdiff.resume import (
     INCIDENTAL,
     OUTPUTS,
@@ -106,7 +107,7 @@ class Run:
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         if not numbered:
             return "there is no checkpoint yet"
-        return f"{numbered[-1]} is kept: go on with fmdiff train resume={self.folder}"
+        return f"{numbered[-1]} is kept: go on with fmdiff train {word('resume', self.folder)}"
 
     def close(self, discard: bool = False) -> None:
         """Let go of the folder; `discard` leaves all as it was, if nothing came of the run."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 
 from fmdiff import signals
 from fmdiff.errors import Interrupted
+from fmdiff.help import word
 
 
 class Stop(Callback):
@@ -69,6 +70,6 @@ class Stop(Callback):
         if self.flag and self.flag != self.TIME:
             raise Interrupted(
                 f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
-                f"go on with fmdiff train resume={folder}",
+                f"go on with fmdiff train {word('resume', folder)}",
                 self.flag,
             )
