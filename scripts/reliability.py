@@ -1,6 +1,7 @@
 """docs/reliability.md: what fmdiff prints to 50 bad inputs and faults, run anew (3 minutes).
 
-python scripts/reliability.py
+python scripts/reliability.py           all rows
+python scripts/reliability.py 26 47     these alone
 """
 
 import contextlib
@@ -16,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import lightning.pytorch  # noqa: F401  so that no forked process has to import it
 import torch
-from faults import RUNS, Case, Row, prepared
-from test_faults import DOCUMENT, PROMISES, ROWS, begin, in_process, shell
+from faults import PROMISES, RUNS, Case, Row, prepared
+from test_faults import DOCUMENT, ROWS, begin, in_process, shell
 
 from fmdiff import cli
 
@@ -51,11 +52,7 @@ def forked(case: Case) -> tuple[int, str]:
 
 def tried(row: Row, runs: Path) -> str:
     """The section of a row: its lines, run one after the other in a copy of the runs."""
-    parts = (
-        [f"### {row.number}. {row.title}\n", row.note]
-        if row.note
-        else [f"### {row.number}. {row.title}\n"]
-    )
+    parts = [f"### {row.number}. {row.title}", *filter(None, [row.note])]
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "here")
         with contextlib.chdir(shutil.copytree(runs, folder)):
@@ -70,11 +67,13 @@ def tried(row: Row, runs: Path) -> str:
                 parts.append(f"{how}```\n$ {case.line}\n{said.rstrip()}\nexit {code}\n```")
     if row.tests:
         parts.append("Tests: " + ", ".join(f"`{test}`" for test in row.tests))
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
+def main(numbers: list[int]) -> None:
     torch.set_num_threads(1)
+    before = re.split(r"(?=^### \d+\. )", DOCUMENT.read_text(), flags=re.M) if numbers else []
+    sections = dict(zip(range(1, 51), before[1:], strict=False))
     text = [HEAD, "## Promises\n"]
     for promise, tests in PROMISES.items():
         text.append(f"- {promise} " + ", ".join(f"`{test}`" for test in tests))
@@ -83,9 +82,11 @@ def main() -> None:
     text.append("```\n")
     with tempfile.TemporaryDirectory() as runs:
         begin(Path(runs))
-        text += [tried(row, Path(runs)) for row in ROWS]
-    DOCUMENT.write_text("\n".join(text))
+        for row in ROWS:
+            if not numbers or row.number in numbers:
+                sections[row.number] = tried(row, Path(runs)) + "\n" * (row.number < 50)
+                DOCUMENT.write_text("\n".join([*text, "".join(sections.values())]))
 
 
 if __name__ == "__main__":
-    main()
+    main([int(number) for number in sys.argv[1:]])

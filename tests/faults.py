@@ -209,3 +209,59 @@ def prepared(case: Case):
             if hasattr(context, "__enter__"):
                 stack.enter_context(context)
         yield
+
+
+# What fmdiff promises, and the tests that show it
+PROMISES = {
+    "Killed at any step by SIGTERM or Ctrl-C, in one process or several, a run that is resumed "
+    "ends with the same weights, averages, optimiser, figures and pictures as one that was not, "
+    "bit for bit.": (
+        "test_training::test_a_signal_saves_and_the_rest_is_bit_identical",
+        "test_processes::test_a_signal_at_any_step_saves_and_the_rest_is_bit_identical",
+    ),
+    "kill -9 at any instant leaves no newest checkpoint that cannot be read, and a full disk "
+    "never costs the one before.": (
+        "test_checkpoint::test_thirty_kills",
+        "test_checkpoint::test_a_full_disk_leaves_the_old_file_and_says_why",
+        "test_training::test_killed_in_mid_run_the_same_command_ends_bit_identically",
+    ),
+    "A damaged checkpoint is said to be damaged and is never loaded; resume=last falls back to "
+    "the newest good one and says so.": (
+        "test_checkpoint::test_truncation_is_named",
+        "test_checkpoint::test_no_flipped_byte_gives_other_content",
+        "test_checkpoint::test_newest_good_goes_by_step_and_falls_back",
+    ),
+    "No code in a checkpoint, in statistics or in weights is run.": (
+        "test_checkpoint::test_code_in_a_checkpoint_is_never_run",
+        "test_commands::test_code_named_by_a_checkpoint_is_not_run",
+        "test_reference::test_pickles_are_refused_and_not_run",
+        "test_inception::test_a_saved_object_is_refused_and_not_run",
+    ),
+    "Sample i of a seed begins with the same noise in batches of any size; what comes of it is "
+    "the same within 1e-4, and one level of a pixel in a thousand.": (
+        "test_commands::test_samples_do_not_depend_on_the_batch_size",
+        "test_randomness::test_a_row_of_noise_depends_on_its_index_alone",
+    ),
+    "A loss or gradient that is not finite ends the run with exit code 3, its step and seed "
+    "named and the checkpoints before it kept; trainer.skip_nonfinite=N lets N steps pass.": (
+        "test_training::test_a_loss_that_is_not_finite_ends_the_run",
+        "test_training::test_some_steps_may_be_skipped",
+    ),
+    "Solvers have the order they say, and cost what they say; every SDE keeps the marginals.": (
+        "test_solvers::test_measured_order",
+        "test_exponential::test_measured_order",
+        "test_stochastic::test_weak_order",
+        "test_stochastic::test_every_sde_keeps_the_marginals",
+        "test_solvers::test_price_is_what_is_counted",
+    ),
+    "Exit codes are those above, and no bad input shows a traceback or writes a file.": (
+        "test_cli::test_exit_code",
+        "test_faults::test_fault",
+    ),
+    "The same command and seed give the same bytes of metrics.csv, times apart, and pictures.": (
+        "test_training::test_equal_seeds_give_equal_runs_and_others_do_not",
+        "test_commands::test_equal_seeds_give_equal_bytes",
+    ),
+    "A sweep goes on after a job that failed, prints how each ended, and exits with the largest "
+    "code.": ("test_cli::test_sweep_goes_on_after_a_failed_job",),
+}
