@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import math
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fmdiff import cli, schema
 from fmdiff.compose import config_folder, key_of, parse
-from fmdiff.errors import Diverged, FmdiffError, Interrupted
+from fmdiff.errors import Diverged, Failed, FmdiffError, Interrupted
 
 # a choice of each group the commands name, should fmdiff have none of that name
 STAND_INS = (
@@ -387,6 +388,9 @@ def test_openmp_spinning_is_bounded(fmdiff, calls, monkeypatch):
         (Interrupted("saved", signal.SIGINT), 130),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 141),
+        (Failed("no room"), 1),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (MemoryError("no memory"), 1),
         (ZeroDivisionError("oops"), 1),
     ],
 )
@@ -394,13 +398,16 @@ def test_exit_code(fmdiff, monkeypatch, tmp_path, error, code):
     raising(monkeypatch, error)
     given, _, err = fmdiff("train", "out=run")
     assert given == code
-    assert err.count("Traceback") == (code == 1) and err.count(str(error) or "fmdiff") <= 1
-    # a user error, and an interruption with nothing to save, leave nothing behind
-    empty = code == 2 or isinstance(error, KeyboardInterrupt)
+    assert err.count("Traceback") == isinstance(error, ZeroDivisionError)
+    assert err.count(str(error) or "fmdiff") <= 1
+    # a user error, and an end with nothing to save, leave nothing behind
+    empty = code in (2, 141) or isinstance(error, KeyboardInterrupt)
     assert (tmp_path / "run").exists() != empty
     if isinstance(error, FmdiffError):
         assert err == f"fmdiff train: {error}\n"
-    if not empty and code != 141:
+    if isinstance(error, OSError | MemoryError) and not empty:
+        assert "there is no checkpoint yet" in err and "this is a bug" not in err
+    elif not empty:
         assert str(error) in (tmp_path / "run" / "train.log").read_text()
 
 
@@ -436,7 +443,7 @@ def test_sweep_goes_on_after_a_failed_job(fmdiff, monkeypatch, tmp_path):
     code, out, err = fmdiff("train", "-m", "seed=0,1,2,3", "out=s")
     assert code == 3 and err.count("Traceback") == 1
     results = [re.split("  +", row)[1] for row in out.splitlines()[-4:]]
-    assert results == ["bug", "diverged", "ok", "user error"]
+    assert results == ["failed", "diverged", "ok", "user error"]
     jobs = [json.loads(line) for line in (tmp_path / "s" / "jobs.jsonl").read_text().splitlines()]
     assert [job[2] for job in jobs] == [1, 3, 0, 2]
 
