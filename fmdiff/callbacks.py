@@ -1,12 +1,11 @@
-"""What happens between optimiser steps: reports, pictures, checkpoints, signals."""
+"""What happens between optimiser steps: reports, pictures, checkpoints."""
 
+import contextlib
 import csv
 import io
 import logging
 import math
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fmdiff import checkpoint, plots, reconstruction
 from fmdiff.clock import PARTS
 from fmdiff.cost import operations, peak
 from fmdiff.data.images import to_uint8
-from fmdiff.errors import FmdiffError, Interrupted
+from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 from fmdiff.results import MORE
 from fmdiff.sampling import generate
@@ -120,20 +119,24 @@ class Log(Callback):
         split = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
         if self.utilisation:
             split["utilisation"] = self.utilisation * speed
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writerow(
-                {
-                    "step": module.step,
-                    **{k: f"{v:.7g}" for k, v in values.items()},
-                    "seconds": f"{now - self.begin:.3f}",
-                    "samples_per_second": f"{speed:.1f}",
-                    **{k: f"{v:.4g}" for k, v in split.items()},
-                }
-            )
+        row = {
+            "step": module.step,
+            **{k: f"{v:.7g}" for k, v in values.items()},
+            "seconds": f"{now - self.begin:.3f}",
+            "samples_per_second": f"{speed:.1f}",
+            **{k: f"{v:.4g}" for k, v in split.items()},
+        }
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        except OSError as error:  # a full disk is no reason to stop
+            os.truncate(self.path, size)
+            log.warning("step %d is not in %s: %s", module.step, self.path.name, error)
         if trainer.logger:
             logged = {**values, "samples_per_second": speed, **split}
-            trainer.logger.log_metrics(logged, step=module.step)
+            with contextlib.suppress(OSError):
+                trainer.logger.log_metrics(logged, step=module.step)
         line = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(line)
@@ -200,9 +203,12 @@ class Pictures(Callback):
         n = 64 if images else 2000
         try:
             samples = generate(module.field(), n, steps=14, device=module.device)
-        except FmdiffError as error:  # a picture is not worth a run
+            self.draw(trainer, module, samples)
+        except (FmdiffError, OSError) as error:  # a picture is not worth a run
             log.warning("no picture at step %d: %s", module.step, error)
-            return
+
+    def draw(self, trainer, module, samples) -> None:
+        images = len(module.data.shape) == 3
         if images:
             y = None if samples.y is None else samples.y.tolist()
             picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
@@ -255,9 +261,13 @@ class Judged(Callback):
         module.measured = {name: metric.value for name, metric in found.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in module.measured.items())
         log.info("step %d: %s", module.step, shown)
-        if self.by is not None and (rank := self._rank(module.measured[self.by])) < self.best:
-            self.best = rank
+        if self.by is None or (rank := self._rank(module.measured[self.by])) >= self.best:
+            return
+        try:
             checkpoint.write(self.folder / "best.ckpt", module.content())
+            self.best = rank
+        except OSError as error:
+            log.warning("step %d was not saved as best.ckpt: %s", module.step, error)
 
     def _rank(self, value: float) -> float:
         """Less is better."""
@@ -349,50 +359,3 @@ class Profile(Callback):
             self.profiler.stop()
             if self.batches < self.BEFORE + self.MEASURED:
                 log.warning("profile=true: no trace, the run was too short for one")
-
-
-class Stop(Callback):
-    """Signals and the time limit: the flag is looked at between steps, on all ranks together.
-
-    The second Ctrl-C stops at once.
-    """
-
-    TIME = 1000  # larger than any signal's number
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.flag = seconds, 0
-        self.before: dict[int, Any] = {}
-
-    def on_train_start(self, trainer, module) -> None:
-        self.begin = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, self._received)
-
-    def _received(self, number: int, frame) -> None:
-        if self.flag == number == signal.SIGINT:
-            os._exit(130)
-        self.flag = number
-        print("\nsaving, then stopping", file=sys.stderr)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
-            self.flag = self.flag or self.TIME
-        if trainer.world_size > 1:
-            flag = torch.tensor(self.flag, device=module.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.flag = int(flag)
-        if self.flag:
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer, module) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def conclude(self, step: int, folder: Path) -> None:
-        """Raise Interrupted if a signal ended the run."""
-        if self.flag and self.flag != self.TIME:
-            raise Interrupted(
-                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
-                f"go on with fmdiff train resume={folder}",
-                self.flag,
-            )

@@ -14,32 +14,25 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fmdiff import __version__, help
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff import __version__, help, processes, signals
+from fmdiff.errors import Diverged, FmdiffError, Interrupted, exhausted, nearest
 
 COMMANDS: dict[str, Callable[..., None]] = {}
 REPORTED = ("train", "sample", "evaluate")  # commands after which report.html is written
 OUTCOMES = {
     0: "ok",
-    1: "bug",
+    1: "failed",
     2: "user error",
     3: "diverged",
     130: "interrupted",
+    138: "interrupted",
     143: "interrupted",
 }
-# what starting the other processes of a run leaves behind
-LAUNCH_VARIABLES = (
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "PL_GLOBAL_SEED",
-)
+PIPE = 128 + 13  # nobody reads what is printed: SIGPIPE
 
 log = logging.getLogger("fmdiff")
 
@@ -159,12 +152,16 @@ def report(cfg: Any) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit code (0 ok, 1 bug, 2 user error, 3 diverged, 130, 143)."""
+    """Run a command line; the exit code: a key of OUTCOMES, or 141 for a closed pipe."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "20000"  # idle threads must not keep the cores busy
     # torch's own use of it, in forward-mode derivatives
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     argv = sys.argv[1:] if argv is None else argv
+    for stream in ("stdout", "stderr"):  # closed by the shell
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+    processes.adopt_srun()
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -172,11 +169,15 @@ def main(argv: list[str] | None = None) -> int:
         where = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
         print(f"fmdiff{where}: {error}", file=sys.stderr)
         code = error.code
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # `fmdiff ... | head`: nobody reads on
+    except KeyboardInterrupt as error:
+        code = getattr(error, "code", 130)
+    except OSError as error:  # of stdout: `fmdiff ... | head`, a full disk
+        code = PIPE if isinstance(error, BrokenPipeError) else 1
+        if code == 1:
+            if not (said := exhausted(error, "")):
+                raise
+            print(f"fmdiff: {said}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     return code
 
 
@@ -191,7 +192,7 @@ def _dispatch(argv: list[str]) -> int:
         what = "flag before the command" if argv[0].startswith("-") else "command"
         raise FmdiffError(f"unknown {what} {argv[0]!r}; {nearest(argv[0], COMMANDS)}")
     elif argv[1:2] == ["--worker"]:
-        return _worker(argv[0], Path(argv[2]))
+        return _worker(argv[0], Path(argv[2]), *map(int, argv[3:]))
     else:
         return _hydra(argv[0], argv[1:])
     return 0
@@ -268,69 +269,59 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
     from fmdiff.run import open_run
 
     function, run, code = COMMANDS[name], None, 0
-    try:
-        if cfg.get("plan"):
-            function(cfg, None)
-        elif "folder" in inspect.signature(function).parameters:
-            run = open_run(cfg, name, overrides)
-            with _launching(name, run.folder):
+    nothing = False  # came of it
+    with signals.handled(signals.end):
+        try:
+            if cfg.get("plan"):
+                function(cfg, None)
+            elif "folder" in inspect.signature(function).parameters:
+                processes.settle(cfg)
+                run = open_run(cfg, name, overrides)
                 function(cfg, run.folder)
-        else:
-            function(cfg)
-        sys.stdout.flush()
-    except FmdiffError as error:
-        log.error("fmdiff %s: %s", name, error)
-        code = error.code
-    except KeyboardInterrupt:
-        log.error("fmdiff %s: interrupted", name)
-        code = 130
-    except BrokenPipeError:
-        code = 141
-    except Exception:
-        log.exception("fmdiff %s: this is a bug", name)
-        code = 1
-    finally:
-        if run is not None:
-            if code not in (1, 2) and run.lock is not None:
-                _report(name, run.folder)
-            run.close(discard=code == 2)
+            else:
+                function(cfg)
+            sys.stdout.flush()
+        except FmdiffError as error:
+            code = error.code
+            if processes.rank() and isinstance(error, Interrupted | Diverged):
+                code = 0  # rank 0 says it, once it has saved
+            else:
+                log.error("fmdiff %s: %s", name, error)
+            nothing = code == 2
+        except KeyboardInterrupt as error:
+            code, nothing = getattr(error, "code", 130), True
+            log.error("fmdiff %s: %s", name, str(error) or "interrupted")
+        except BrokenPipeError:
+            code, nothing = PIPE, True
+        except Exception as error:
+            if said := exhausted(error, name):
+                saved = f"; {run.saved()}" if name == "train" and run is not None else ""
+                log.error("fmdiff %s: %s%s", name, said, saved)
+            else:
+                log.exception("fmdiff %s: this is a bug", name)
+            code = 1
+        finally:
+            processes.leave()
+            if run is not None:
+                if code != 1 and not nothing and run.lock is not None:
+                    _report(name, run.folder)
+                run.close(discard=nothing)
     return code
 
 
-@contextlib.contextmanager
-def _launching(name: str, folder: Path) -> Iterator[None]:
-    """Lightning starts a run's other processes by sys.argv: make it `NAME --worker FOLDER`.
-
-    It would add Hydra's own arguments, so Hydra seems absent meanwhile; afterwards all it set is
-    put back, so that the next job of a sweep starts its processes anew.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    argv, settings = sys.argv, HydraConfig.instance().cfg
-    environment = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
-    sys.argv = [argv[0], name, "--worker", str(folder)]
-    HydraConfig.instance().cfg = None
-    try:
-        yield
-    finally:
-        sys.argv, HydraConfig.instance().cfg = argv, settings
-        distributed = sys.modules.get("torch.distributed")
-        if distributed and distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
-        for variable, value in environment.items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
-
-
-def _worker(name: str, folder: Path) -> int:
-    """Another process of a run that is open already; rank 0 reports what goes wrong in all."""
+def _worker(name: str, folder: Path, parent: int | None = None) -> int:
+    """Another process of a run that is open already; rank 0 says what goes wrong in all."""
     from fmdiff.resume import load_config
 
-    # Lightning kills rank 0 when another process fails, before rank 0 has said why
-    with contextlib.suppress(FmdiffError, KeyboardInterrupt):
-        COMMANDS[name](load_config(folder), folder)
+    if parent is not None:
+        processes.end_with(parent)
+    with signals.handled(signals.end):
+        try:
+            COMMANDS[name](load_config(folder), folder)
+        except (Interrupted, Diverged):  # as all ranks have agreed
+            return 0
+        finally:
+            processes.leave()
     return 0
 
 

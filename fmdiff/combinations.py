@@ -135,7 +135,20 @@ EVALUATE = (
         "model=data has no field to evaluate: choose exact or empirical, or give ckpt=RUN",
     ),
 )
-REFUSALS = {"train": TRAIN, "sample": SAMPLE, "evaluate": EVALUATE}
+REAL_DATA = (  # likelihood and invert
+    *SAMPLE[:4],
+    Refusal(
+        lambda c: c.ckpt is not None and c.path is not None,
+        "path={choices[path]} goes with model=; ckpt={ckpt} has its own",
+    ),
+)
+REFUSALS = {
+    "train": TRAIN,
+    "sample": SAMPLE,
+    "evaluate": EVALUATE,
+    "likelihood": REAL_DATA,
+    "invert": REAL_DATA,
+}
 
 
 def check(command: str, cfg: DictConfig) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Generator, Tensor
 
+from fmdiff.device import memory
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 
@@ -39,6 +40,15 @@ class Coupling(ABC):
             index[places] = places[pairs.to(x.device)]
         return index
 
+    def check(self, n: int, shape: tuple[int, ...]) -> None:
+        """Raise FmdiffError where pairs of n samples of this shape exceed the memory."""
+        need, has = 24 * n * n, memory()  # three matrices of float64
+        if need > has:
+            raise FmdiffError(
+                f"data.batch_size={n}: to pair {n:,} samples takes {need / 1e9:,.0f} GB, and this "
+                f"machine has {has / 1e9:,.0f} GB; choose a smaller one, or coupling=independent"
+            )
+
     @abstractmethod
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
         """Row of eps (n, d) for each row of x (n, d): (n,) int64."""
@@ -48,6 +58,9 @@ class Independent(Coupling):
     """eps as it was drawn."""
 
     independent = True
+
+    def check(self, n: int, shape: tuple[int, ...]) -> None:
+        pass
 
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
         return torch.arange(len(x))
@@ -65,6 +78,10 @@ class OT(Coupling):
     """
 
     FEW = 96  # points for which the plain search is as fast
+
+    def check(self, n: int, shape: tuple[int, ...]) -> None:
+        if torch.Size(shape).numel() > 1:  # on the line there is no matrix
+            super().check(n, shape)
 
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
         if x.shape[1] == 1:

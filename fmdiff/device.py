@@ -1,6 +1,8 @@
 """Which device and how many threads a command computes with."""
 
+import contextlib
 import os
+from pathlib import Path
 
 import torch
 
@@ -24,6 +26,25 @@ def pick(name: str) -> torch.device:
             "choose device=cpu or device=auto"
         )
     return device
+
+
+def memory() -> int:
+    """Bytes of main memory: this machine's, or what a control group leaves of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
+
+
+def enough(where: torch.device, count: int, key: str) -> None:
+    """Raises FmdiffError where this machine has not `count` devices for the option `key`."""
+    if where.index is not None and count > 1:
+        raise FmdiffError(f"device={where} is one device: {key} must be 1")
+    if where.type == "cuda" and count > torch.cuda.device_count():
+        raise FmdiffError(
+            f"{key}={count}: this machine has {torch.cuda.device_count()} CUDA devices; choose "
+            f"that many at most, or device=cpu"
+        )
 
 
 def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:

@@ -1,10 +1,19 @@
 """The errors a user can cause or must hear about; the rest are bugs and keep their traceback."""
 
+import errno
+import re
+
 
 class FmdiffError(Exception):
     """A bad input: one sentence naming the option, what was given and what is allowed. Exit 2."""
 
     code = 2
+
+
+class Failed(FmdiffError):
+    """Neither the input nor fmdiff is wrong, but it cannot be done: no memory, no room. Exit 1."""
+
+    code = 1
 
 
 class Diverged(FmdiffError):
@@ -13,12 +22,42 @@ class Diverged(FmdiffError):
     code = 3
 
 
+class Died(Failed):
+    """Another process of the run came to its end before its time. Exit 1."""
+
+
 class Interrupted(FmdiffError):
-    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 143)."""
+    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 138, 143)."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.code = 128 + signum
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+LESS_MEMORY = {
+    "train": "a smaller data.batch_size, trainer.accumulate=2 (the same batch in two parts), "
+    "trainer.precision=bf16 or trainer.recompute=true",
+    "sample": "a smaller batch_size or precision=bf16",
+    "evaluate": "a smaller batch_size or precision=bf16",
+}
+
+
+def exhausted(error: BaseException, command: str) -> str | None:
+    """A sentence if an error says that memory or the disk ran out, else None: it is a bug."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"what was to be written could not be: {error.strerror}{where}"
+    text = str(error)
+    known = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    if not (known or isinstance(error, MemoryError)):
+        return None
+    asked = re.search(r"(?i)tried to allocate ([\d.]+ \w+)", text)
+    more = f", {asked[1]} more were needed" if asked else ""
+    where = "the CUDA device" if "CUDA" in text else "this machine"
+    return (
+        f"{where} is out of memory{more}; try {LESS_MEMORY.get(command, 'a smaller batch_size')}"
+    )
 
 
 def nearest(given: str, choices) -> str:

@@ -68,6 +68,8 @@ def _of_files(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
     n = min(settings["n"] or len(x), len(x))
     if n < (settings["n"] or 0):
         raise FmdiffError(f"n={settings['n']}: {path} holds {len(x)} samples")
+    if n < 2:
+        raise FmdiffError(f"samples={path} holds {n} sample, and a metric needs 2 at least")
     images = x.ndim == 4
     shape = (x.shape[3], *x.shape[1:3]) if images else tuple(x.shape[1:])
     classes = 0 if y is None else int(y.max()) + 1
@@ -106,8 +108,6 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
                     bar(n)
             of_cell = [done[json.dumps([cell, seed])] for seed in seeds]
             if refused := next((row.refused for row in of_cell if row.refused), None):
-                if len(cells) == 1:
-                    raise FmdiffError(refused)
                 print(f"{_words(cell)}: left out, {refused}")
                 continue
             metrics = results.combined([row.restored() for row in of_cell], seeds)
@@ -173,6 +173,8 @@ def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where,
             progress=bar,
         )
     except FmdiffError as error:
+        if not cell:
+            raise
         return Row(math.nan, 0.0, {}, str(error)), None
     seconds = time.perf_counter() - begin
     metrics = {name: metric.as_dict() for name, metric in judged.results().items()}

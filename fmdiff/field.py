@@ -85,12 +85,12 @@ def in_turn(
     return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
 
 
-def need_gaussian(field: Field, what: str) -> None:
+def need_gaussian(field: Field, what: str, instead: str = "") -> None:
     """Raises FmdiffError, naming what needs it, where eps is not normal and independent of x."""
     if not field.gaussian:
         raise FmdiffError(
             f"{what} needs a normal source independent of x, and this model was trained with "
-            "another source or coupling"
+            f"another source or coupling{instead}"
         )
 
 

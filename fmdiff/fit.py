@@ -2,7 +2,7 @@
 
 import logging
 import math
-import os
+import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from lightning import pytorch as pl
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import OmegaConf
 from torch import nn
 
-from fmdiff import checkpoint, device, schema, speed
+from fmdiff import checkpoint, device, processes, schema, speed
 from fmdiff.build import build
-from fmdiff.callbacks import Checkpoints, Judged, Log, Pictures, Profile, Stop
+from fmdiff.callbacks import Checkpoints, Judged, Log, Pictures, Profile
 from fmdiff.errors import FmdiffError
+from fmdiff.help import word
 from fmdiff.path import from_spec
 from fmdiff.randomness import key
 from fmdiff.run import write_config
+from fmdiff.stop import Stop
 from fmdiff.training import Training
 
 log = logging.getLogger("fmdiff")
@@ -62,27 +65,26 @@ def prepared(cfg) -> tuple[Training, torch.device]:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     options = settings["trainer"]
     where = device.pick(settings["device"])
-    if where.index is not None and options["devices"] > 1:
-        raise FmdiffError(f"device={where} is one device: trainer.devices must be 1")
-    if where.type == "cuda" and options["devices"] > torch.cuda.device_count():
-        raise FmdiffError(
-            f"trainer.devices={options['devices']}: this machine has {torch.cuda.device_count()}"
-        )
+    device.enough(where, options["devices"], "trainer.devices")
+    processes.join(where)
+    ranks = max(processes.world(), options["devices"])  # those of this machine may yet be started
     speed.precise(options["precision"], where, "trainer.")
     speed.compiles(options["compile"], where, "trainer.")
     data = build(settings["data"])
-    if data.batch_size % (options["devices"] * options["accumulate"]):
+    if data.batch_size % (ranks * options["accumulate"]):
         raise FmdiffError(
             f"data.batch_size={data.batch_size} must be a multiple of trainer.devices x "
-            f"trainer.accumulate = {options['devices'] * options['accumulate']}"
+            f"trainer.accumulate = {ranks * options['accumulate']}"
         )
     inner_steps(options, points=len(data.shape) == 1)
-    data.prepare()
+    with processes.after_rank_0():
+        data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
     net = build(settings["model"], shape=data.shape, classes=data.classes)
     if not isinstance(net, nn.Module):
         raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
+    coupling.check(data.batch_size // max(1, data.classes), data.shape)
     source = build(settings["source"])
     source.check(data.shape)
     source.prepare()
@@ -111,7 +113,7 @@ def prepared(cfg) -> tuple[Training, torch.device]:
 def judged(module: Training, where: torch.device) -> None:
     """Give the module the judge of trainer.metrics=; only the leading process has one."""
     options, settings = module.options, module.settings
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if processes.rank():
         return
     if options["metrics"] and not module.classifies:
         from fmdiff.judge import judge
@@ -130,10 +132,13 @@ def judged(module: Training, where: torch.device) -> None:
 
 def fitter(options: dict[str, Any], where: torch.device, callbacks: list, **more) -> pl.Trainer:
     """Lightning's trainer, with nothing of its own on."""
-    return pl.Trainer(
+    alone = processes.world() == 1
+    trainer = pl.Trainer(
         accelerator="gpu" if where.type == "cuda" else "cpu",
         devices=[where.index] if where.index is not None else options["devices"],
-        strategy="ddp" if options["devices"] > 1 else "auto",
+        num_nodes=processes.world() // options["devices"],
+        strategy="auto" if alone else "ddp",
+        plugins=[LightningEnvironment() if alone else TorchElasticEnvironment()],
         max_epochs=1,
         callbacks=callbacks,
         enable_checkpointing=False,
@@ -143,6 +148,9 @@ def fitter(options: dict[str, Any], where: torch.device, callbacks: list, **more
         use_distributed_sampler=False,
         **more,
     )
+    # its handler of SIGTERM calls the other ranks, which are not listening
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def train(cfg, folder: Path) -> None:
@@ -171,29 +179,32 @@ def train(cfg, folder: Path) -> None:
     ]
     if settings["profile"]:
         callbacks.append(Profile(folder))
-    trainer = fitter(
-        options,
-        where,
-        callbacks,
-        logger=logger(folder, options["logger"]),
-        default_root_dir=folder,
-    )
-    if trainer.is_global_zero:
-        write_config(folder, cfg)
-        shown = ", ".join(
-            f"{group} {settings['choices'][group]}"
-            for group in ("data", "path", "model", "objective")
-        )
-        parameters = sum(p.numel() for p in net.parameters())
-        log.info("%s; %s parameters; writing to %s", shown, f"{parameters:,}", folder)
     size = inner_steps(options, points=len(data.shape) == 1)
-    try:
-        trainer.fit(module, Chunks(module.step, options["max_steps"], size))
-    finally:
-        module.ahead.close()
-    stop.conclude(module.step, folder)
-    if trainer.is_global_zero:
-        log.info("%d steps done; next: fmdiff sample ckpt=%s", module.step, folder)
+    with stop.listening(), processes.started("train", folder, options["devices"], where):
+        trainer = fitter(
+            options,
+            where,
+            callbacks,
+            logger=logger(folder, options["logger"]),
+            default_root_dir=folder,
+        )
+        if trainer.is_global_zero:
+            write_config(folder, cfg)
+            shown = ", ".join(
+                f"{group} {settings['choices'][group]}"
+                for group in ("data", "path", "model", "objective")
+            )
+            parameters = sum(p.numel() for p in net.parameters())
+            log.info(
+                "%s; %s parameters, on %s; writing to %s", shown, f"{parameters:,}", where, folder
+            )
+        try:
+            trainer.fit(module, Chunks(module.step, options["max_steps"], size))
+        finally:
+            module.ahead.close()
+        stop.conclude(module.step, folder)
+        if trainer.is_global_zero:
+            log.info("%d steps done; next: fmdiff sample %s", module.step, word("ckpt", folder))
 
 
 def logger(folder: Path, name: str):
@@ -211,6 +222,10 @@ def logger(folder: Path, name: str):
 
 def quiet() -> None:
     """Keep Lightning's tips and its doubled lines out of the user's sight; warnings stay."""
+    # TensorBoard's thread raises it once more where something is written
+    threading.excepthook = lambda args: (
+        None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+    )
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fmdiff import checkpoint, reconstruction
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
+from fmdiff.help import word
 from fmdiff.loading import restore
 
 # guidance scales of other code and papers at our w; theirs is off at the value of w = 1
@@ -88,10 +89,11 @@ def info(cfg) -> None:
         print("\naverages, as weights=")
         _print(of, "  ")
     if classifier:
-        print(f"\nfmdiff sample ckpt=RUN guidance=classifier guidance.ckpt={path} guidance.w=2")
+        led = f"guidance=classifier {word('guidance.ckpt', path)} guidance.w=2"
+        print(f"\nfmdiff sample ckpt=RUN {led}")
         return
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")
         _print(SCALES, "  ")
     guided = " guidance=cfg guidance.w=2" if data["classes"] else ""
-    print(f"\nfmdiff sample ckpt={path} solver=heun steps=28{guided}")
+    print(f"\nfmdiff sample {word('ckpt', path)} solver=heun steps=28{guided}")

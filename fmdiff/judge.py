@@ -117,6 +117,10 @@ def judge(
     real, names = against(settings["against"], data), settings["metrics"]
     other = tuple(getattr(real.data, "shape", shape))
     if real.samples is not None:
+        if len(real.samples) < 2:
+            raise FmdiffError(
+                f"against={settings['against']} holds one sample, and a metric needs 2 at least"
+            )
         *size, last = real.samples.shape[1:]
         other = (last, *size)  # pixels are (N, H, W, C)
     if other != tuple(shape):

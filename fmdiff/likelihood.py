@@ -40,7 +40,6 @@ from torch import Tensor
 
 from fmdiff import __version__, device, randomness, speed
 from fmdiff.build import build, named
-from fmdiff.combinations import SAMPLE
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture
 from fmdiff.field import Along, Field, NetField
@@ -48,7 +47,14 @@ from fmdiff.guidance import ByClassifier, Guided, Unguided
 from fmdiff.loading import opened
 from fmdiff.progress import Bar
 from fmdiff.sample import use_threads
-from fmdiff.sampling import UNGUIDED, default_batch_size, integrate, plan, view
+from fmdiff.sampling import (
+    UNGUIDED,
+    check_steps,
+    default_batch_size,
+    integrate,
+    plan,
+    view,
+)
 
 EXACT = 32  # dimensions up to which divergence=auto takes every entry of the trace
 POINTS, IMAGES = 1000, 64
@@ -182,11 +188,7 @@ def estimates(
     solver = named("solver", solver) if isinstance(solver, str) else solver
     need_ode(solver)
     need_field(guidance)
-    if steps is not None and getattr(solver, "adaptive", False):
-        raise FmdiffError(
-            f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
-            "solver.atol; leave steps out, or choose rk4"
-        )
+    check_steps(solver, steps)
     for name, value, known in (
         ("divergence", divergence, ("auto", "exact", "hutchinson")),
         ("probe", probe, ("rademacher", "gaussian")),
@@ -275,11 +277,6 @@ def subject(cfg, settings: dict[str, Any], where: torch.device, images: int) -> 
 
     Raises FmdiffError for settings that do not go together.
     """
-    for refusal in SAMPLE[:4]:
-        if refusal.when(cfg):
-            raise FmdiffError(refusal.says.format_map(cfg))
-    if settings["ckpt"] and settings["path"]:
-        raise FmdiffError(f"path={cfg.choices.path} goes with model=: ckpt= has its own")
     own = settings["data"] is None or not settings["ckpt"]
     field, data, about = opened(settings, data=own)
     if not own:

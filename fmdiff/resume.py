@@ -14,7 +14,7 @@ OUTPUTS = Path("outputs")
 # keys that do not make a run another run
 INCIDENTAL = frozenset(
     {"resume", "out", "overwrite", "device", "threads", "plan", "profile"}
-    | {"trainer.max_steps", "trainer.max_time", "trainer.progress"}
+    | {"trainer.max_steps", "trainer.max_time", "trainer.progress", "trainer.devices"}
 )
 # keys a resumed run may change; the change is logged
 CHANGEABLE = INCIDENTAL | {
@@ -24,7 +24,8 @@ CHANGEABLE = INCIDENTAL | {
     *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "metrics", "checkpoint")),
     "trainer.logger",
     "trainer.keep",
-    *(f"trainer.{key}" for key in ("compile", "channels_last", "recompute", "snapshot_every")),
+    *(f"trainer.{key}" for key in ("compile", "channels_last", "recompute", "accumulate")),
+    "trainer.snapshot_every",
     *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best")),
 }
 # keys for which null means a rule, and the run has written down what the rule gave
@@ -120,7 +121,8 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     }
     if wrong and not cfg.overwrite:
         raise FmdiffError(f"{folder} is a run of other settings: {listed(wrong)}")
-    shown = {key: change for key, change in changes.items() if key not in ("resume", "overwrite")}
+    told = ("resume", "overwrite", "out")
+    shown = {key: change for key, change in changes.items() if key not in told}
     log.info("resuming %s%s", folder, f" with {listed(shown)}" if shown else "")
 
 

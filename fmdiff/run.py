@@ -26,6 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
+from fmdiff.help import word
 from fmdiff.resume import (
     INCIDENTAL,
     OUTPUTS,
@@ -96,19 +97,28 @@ class Run:
     folder: Path
     lock: Any = None
     created: list[Path] = field(default_factory=list)  # folders made for it, innermost first
-    written: set[Path] = field(default_factory=set)  # files a new run begins with
+    # files a run begins with, and what was in them before, None if nothing
+    written: dict[Path, bytes | None] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)  # what lay in the folder before
     handler: logging.Handler | None = None
+
+    def saved(self) -> str:
+        """Which checkpoint there is to go on with, in words."""
+        numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
+        if not numbered:
+            return "there is no checkpoint yet"
+        return f"{numbered[-1]} is kept: go on with fmdiff train {word('resume', self.folder)}"
 
     def close(self, discard: bool = False) -> None:
         """Let go of the folder; `discard` leaves all as it was, if nothing came of the run."""
         if self.handler is not None:
             logging.getLogger().removeHandler(self.handler)
-            self.handler.close()
+            with contextlib.suppress(OSError):  # a full disk
+                self.handler.close()
         replaced = self.folder / REPLACED
-        if discard and self.written and set(self.folder.iterdir()) <= self.written | self.kept:
-            for path in self.written:
-                path.unlink(missing_ok=True)
+        if discard and self.written and set(self.folder.iterdir()) <= {*self.written, *self.kept}:
+            for path, before in self.written.items():
+                path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
             _move(replaced, self.folder)
             for path in self.created:
                 with contextlib.suppress(OSError):  # another run moved in
@@ -150,16 +160,16 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
         "environment.json": json.dumps(environment(), indent=2) + "\n",
     }
     try:
-        if resumed is None:
-            if cfg.overwrite:
-                shutil.rmtree(run.folder / REPLACED, ignore_errors=True)
-                _move(run.folder, run.folder / REPLACED)
-            run.kept = set(run.folder.iterdir()) - {run.folder / LOCK}
-            begun = {run.folder / name for name in (*files, LOCK, f"{command}.log")}
-            run.written = begun - run.kept
+        if resumed is None and cfg.overwrite:
+            shutil.rmtree(run.folder / REPLACED, ignore_errors=True)
+            _move(run.folder, run.folder / REPLACED)
+        run.kept = set(run.folder.iterdir()) - {run.folder / LOCK}
+        for path in (run.folder / name for name in (*files, LOCK, f"{command}.log")):
+            run.written[path] = path.read_bytes() if path in run.kept else None
         for name, text in files.items():
             _write(run.folder / name, text)
         run.handler = logging.FileHandler(run.folder / f"{command}.log")
+        run.handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk
     except OSError as error:
         run.close(discard=True)
         raise _unwritable(run.folder, error) from error

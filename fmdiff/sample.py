@@ -22,7 +22,15 @@ from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
 from fmdiff.path import from_spec
 from fmdiff.progress import Bar
-from fmdiff.sampling import Plan, Samples, default_batch_size, generate, plan, view
+from fmdiff.sampling import (
+    Plan,
+    Samples,
+    check_steps,
+    default_batch_size,
+    generate,
+    plan,
+    view,
+)
 from fmdiff.watching import Watch, velocities
 
 COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
@@ -63,7 +71,7 @@ def sample(cfg, folder: Path) -> None:
         chosen["solver"],
         *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
     )
-    print(f"{n} samples, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
+    print(f"{n} samples on {where}, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
     bar = Bar(n)
     begin = time.perf_counter()
     samples = generate(
@@ -168,6 +176,8 @@ def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict
     if compiled is None and settings["n"] < COMPILED:
         compiled = False
     groups = {group: build(settings[group]) for group in ("solver", "schedule", "guidance")}
+    if not settings.get("trajectory"):  # whose frames the steps are
+        check_steps(groups["solver"], settings["steps"])
     for asked in (field, getattr(groups["guidance"], "guide", None)):
         speed.hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path

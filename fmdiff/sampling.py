@@ -55,7 +55,7 @@ def plan(
     Raises FmdiffError when steps and nfe are both given, or nfe does not pay for one step.
     """
     if solver.stochastic:
-        need_gaussian(field, "a stochastic solver (heun and the other ODE solvers do not)")
+        need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
     if nfe is None:
         return _laid_out(field, solver, steps, schedule, final, trajectory)
     if steps is not None:
@@ -69,6 +69,15 @@ def plan(
     if isinstance(schedule, Explicit):
         raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
     return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
+
+
+def check_steps(solver, steps: int | None) -> None:
+    """Raises FmdiffError for a number of steps given to a solver that chooses them."""
+    if steps is not None and getattr(solver, "adaptive", False):
+        raise FmdiffError(
+            f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
+            "solver.atol; leave steps out, or choose rk4"
+        )
 
 
 def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:

@@ -88,7 +88,9 @@ RESUME = Rule(
     lambda v: v is None or v is True or TEXT.passes(v), "true, last, a run folder, or null"
 )
 CLASSES = Rule(
-    lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(0).passes),
+    lambda v: (
+        v is None or (v != [] and _is_list(v if isinstance(v, list) else [v], integer(0).passes))
+    ),
     "a class, a list of classes like [0,1], or null",
 )
 WEIGHTS = Rule(
@@ -215,6 +217,7 @@ RULES: dict[str, Rule] = {
     "schedule.shift": number(above=0),
     "solver.rtol": number(above=0),
     "solver.atol": number(above=0),
+    "solver.max_nfe": integer(1),
     "trainer.max_steps": integer(1),
     "trainer.max_time": Rule(_is_duration, 'seconds or "hours:minutes:seconds", or null'),
     "trainer.warmup": integer(0),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import pytorch as pl
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fmdiff import speed
@@ -20,8 +21,10 @@ from fmdiff.data.base import joined
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
 from fmdiff.randomness import generator, key
+from fmdiff.resume import differences, listed
 
 log = logging.getLogger("fmdiff")
+FITTING = ("data.shape", "data.classes")  # beside the model's keys: what its weights depend on
 
 
 class Training(pl.LightningModule):
@@ -231,8 +234,8 @@ class Training(pl.LightningModule):
         if self.trainer.is_global_zero:
             log.warning("%s is not finite, skipped", what)
 
-    def content(self) -> dict[str, Any]:
-        """The checkpoint: what sampling needs, and what going on needs."""
+    def spec(self) -> dict[str, Any]:
+        """What the weights are of."""
         data = self.data
         parts = ("model", "path", "objective", "source", "coupling")
         spec = {name: self.settings[name] for name in parts}
@@ -243,9 +246,13 @@ class Training(pl.LightningModule):
             "std": self.objective.data_std,
             "source": self.settings["data"],
         }
+        return spec
+
+    def content(self) -> dict[str, Any]:
+        """The checkpoint: what sampling needs, and what going on needs."""
         return {
             "step": self.step,
-            "spec": spec,
+            "spec": self.spec(),
             "weights": self.averages.named(self.net),
             "training": {
                 "optimizer": self.optimizer.state_dict(),
@@ -266,9 +273,15 @@ class Training(pl.LightningModule):
             for name, average in zip(self.averages.names, self.averages, strict=True):
                 average.load_state_dict(stored.get(name, stored["raw"]))
         except RuntimeError as error:
+            saved, now = (OmegaConf.create(spec) for spec in (content["spec"], self.spec()))
+            changes = differences(saved, now)
+            model = ["model._target_"]
+            if model[0] not in changes:
+                model = [key for key in changes if key.startswith("model.")]
+            why = {key: changes[key] for key in (*model, *FITTING) if key in changes}
             raise FmdiffError(
                 f"the checkpoint's weights do not fit model={self.settings['choices']['model']}: "
-                + " ".join(str(error).split())[:300]
+                + (listed(why) or " ".join(str(error).split())[:300])
             ) from error
         if optimizer:
             self.step = content["step"]

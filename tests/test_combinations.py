@@ -18,6 +18,14 @@ OT = ("coupling=ot", "data=moons")
 EXACT = ("against=exact",)
 CLASSIFY = ("objective=classification", "model=mlp_classifier")
 
+# of real data in place of samples
+REAL_DATA = [
+    [((), "neither is given"), (("data=gmm4",), "neither is given")],
+    [(("ckpt=run", "model=exact", "data=gmm4"), "both are given")],
+    [(("model=mlp", "data=moons"), "model=mlp is a network")],
+    [(("model=exact",), "model=exact needs data=NAME")],
+    [(("ckpt=run", "path=vp"), "path=vp goes with model=; ckpt=run has its own")],
+]
 # command -> refusal number -> the command lines it refuses, and what the line on stderr says
 REFUSED = {
     "train": [
@@ -89,6 +97,8 @@ REFUSED = {
         [(("ckpt=run", "path=vp", "against=exact"), "path=vp goes with model=")],
         [(("model=data", "data=gmm4", "against=exact"), "model=data has no field")],
     ],
+    "likelihood": REAL_DATA,
+    "invert": REAL_DATA,
 }
 
 

@@ -234,7 +234,6 @@ def test_the_command_on_images(command, tmp_path, digits_run):
             "straightness=true needs",
         ),
         (("ckpt={digits}", "inpaint=[0,0,9,8]"), "images of 8 x 8 pixels"),
-        ((), "neither is given"),
     ],
 )
 def test_what_the_command_refuses(command, tmp_path, digits_run, capsys, words, says):

@@ -66,7 +66,6 @@ def test_the_command_on_images(command, tmp_path, digits_run, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "neither is given"),
         (("model=exact", "data=gmm4", "solver=euler_maruyama"), "is stochastic"),
         (("model=exact", "data=gmm4", "solver=unipc"), "steps by the estimate of x"),
         (("model=exact", "data=moons"), "Moons has none"),
@@ -75,7 +74,6 @@ def test_the_command_on_images(command, tmp_path, digits_run, capsys):
         (("model=exact", "data=gmm4", "probes=0"), "probes=0"),
         (("model=exact", "data=gmm4", "label=all"), "label=all: must be own or none"),
         (("ckpt={moons}", "data=digits"), "data=digits has shape [1, 8, 8]"),
-        (("ckpt={moons}", "path=vp"), "path=vp goes with model="),
         (("ckpt={moons}", "guidance=cfg"), "needs a model trained with classes"),
     ],
 )

@@ -382,8 +382,8 @@ def test_the_command_line_prints_the_plan_first_and_counts_the_same(command, cap
     told = capfd.readouterr().out.splitlines()
     # 80 and 0.002 are the noise levels of r = 1/81 and 1/1.002
     assert told[0] == (
-        "4 samples, solver rk4 (order 4), 6 steps, schedule karras, in straight coordinates from "
-        "0.01235 to 0.998 and a jump to the estimate of x, 21 evaluations each"
+        "4 samples on cpu, solver rk4 (order 4), 6 steps, schedule karras, in straight "
+        "coordinates from 0.01235 to 0.998 and a jump to the estimate of x, 21 evaluations each"
     )
     assert told[-4].startswith("21 evaluations per sample counted")
     report = json.loads(Path("samples/sample.json").read_text())

@@ -50,9 +50,9 @@ class Inception:
         self.sha256 = hashlib.sha256(content).hexdigest()
         if check and self.sha256 != SHA256:
             raise FmdiffError(
-                f"features=inception: {path} has sha256 {self.sha256}, and FID's Inception has "
-                f"{SHA256}; give that file as features.weights=PATH, or set features.check=false "
-                "if you mean this one"
+                f"features=inception: {path} has {len(content):,} bytes with sha256 {self.sha256} "
+                f"and is not {_published()}; give that file as features.weights=PATH, or set "
+                "features.check=false if you mean this one"
             )
         self.net = network(content, path)
         self.device = torch.device("cpu")

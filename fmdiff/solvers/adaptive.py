@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import Failed, FmdiffError
 from fmdiff.path import expand
 
 
@@ -18,7 +18,7 @@ class Dopri5:
     The last slope is the next step's first. Samples do not influence each other: one that has
     arrived waits. All rows are asked as long as one is under way, and all count.
 
-    Raises FmdiffError when a sample needs more than `max_nfe` evaluations.
+    Raises Failed when a sample needs more than `max_nfe` evaluations.
     """
 
     order = 5
@@ -60,8 +60,10 @@ class Dopri5:
         while (under_way := time < end).any():
             spent = spent + 6 * under_way
             if (spent > self.max_nfe).any():
-                raise FmdiffError(
-                    f"solver.max_nfe={self.max_nfe} evaluations do not reach t={s.item():g}; "
+                behind = time.argmin()
+                raise Failed(
+                    f"solver.max_nfe={self.max_nfe} evaluations do not reach t={s.item():g}: at "
+                    f"t={time[behind].item():.4g} the steps are {h[behind].item():.2g} long; "
                     f"raise it, or solver.rtol={self.rtol:g} and solver.atol={self.atol:g}"
                 )
             last = h >= end - time

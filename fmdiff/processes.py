@@ -1,0 +1,248 @@
+"""The processes of a command, one per device: started here, by torchrun or by srun.
+
+Each knows itself by the variables that torchrun sets (RANK, WORLD_SIZE ...). Rank 0 writes and
+speaks; what another that was started here says is in RUN/rankN.log, kept if it failed.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fmdiff import signals
+from fmdiff.errors import Died, FmdiffError
+
+GRACE = 20.0  # seconds for rank 0 to end by itself once another has failed
+OURS = "FMDIFF_STARTED"  # set where `started` has started the others
+VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", OURS),
+)
+log = logging.getLogger("fmdiff")
+
+
+def world() -> int:
+    """How many processes there are, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Which of them this one is; 0 leads."""
+    return int(os.environ.get("RANK", 0)) if world() > 1 else 0
+
+
+def adopt_srun() -> None:
+    """Say in torchrun's words what SLURM tells the tasks of one `srun` with several."""
+    said = os.environ
+    tasks = int(said.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1 or "RANK" in said:
+        return
+    first = re.match(r"[^\[,]+(\[\d+)?", said["SLURM_STEP_NODELIST"])
+    assert first is not None
+    said |= {
+        "RANK": said["SLURM_PROCID"],
+        "LOCAL_RANK": said["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(tasks // int(said["SLURM_STEP_NUM_NODES"])),
+    }
+    said.setdefault("MASTER_ADDR", first[0].replace("[", ""))
+    said.setdefault("MASTER_PORT", str(20000 + int(said["SLURM_JOB_ID"]) % 10000))
+
+
+def settle(cfg: Any) -> None:
+    """Fill into cfg how many processes of a machine torchrun or srun has started.
+
+    Raises FmdiffError where cfg says another number, and for a command of one process.
+    """
+    from omegaconf import OmegaConf
+
+    if world() == 1:
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    key = "trainer.devices" if "trainer" in cfg else "devices"
+    said = OmegaConf.select(cfg, key)
+    if said is None:
+        raise FmdiffError(f"this runs in one process, and {world()} were started")
+    if said not in (1, here):
+        raise FmdiffError(f"{key}={said}: {here} processes were started on this machine")
+    OmegaConf.update(cfg, key, here)
+
+
+def join(where: Any) -> None:
+    """Make this process one of the default group, if there are several."""
+    from torch import distributed
+
+    if world() > 1 and not distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+        distributed.init_process_group(backend)
+
+
+def leave() -> None:
+    """Undo `join`."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def after_rank_0() -> Iterator[None]:
+    """Rank 0 goes through the block before the others do, as where data are downloaded."""
+    from torch import distributed
+
+    apart = world() > 1 and OURS not in os.environ  # else rank 0 has been there already
+    if apart and rank():
+        distributed.barrier()
+    yield
+    if apart and not rank():
+        distributed.barrier()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank, in their order, on each of them."""
+    from torch import distributed
+
+    if world() == 1:
+        return [value]
+    found = [None] * world()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+@contextlib.contextmanager
+def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
+    """Run the block as rank 0 of `count` processes that all have joined.
+
+    The others run `fmdiff COMMAND --worker FOLDER`, and this in turn with all there. Where one of
+    them fails the block is left by Died, or as a signal ended that one by signals.Ended.
+    """
+    if count == 1 or world() > 1:
+        join(where)
+        yield
+        return
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    os.environ |= {
+        **{"RANK": "0", "LOCAL_RANK": "0"},
+        **{"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
+        **{"TORCHELASTIC_USE_AGENT_STORE": "True", OURS: "1"},
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    others = Others(command, folder, count)
+    try:
+        join(where)
+        yield
+        others.wait()
+    except FmdiffError:
+        raise
+    except Exception as error:
+        if failed := others.failed(seconds=5):
+            raise failed from error
+        raise
+    finally:
+        others.end()
+        leave()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Others:
+    """The processes of ranks 1 ... count - 1, and a thread that watches over them."""
+
+    def __init__(self, command: str, folder: Path, count: int) -> None:
+        self.folder, self.over = folder, threading.Event()
+        self.processes: dict[int, subprocess.Popen] = {}
+        self.lost: int | None = None  # the rank that failed first
+        words = [sys.executable, "-m", "fmdiff", command, "--worker", str(folder)]
+        for number in range(1, count):
+            with self._log(number).open("w") as said:
+                self.processes[number] = subprocess.Popen(
+                    [*words, str(os.getpid())],
+                    env=os.environ | {"RANK": str(number), "LOCAL_RANK": str(number)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                )
+        self.watch = threading.Thread(target=self._watch, daemon=True)
+        self.watch.start()
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"rank{number}.log"
+
+    def failed(self, seconds: float = 0.0) -> BaseException | None:
+        """What to raise for the first that has failed, or does within so many seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            for number, process in self.processes.items():
+                code = process.poll()
+                if code in (130, 138, 143):
+                    return signals.Ended(code - 128)
+                if code:
+                    self.lost = number
+                    return Died(
+                        f"rank {number} {_ending(code)}; {self._log(number)} holds what it said. "
+                        "What was saved is whole: training goes on with resume="
+                        f"{self.folder}"
+                    )
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.1)
+
+    def _watch(self) -> None:
+        """End rank 0 too if it hangs, as NCCL does, where another has failed."""
+        while (failed := self.failed()) is None:
+            if self.over.wait(0.5):
+                return
+        if isinstance(failed, signals.Ended):
+            os.kill(os.getpid(), failed.code - 128)
+        if not self.over.wait(GRACE):
+            log.error("%s", failed)
+            self._kill()
+            os._exit(getattr(failed, "code", 1))
+
+    def wait(self) -> None:
+        """Until all have ended, which they do with rank 0."""
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+
+    def _kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+    def end(self) -> None:
+        """Kill what is left; the log of the one that failed stays."""
+        self.over.set()
+        self._kill()
+        for number, process in self.processes.items():
+            process.wait()
+            if number != self.lost:
+                self._log(number).unlink(missing_ok=True)
+
+
+def _ending(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def end_with(parent: int) -> None:
+    """End this process, whatever it does, soon after process `parent` has."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,75 @@
+"""What ends training early and in order: a signal or the time limit, on all ranks together."""
+
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+
+from fmdiff import signals
+from fmdiff.errors import Interrupted
+from fmdiff.help import word
+
+
+class Stop(Callback):
+    """Signals and the time limit: the flag is looked at between steps, on all ranks together.
+
+    The second Ctrl-C stops at once. Stands after all other callbacks: who leaves `on_train_end`
+    knows that rank 0 has saved.
+    """
+
+    TIME = 1000  # larger than any signal's number
+    TWICE = 1.0  # seconds; torchrun passes on a Ctrl-C that the terminal has sent already
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.raised = self.flag = 0  # in this process; as all ranks have agreed
+        self.first = math.inf  # when this process had its first Ctrl-C
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Signals raise the flag while the block runs."""
+        return signals.handled(self._received)
+
+    def _received(self, number: int, frame) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if now - self.first > self.TWICE:
+                os._exit(128 + number)
+            self.first = min(self.first, now)
+        self.raised = number
+        print("\nsaving, then stopping", file=sys.stderr)
+
+    def on_train_start(self, trainer, module) -> None:
+        self.begin = time.monotonic()
+        self._agree(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
+            self.raised = self.raised or self.TIME
+        self._agree(trainer, module)
+
+    def on_train_end(self, trainer, module) -> None:
+        self._agree(trainer, module)
+
+    def _agree(self, trainer, module) -> None:
+        self.flag = self.raised
+        if trainer.world_size > 1:
+            flag = torch.tensor(self.flag, device=module.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.flag = int(flag)
+        if self.flag:
+            trainer.should_stop = True
+
+    def conclude(self, step: int, folder: Path) -> None:
+        """Raise Interrupted if a signal ended the run."""
+        if self.flag and self.flag != self.TIME:
+            raise Interrupted(
+                f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
+                f"go on with fmdiff train {word('resume', folder)}",
+                self.flag,
+            )
