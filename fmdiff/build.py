@@ -9,11 +9,11 @@ from fmdiff.errors import FmdiffError, nearest
 
 # All that a `_target_` found in a file may name: classes defined here, and a few functions. Others
 # would read configs, command lines or files of the author's choice.
-PARTS = ("path", "custom", "source", "coupling", "times", "objectives", "models", "optim")
-PARTS += ("data.toy", "data.images", "data.folder", "exact", "solvers", "schedules", "guidance")
-PARTS += ("systems", "metrics.features", "metrics.inception")
+PARTS: tuple[str, ...] = ("path", "custom", "source", "coupling", "times", "objectives")
+PARTS += ("models", "optim", "data.toy", "data.images", "data.folder", "exact", "solvers")
+PARTS += ("schedules", "guidance", "systems", "metrics.features", "metrics.inception")
 SAFE = (*(f"fmdiff.{part}." for part in PARTS), "torch.optim.")
-FUNCTIONS = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")
+FUNCTIONS: tuple[str, ...] = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")
 FUNCTIONS += ("fmdiff.exact.real_data",)
 
 

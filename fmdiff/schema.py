@@ -155,6 +155,7 @@ RULES: dict[str, Rule] = {
     "plan": FLAG,
     "profile": FLAG,
     "ckpt": or_null(PATH),
+    "export": or_null(PATH),
     "weights": WEIGHTS,
     "n": or_null(integer(1)),
     "steps": or_null(integer(1)),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff import npz
+from fmdiff import atomic, npz
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features
 
@@ -77,15 +77,8 @@ def save(path: str | Path, reference: Reference) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features.numpy(force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.whole(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(
