@@ -180,6 +180,8 @@ class Composer:
         key, equals, value = override.partition("=")
         if not key or not (equals or key.startswith("~")):
             raise FmdiffError(f"{override!r} is not of the form key=value or group=choice")
+        if key_of(override).partition(".")[0] == "choices":
+            raise FmdiffError(f"{override}: choices says what was chosen; write GROUP=NAME")
         try:
             parsed = self.parser.parse_override(override)
         except HydraException as error:
