@@ -389,32 +389,37 @@ def write_for_ever(folder, step):
         checkpoint.link_last(path)
 
 
-@pytest.mark.fault(count=30)
-def test_thirty_kills(tmp_path):
-    """SIGKILL at any instant: the newest checkpoint is whole, and nothing is left for long."""
-    fork, generator = multiprocessing.get_context("fork"), random.Random(0)
+def survive_kills(folder, count):
+    """SIGKILL a writer of checkpoints `count` times and read what it left after each."""
+    fork, generator = multiprocessing.get_context("fork"), random.Random(count)
     start = time.perf_counter()
-    checkpoint.write(tmp_path / checkpoint.name(0), kill_content(0))
+    checkpoint.write(folder / checkpoint.name(0), kill_content(0))
     took = time.perf_counter() - start
     step = orphans = 0
-    for _ in range(30):
-        child = fork.Process(target=write_for_ever, args=(tmp_path, step))
+    for _ in range(count):
+        child = fork.Process(target=write_for_ever, args=(folder, step))
         child.start()
         time.sleep(0.01 + generator.uniform(0, 6) * took)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        orphans += len(temporaries(tmp_path))
-        for path in tmp_path.glob("*.ckpt"):
+        orphans += len(temporaries(folder))
+        for path in folder.glob("*.ckpt"):
             good = checkpoint.read(path)
             assert (good["weights"]["w"] == good["step"]).all()
-        newest, good = checkpoint.newest_good(tmp_path)
+        newest, good = checkpoint.newest_good(folder)
         assert good["step"] >= step
         step = good["step"]
-        for path in set(tmp_path.glob("0*.ckpt")) - {newest}:
+        for path in set(folder.glob("0*.ckpt")) - {newest}:
             path.unlink()
     assert step and orphans  # or no kill fell into a write
-    checkpoint.write(tmp_path / checkpoint.name(step + 1), content(step + 1))
-    assert not temporaries(tmp_path)
+    checkpoint.write(folder / checkpoint.name(step + 1), content(step + 1))
+    assert not temporaries(folder)
+
+
+@pytest.mark.fault(count=30)
+def test_thirty_kills(tmp_path):
+    """SIGKILL at any instant: the newest checkpoint is whole, and nothing is left for long."""
+    survive_kills(tmp_path, 30)
 
 
 # Looking for a checkpoint
