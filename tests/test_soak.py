@@ -19,6 +19,7 @@ from test_training import interrupt
 
 import fmdiff
 from fmdiff import checkpoint, cli
+from fmdiff.rows import Rows
 from fmdiff.training import Training
 
 FORK = multiprocessing.get_context("fork")
@@ -153,6 +154,22 @@ def fill(folder):
         with pytest.raises(OSError) as caught:
             file.write(b"0")
         assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.fault
+def test_rows_on_a_full_disk(small_disk):
+    """metrics.csv on a full disk holds whole rows, and all of them once there is room"""
+    path = small_disk / "metrics.csv"
+    rows = Rows(path, ("step", "loss"), 0)
+    fill(small_disk)
+    for step in range(1, 1000):
+        rows.add({"step": step, "loss": "0.123456789"})
+    lines = path.read_text().splitlines()
+    assert len(lines) < 1000 and all(line.count(",") == 1 for line in lines)
+    (small_disk / "filler").unlink()
+    rows.add({"step": 1000, "loss": 1})
+    lines = path.read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines[1:]] == [str(k) for k in range(1, 1001)]
 
 
 FULL = (*POINTS, "trainer.log_every=10", "trainer.picture_every=10", "trainer.validate_every=10")
