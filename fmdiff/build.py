@@ -7,29 +7,51 @@ from typing import Any
 
 from fmdiff.errors import FmdiffError, nearest
 
-SAFE = ("fmdiff.", "torch.optim.")  # all that a `_target_` found in a checkpoint may name
+# All that a `_target_` found in a file may name: classes defined here, and a few functions. Others
+# would read configs, command lines or files of the author's choice.
+PARTS: tuple[str, ...] = ("path", "custom", "source", "coupling", "times", "objectives")
+PARTS += ("models", "optim", "data.toy", "data.images", "data.folder", "exact", "solvers")
+PARTS += ("schedules", "guidance", "systems", "metrics.features", "metrics.inception")
+SAFE = (*(f"fmdiff.{part}." for part in PARTS), "torch.optim.")
+FUNCTIONS: tuple[str, ...] = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")
+FUNCTIONS += ("fmdiff.exact.real_data",)
 
 
 def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
     """The class or function a dotted name stands for.
 
     trust=None: the user composed the name, anything importable is taken. Otherwise the name came
-    out of a file and must start with `fmdiff.`, `torch.optim.` or a prefix the user trusts.
+    out of a file and must be of a part of fmdiff, of torch.optim or of a prefix the user trusts.
 
     Raises FmdiffError for a name that is not allowed or does not exist.
     """
-    if trust is not None and not target.startswith((*SAFE, *trust)):
-        raise FmdiffError(
-            f"the checkpoint names {target!r}, which is not part of fmdiff; if you trust its "
-            f"author and have the code, say trust=[{target.rpartition('.')[0]}.]"
-        )
-    module, _, name = target.rpartition(".")
-    if any(part.startswith("_") for part in target.split(".")) or not module:
+    module, _, name = str(target).rpartition(".")
+    refused = FmdiffError(
+        f"the file names {target!r}, which is no part of fmdiff's models; if you trust "
+        f"its author and have the code, say trust=[{module}.]"
+    )
+    vouched = trust is None or str(target).startswith(tuple(trust))
+    if not (vouched or str(target).startswith(SAFE) or target in FUNCTIONS):
+        raise refused
+    if any(part.startswith("_") for part in str(target).split(".")) or not module:
         raise FmdiffError(f"_target_={target!r} is not a public dotted name like package.Class")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise FmdiffError(f"_target_={target!r} cannot be found: {error}") from error
+    ours = isinstance(found, type) and f"{found.__module__}.".startswith(SAFE)
+    if not (vouched or ours or target in FUNCTIONS):  # something imported there
+        raise refused
+    return found
+
+
+def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
+    """What a file says, its `trust` ours; FmdiffError if it names code that a file may not."""
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            locate(tree["_target_"], trust)
+        return {k: list(trust) if k == "trust" else vouch(v, trust) for k, v in tree.items()}
+    return [vouch(item, trust) for item in tree] if isinstance(tree, list) else tree
 
 
 def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **extra: Any) -> Any:
@@ -45,6 +67,8 @@ def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **ext
         for name, value in spec.items()
         if name != "_target_"
     }
+    if trust is not None and "trust" in keywords:
+        keywords["trust"] = trust
     factory = locate(spec["_target_"], trust)
     try:
         return factory(*args, **keywords, **extra)
@@ -55,16 +79,20 @@ def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **ext
 
 
 def named(group: str, name: str, *args: Any, **changes: Any) -> Any:
-    """The object configs/GROUP/NAME.yaml describes, some of its keys changed."""
+    """The object configs/GROUP/NAME.yaml describes, some of its keys changed.
+
+    It may be asked for by a file, so only our own YAML files and what they name are taken.
+    """
     from omegaconf import OmegaConf
 
     folder = config_folder() / group
-    if not (folder / f"{name}.yaml").is_file():
+    outside = Path(group).name != group or Path(name).name != name
+    if outside or not (folder / f"{name}.yaml").is_file():
         raise FmdiffError(
             f"unknown {group} {name!r}; {nearest(name, (p.stem for p in folder.glob('*.yaml')))}"
         )
     spec = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
-    return build({**spec, **changes}, *args)  # type: ignore[dict-item]
+    return build({**spec, **changes}, *args, trust=())  # type: ignore[dict-item]
 
 
 def config_folder() -> Path:

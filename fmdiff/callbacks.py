@@ -2,10 +2,8 @@
 
 import contextlib
 import csv
-import io
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 from fmdiff.results import MORE
+from fmdiff.rows import Rows
 from fmdiff.sampling import generate
 
 log = logging.getLogger("fmdiff")
@@ -63,18 +62,7 @@ class Log(Callback):
             data = module.data
             work = 3 * operations(module.net, data.shape, data.classes)
             self.utilisation = work / rate / trainer.world_size
-        rows: list[dict] = []
-        if self.path.is_file() and module.step:
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= module.step]
-        text = io.StringIO()
-        # a resumed run may have left metrics out
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        part = self.path.with_suffix(".part")
-        part.write_text(text.getvalue())
-        part.replace(self.path)
+        self.rows = Rows(self.path, self.columns, module.step)
         if self.options["progress"]:
             from tqdm import tqdm
 
@@ -119,20 +107,15 @@ class Log(Callback):
         split = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
         if self.utilisation:
             split["utilisation"] = self.utilisation * speed
-        row = {
-            "step": module.step,
-            **{k: f"{v:.7g}" for k, v in values.items()},
-            "seconds": f"{now - self.begin:.3f}",
-            "samples_per_second": f"{speed:.1f}",
-            **{k: f"{v:.4g}" for k, v in split.items()},
-        }
-        size = self.path.stat().st_size
-        try:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
-        except OSError as error:  # a full disk is no reason to stop
-            os.truncate(self.path, size)
-            log.warning("step %d is not in %s: %s", module.step, self.path.name, error)
+        self.rows.add(
+            {
+                "step": module.step,
+                **{k: f"{v:.7g}" for k, v in values.items()},
+                "seconds": f"{now - self.begin:.3f}",
+                "samples_per_second": f"{speed:.1f}",
+                **{k: f"{v:.4g}" for k, v in split.items()},
+            }
+        )
         if trainer.logger:
             logged = {**values, "samples_per_second": speed, **split}
             with contextlib.suppress(OSError):
@@ -179,6 +162,8 @@ class Log(Callback):
         return {"val_loss": loss.mean().item(), **bins}
 
     def on_train_end(self, trainer, module) -> None:
+        if trainer.is_global_zero:
+            self.rows.write()
         self.close()
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -199,16 +184,14 @@ class Pictures(Callback):
         due = module.step % self.every == 0 or module.step == module.options["max_steps"]
         if not (due and trainer.is_global_zero) or module.classifies:
             return
-        images = len(module.data.shape) == 3
-        n = 64 if images else 2000
         try:
-            samples = generate(module.field(), n, steps=14, device=module.device)
-            self.draw(trainer, module, samples)
+            self.picture(trainer, module)
         except (FmdiffError, OSError) as error:  # a picture is not worth a run
             log.warning("no picture at step %d: %s", module.step, error)
 
-    def draw(self, trainer, module, samples) -> None:
+    def picture(self, trainer, module) -> None:
         images = len(module.data.shape) == 3
+        samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
         if images:
             y = None if samples.y is None else samples.y.tolist()
             picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
@@ -261,13 +244,12 @@ class Judged(Callback):
         module.measured = {name: metric.value for name, metric in found.items()}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in module.measured.items())
         log.info("step %d: %s", module.step, shown)
-        if self.by is None or (rank := self._rank(module.measured[self.by])) >= self.best:
-            return
-        try:
-            checkpoint.write(self.folder / "best.ckpt", module.content())
-            self.best = rank
-        except OSError as error:
-            log.warning("step %d was not saved as best.ckpt: %s", module.step, error)
+        if self.by is not None and (rank := self._rank(module.measured[self.by])) < self.best:
+            try:
+                checkpoint.write(self.folder / "best.ckpt", module.content())
+                self.best = rank
+            except OSError as error:
+                log.warning("best.ckpt was not written, the last one is kept: %s", error)
 
     def _rank(self, value: float) -> float:
         """Less is better."""

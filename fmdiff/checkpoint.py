@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from fmdiff import atomic, export
 from fmdiff.errors import FmdiffError
 
 FORMAT, VERSION = "fmdiff", 1
@@ -66,10 +67,10 @@ def write(path: str | Path, content: dict) -> None:
     for key, tensor in _tensors(plain):
         if key in checksums:
             raise TypeError(f"checkpoint content holds two tensors called {key!r}")
-        checksums[key] = _digest(tensor)
+        checksums[key] = digest(tensor)
     plain |= {"format": FORMAT, "version": VERSION, "checksums": checksums}
-    _sweep(path)
-    temporary = _temporary(path)
+    atomic.sweep(path)
+    temporary = atomic.temporary(path)
     try:
         with temporary.open("wb") as file:
             try:
@@ -78,10 +79,10 @@ def write(path: str | Path, content: dict) -> None:
                 # closing a half-written archive fails once more and hides what went wrong first
                 first = error.__context__
                 raise first if isinstance(first, OSError) else error from None
-            _sync(file)
+            atomic.sync(file)
         with temporary.open("rb") as file:
             _check_archive(temporary, file)
-        _put(temporary, path)
+        atomic.put(temporary, path)
     except Damaged as error:
         raise OSError(errno.EIO, f"written but not read back ({error})", str(path)) from error
     finally:
@@ -94,7 +95,7 @@ def link_last(numbered: Path) -> None:
     Raises OSError; the old `last.ckpt` is then intact.
     """
     last = numbered.with_name(LAST)
-    temporary = _temporary(last)
+    temporary = atomic.temporary(last)
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -102,8 +103,8 @@ def link_last(numbered: Path) -> None:
         except OSError:
             shutil.copyfile(numbered, temporary)
             with temporary.open("rb+") as file:
-                _sync(file)
-        _put(temporary, last)
+                atomic.sync(file)
+        atomic.put(temporary, last)
     finally:
         # renaming one link of a file onto another of the same file succeeds and leaves both
         temporary.unlink(missing_ok=True)
@@ -112,11 +113,13 @@ def link_last(numbered: Path) -> None:
 def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
     """The content of a checkpoint, every tensor checked against its checksum, no code executed.
 
-    Raises FmdiffError: missing, damaged (Damaged, naming the tensor if it can), of another
-    program, of a newer format, or asking for code.
+    A .safetensors file is one that `export` wrote. Raises FmdiffError: missing, damaged (Damaged,
+    naming the tensor if it can), of another program, of a newer format, or asking for code.
     """
     path = Path(path)
     torch.empty(0, device=map_location)  # a missing device must not be taken for a bad file
+    if path.suffix == export.SUFFIX:
+        return export.read(path, map_location)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -235,7 +238,7 @@ def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(v, f"{key}.{k}" if key else str(k))
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     if tensor.nbytes:
@@ -248,14 +251,28 @@ def _tensor_fault(content: dict) -> str | None:
     checksums = content.get("checksums")
     if not isinstance(checksums, dict):
         return "it has no checksums"
+    if _shared(content, set()):
+        return "a part of it stands in two places"
     missing = set(checksums)
     for key, tensor in _tensors(content):
         if key not in checksums:
             return f"tensor {key!r} has no checksum"
-        if not _dense(tensor) or _digest(tensor) != checksums[key]:
+        # one larger than what is stored of it would be made of nothing
+        whole = _dense(tensor) and tensor.untyped_storage().nbytes() == tensor.nbytes
+        if not whole or digest(tensor) != checksums[key]:
             return f"tensor {key!r} does not match its checksum"
         missing.discard(key)
     return f"tensor {min(missing)!r} is missing" if missing else None
+
+
+def _shared(value: Any, seen: set[int]) -> bool:
+    """Whether a container stands in two places, which makes a small file endless to walk."""
+    if not (isinstance(value, dict | list | tuple) and value):
+        return False
+    if id(value) in seen:
+        return True
+    seen.add(id(value))
+    return any(_shared(v, seen) for v in (value.values() if isinstance(value, dict) else value))
 
 
 # Reading
@@ -271,7 +288,10 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
             raise Damaged(path, f"its {size:,} bytes are no checkpoint (they begin {head!r})")
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            packed = [m.filename for m in archive.infolist() if m.compress_type]  # never ours
+            members = archive.infolist()
+            packed = [m.filename for m in members if m.compress_type]  # never ours
+            if not packed and sum(m.file_size for m in members) > size:
+                raise Damaged(path, "the parts of its zip archive lie upon each other")
             bad = packed[0] if packed else archive.testzip()
     except Damaged:
         raise
@@ -309,50 +329,6 @@ def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise
         raise Damaged(path, f"torch cannot read it ({type(error).__name__})") from error
-
-
-# Writing
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Rename, and make the rename last."""
-    os.replace(temporary, path)
-    # the new file is whole and in place by now; not every file system can sync a folder
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _sweep(path: Path) -> None:
-    """Delete temporaries beside path whose writers are dead."""
-    pattern = re.compile(rf"(?:.+\.ckpt|{re.escape(path.name)})\.tmp-([1-9]\d*)")
-    for file in path.parent.iterdir():
-        match = pattern.fullmatch(file.name)
-        if match and not _alive(int(match[1])):
-            file.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    # Our own is stale too: in a container every start may have the same process id.
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (OSError, OverflowError) as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
 
 
 # Looking for

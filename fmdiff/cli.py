@@ -129,9 +129,10 @@ def simulate(cfg: Any, folder: Path) -> None:
 
 @command
 def info(cfg: Any) -> None:
-    """What a checkpoint holds.
+    """What a checkpoint holds; its weights for other programs.
 
     fmdiff info ckpt=last
+    fmdiff info ckpt=last export=model.safetensors
     """
     from fmdiff.info import info
 

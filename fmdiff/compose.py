@@ -112,7 +112,7 @@ class Composer:
             self._check_grammar(override, mode)
         try:
             return self.loader.load_configuration(self.config_name, overrides, mode)
-        except (HydraException, ValueError, YAMLError) as error:
+        except (HydraException, ValueError, OSError, YAMLError) as error:
             raise FmdiffError(self._sentence(error, overrides)) from error
 
     def resolved(self, cfg: DictConfig) -> DictConfig:
@@ -158,6 +158,7 @@ class Composer:
     def check(self, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         """The resolved job of a composed config whose types and ranges are right."""
         job = self.resolved(cfg)
+        self._check_deleted(job, overrides)
         schema.check(self.command, job)
         keys = map(key_of, overrides)
         inner = {key for key in keys if "." in key and not key.startswith("hydra.")}
@@ -166,10 +167,21 @@ class Composer:
             schema.check_types(job, self.resolved(self.compose(groups)), inner)
         return job
 
+    def _check_deleted(self, job: DictConfig, overrides: list[str]) -> None:
+        """Only the keyword of an object can be left out, for its class to say what it is then."""
+        for key in (key_of(o) for o in overrides if o.startswith("~")):
+            parent = key.rpartition(".")[0]
+            holder = OmegaConf.select(job, parent) if parent else None
+            keyword = isinstance(holder, DictConfig) and "_target_" in holder
+            if not (keyword or key.partition(".")[0].partition("/")[0] == "hydra"):
+                raise FmdiffError(f"~{key}: {self.command} needs it; {key}=null may turn it off")
+
     def _check_grammar(self, override: str, mode: RunMode) -> None:
         key, equals, value = override.partition("=")
         if not key or not (equals or key.startswith("~")):
             raise FmdiffError(f"{override!r} is not of the form key=value or group=choice")
+        if key_of(override).partition(".")[0] == "choices":
+            raise FmdiffError(f"{override}: choices says what was chosen; write GROUP=NAME")
         try:
             parsed = self.parser.parse_override(override)
         except HydraException as error:
@@ -276,10 +288,18 @@ def saved_overrides(overrides: list[str]) -> list[str]:
     given = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     run = given.get("resume", "")
     folder = given.get("out", "") if run in ("true", "True", "last") else run
-    if not folder or not (Path(folder).expanduser() / "overrides").is_file():
+    file = Path(folder).expanduser() / "overrides"
+    if not folder or not os.path.isfile(file):  # unlike file.is_file() of any text
         return []
-    saved = (Path(folder).expanduser() / "overrides").read_text().splitlines()
-    return [o for o in saved if key_of(o) not in {*given, "out", "resume", "overwrite"}]
+    saved = file.read_text().splitlines()
+    kept = [o for o in saved if key_of(o) not in {*given, "out", "resume", "overwrite"}]
+    for override in kept:
+        if "_target_" in override or key_of(override).partition("/")[0].startswith("hydra"):
+            raise FmdiffError(
+                f"{file} names code ({override}), which is not taken from a file: say it again "
+                "on the command line if you trust it"
+            )
+    return kept
 
 
 def prepare(command: str, args: Namespace) -> tuple[list[str], Path | None]:

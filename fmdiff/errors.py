@@ -5,9 +5,15 @@ import re
 
 
 class FmdiffError(Exception):
-    """A bad input: one sentence naming the option, what was given and what is allowed. Exit 2."""
+    """A bad input: one sentence naming the option, what was given and what is allowed. Exit 2.
+
+    It is one line whatever was given: what cannot be printed is shown as Python would write it.
+    """
 
     code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Failed(FmdiffError):

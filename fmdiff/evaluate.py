@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fmdiff import device, plots, results
-from fmdiff.build import config_folder
+from fmdiff import device, plots, results, schema
+from fmdiff.build import config_folder, vouch
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError, nearest
@@ -44,7 +44,11 @@ def evaluate(cfg, folder: Path) -> None:
     before = None
     if settings["result"]:
         before = results.recipe(Path(settings["result"]).expanduser())
-        settings = before["config"] | {"device": settings["device"], "result": None}
+        settings |= vouch(before["config"], tuple(settings["trust"])) | {
+            "device": settings["device"],
+            "result": None,
+        }
+        schema.check("evaluate", OmegaConf.create(settings))
     where = device.pick(settings["device"])
     if where.type == "cpu" and settings["threads"]:
         torch.set_num_threads(settings["threads"])

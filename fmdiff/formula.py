@@ -44,8 +44,9 @@ class Formula:
         try:
             # in Python ^ binds more loosely than +, in a formula it is a power
             self.tree = ast.parse(self.text.replace("^", "**").strip(), mode="eval").body
-            self(*(torch.full((), 0.5, dtype=torch.float64) for _ in variables))
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            self(*(torch.full((), 0.5) for _ in variables))
+        # of torch: a number beyond float32
+        except (SyntaxError, ValueError, RuntimeError, MemoryError) as error:
             raise self._error("cannot be read as a formula") from error
 
     def __call__(self, *values: Tensor) -> Tensor:

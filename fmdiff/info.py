@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmdiff import checkpoint, reconstruction
+from fmdiff import checkpoint, export, reconstruction
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
 from fmdiff.help import word
-from fmdiff.loading import restore
+from fmdiff.loading import named, restore, weights_of
 
 # guidance scales of other code and papers at our w; theirs is off at the value of w = 1
 SCALES = {
@@ -63,9 +63,17 @@ def averages(content: dict, run: Path) -> dict[str, str]:
 
 
 def info(cfg) -> None:
-    """Print what the checkpoint of `ckpt=` holds and how to sample it."""
+    """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
     path = checkpoint.find(cfg.ckpt)
     content = checkpoint.read(path)
+    if cfg.export is not None:
+        file, name = Path(cfg.export).expanduser(), named(content, cfg.weights)
+        restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # it is one that can be used
+        state = weights_of(content, cfg.weights, path.parent)
+        export.write(file, content, name, state, cfg.overwrite)
+        print(f"{file}: weights={name} at step {content['step']:,}")
+        print(f"fmdiff sample ckpt={file}")
+        return
     spec, data = content["spec"], content["spec"]["data"]
     field = restore(content, trust=tuple(cfg.trust), run=path.parent)
     parameters = sum(p.numel() for p in field.net.parameters())

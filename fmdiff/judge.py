@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fmdiff import npz
 from fmdiff.build import build, config_folder, named
 from fmdiff.data import saved
 from fmdiff.data.images import Images
@@ -84,7 +84,7 @@ def against(said: str | None, data: Any) -> Against:
             raise FmdiffError("against= is needed: a data set, a .npz or a folder of images")
         return Against(data)
     path = Path(said).expanduser()
-    if "mu" in _arrays(path):
+    if "mu" in npz.names(path):
         return Against(statistics=path)
     if path.exists():
         return Against(samples=saved.read(path, "against")[0])
@@ -175,18 +175,9 @@ def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
 
 
 def _statistics(path: Path, extractor: Features) -> Real:
-    found = reference.load(path, extractor, features="features" in _arrays(path))
+    found = reference.load(path, extractor, features="features" in npz.names(path))
     text = f"the statistics {path.name}" + (f" of {found.count:,} images" if found.count else "")
     return Real(text, found, found.features)
-
-
-def _arrays(path: Path) -> list[str]:
-    """The names of the arrays in a .npz; none for anything else."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return archive.files
-    except Exception:  # reported by what reads it in earnest
-        return []
 
 
 def split_features(extractor: Features, data: Images, split: str) -> Real:

@@ -67,7 +67,7 @@ def named(content: dict, weights: str | float = "ema") -> str:
         raise FmdiffError(f"weights={weights}: power:WIDTH takes a number") from None
 
 
-def _state(content: dict, weights: str | float, run: Path | None) -> dict[str, Tensor]:
+def weights_of(content: dict, weights: str | float, run: Path | None) -> dict[str, Tensor]:
     """The chosen state dict; run is the folder the checkpoint lies in."""
     stored, name = content["weights"], named(content, weights)
     if name in stored:
@@ -89,7 +89,7 @@ def restore(
     """
     if "spec" not in content:
         raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
-    spec, state = content["spec"], _state(content, weights, run)
+    spec, state = content["spec"], weights_of(content, weights, run)
     shape, classes = tuple(spec["data"]["shape"]), spec["data"]["classes"]
     net = build(spec["model"], trust=trust, shape=shape, classes=classes)
     net.load_state_dict(state)

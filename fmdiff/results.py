@@ -88,6 +88,7 @@ def recipe(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
         known = content["format"] == FORMAT and content["command"] == "evaluate"
+        _ = {**content["config"], **content["metrics"]}
     except OSError as error:
         raise FmdiffError(f"result={file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -173,6 +173,8 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
     except OSError as error:
         run.close(discard=True)
         raise _unwritable(run.folder, error) from error
+    # a full disk is not to be told by a traceback per line; the screen has the line
+    run.handler.handleError = lambda record: None  # type: ignore[method-assign]
     run.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(run.handler)
     if rank is not None:

@@ -1,6 +1,7 @@
 """What each key may hold: types and ranges, checked before any work. One table, one sentence."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -50,6 +51,11 @@ def _is_w(value: Any) -> bool:
     return _is_number(value) or TEXT.passes(value)
 
 
+def _is_path(value: str) -> bool:
+    names = os.fsencode(value).split(b"/")
+    return b"\0" not in os.fsencode(value) and len(names) < 100 and max(map(len, names)) <= 255
+
+
 def integer(low: int) -> Rule:
     return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
 
@@ -74,6 +80,9 @@ def or_null(rule: Rule) -> Rule:
 
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
+PATH = Rule(
+    lambda v: TEXT.passes(v) and _is_path(v), "a path, of names no longer than file systems take"
+)
 TEXTS = Rule(lambda v: _is_list(v, TEXT.passes), "a list of texts like [mypackage.]")
 NAMES = Rule(lambda v: bool(v) and _is_list(v, TEXT.passes), "a list of names like [fid,kid]")
 COUNTS = Rule(
@@ -85,7 +94,7 @@ DEVICE = Rule(
 )
 FRACTION = Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
 RESUME = Rule(
-    lambda v: v is None or v is True or TEXT.passes(v), "true, last, a run folder, or null"
+    lambda v: v is None or v is True or PATH.passes(v), "true, last, a run folder, or null"
 )
 CLASSES = Rule(
     lambda v: (
@@ -139,15 +148,16 @@ RULES: dict[str, Rule] = {
     "seed": integer(0),
     "device": DEVICE,
     "threads": or_null(integer(1)),
-    "name": or_null(TEXT),
-    "out": or_null(TEXT),
+    "name": or_null(PATH),
+    "out": or_null(PATH),
     "overwrite": FLAG,
     "trust": TEXTS,
     "resume": RESUME,
-    "init": or_null(TEXT),
+    "init": or_null(PATH),
     "plan": FLAG,
     "profile": FLAG,
-    "ckpt": or_null(TEXT),
+    "ckpt": or_null(PATH),
+    "export": or_null(PATH),
     "weights": WEIGHTS,
     "n": or_null(integer(1)),
     "steps": or_null(integer(1)),
@@ -157,10 +167,10 @@ RULES: dict[str, Rule] = {
     "classes": CLASSES,
     "coordinates": one_of("straight", "native"),
     "final": one_of("auto", "solver", "denoise"),
-    "against": or_null(TEXT),
+    "against": or_null(PATH),
     "metrics": or_null(NAMES),
-    "samples": or_null(TEXT),
-    "result": or_null(TEXT),
+    "samples": or_null(PATH),
+    "result": or_null(PATH),
     "repeats": integer(1),
     "grid.solver": or_null(NAMES),
     "grid.schedule": or_null(NAMES),
@@ -168,7 +178,7 @@ RULES: dict[str, Rule] = {
     "grid.nfe": or_null(COUNTS),
     "grid.steps": or_null(COUNTS),
     "grid.w": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_w), "a list of numbers")),
-    "features.weights": or_null(TEXT),
+    "features.weights": or_null(PATH),
     "features.download": FLAG,
     "features.check": FLAG,
     "kind": one_of("x", "eps", "v", "score", "v_sh"),
@@ -180,6 +190,7 @@ RULES: dict[str, Rule] = {
     "png": FLAG,
     "data.batch_size": integer(1),
     "data.augment": FRACTION,
+    "data.root": or_null(PATH),
     "data.size": or_null(integer(1)),
     "data.channels": Rule(lambda v: _is_int(v) and v in (1, 3), "1 or 3"),
     "data.skip_broken": FLAG,
@@ -206,7 +217,7 @@ RULES: dict[str, Rule] = {
             "two numbers from 0 to 1, the lower first, like [0.2,0.8]",
         )
     ),
-    "guidance.ckpt": or_null(TEXT),
+    "guidance.ckpt": or_null(PATH),
     "guidance.weights": WEIGHTS,
     "schedule.p": number(above=0),
     "schedule.q": number(above=0),
@@ -253,7 +264,7 @@ STEPS = Rule(
     "an integer >= 1, a list of them like [4,10,50], or null",
 )
 RUNS = Rule(
-    lambda v: v is None or TEXT.passes(v) or (bool(v) and TEXTS.passes(v)),
+    lambda v: v is None or PATH.passes(v) or (bool(v) and _is_list(v, PATH.passes)),
     "a folder, a list of folders like [outputs/a,outputs/b], or null",
 )
 LABEL = one_of("own", "none")

@@ -268,10 +268,11 @@ class Training(pl.LightningModule):
         Raises FmdiffError when the weights do not fit this network.
         """
         stored = content["weights"]
+        raw = stored.get("raw") or next(iter(stored.values()))  # an exported file has one
         try:
-            self.net.load_state_dict(stored["raw"])
+            self.net.load_state_dict(raw)
             for name, average in zip(self.averages.names, self.averages, strict=True):
-                average.load_state_dict(stored.get(name, stored["raw"]))
+                average.load_state_dict(stored.get(name, raw))
         except RuntimeError as error:
             saved, now = (OmegaConf.create(spec) for spec in (content["spec"], self.spec()))
             changes = differences(saved, now)

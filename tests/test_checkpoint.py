@@ -182,6 +182,14 @@ def test_a_flip_in_a_tensor_names_the_tensor(path):
     assert "tensor 'weights.raw.layer.0.bias'" in damaged(path, bytes(whole))
 
 
+def endless():
+    """A list that stands twice in a list that stands twice in a list ..."""
+    found = [0]
+    for _ in range(60):
+        found = [found, found]
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -193,7 +201,13 @@ def test_a_flip_in_a_tensor_names_the_tensor(path):
         (lambda c: c.update(more=torch.eye(2).to_sparse()), "'more' has no checksum"),
         (lambda c: c["weights"].update(raw=torch.eye(2).to_sparse()), "'weights.raw'"),
         (lambda c: c.pop("checksums"), "no checksums"),
-        (lambda c: c["spec"].update(spec=c["spec"]), "deep"),
+        (lambda c: c["spec"].update(spec=c["spec"]), "two places"),
+        (lambda c: c["spec"].update(endless=endless()), "two places"),
+        (lambda c: c.update(more=torch.ones(1).expand(10**13)), "'more' has no checksum"),
+        (
+            lambda c: c["weights"]["raw"].update(weight=torch.ones(1).expand(10**13)),
+            "'weights.raw.weight' does not match",
+        ),
     ],
 )
 @pytest.mark.fault
@@ -202,6 +216,33 @@ def test_content_that_is_not_as_its_checksums_say(path, change, reason):
     change(changed)
     torch.save(changed, path)
     assert reason in damaged(path, path.read_bytes())
+
+
+@pytest.mark.fault
+def test_content_without_end_is_damage(path):
+    """A pickle written by hand: lists in lists, deeper than Python walks."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    known = {"format": "fmdiff", "version": 1, "step": 1, "checksums": {}}
+    start = pickle.dumps(known, 2)[:-1] + b"X\x04\x00\x00\x00deep"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            pickled = start + b"]" * 5000 + b"a" * 4999 + b"s."
+            archive.writestr(name, pickled if name.endswith("data.pkl") else data)
+    assert "deep" in damaged(path, path.read_bytes())
+
+
+@pytest.mark.fault
+def test_parts_that_lie_upon_each_other_are_damage(path):
+    """A directory that lists one part often: a small file would be hours of reading."""
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    end = whole.rindex(b"PK\x05\x06")
+    count = int.from_bytes(whole[end + 10 : end + 12], "little")
+    directory = whole[start : whole.index(b"PK\x06\x06") if b"PK\x06\x06" in whole else end]
+    tail = b"PK\x05\x06" + bytes(4) + (count * 50).to_bytes(2, "little") * 2
+    tail += (len(directory) * 50).to_bytes(4, "little") + start.to_bytes(4, "little") + bytes(2)
+    assert "upon each other" in damaged(path, whole[:start] + directory * 50 + tail)
 
 
 def refused(path, match):
@@ -348,32 +389,37 @@ def write_for_ever(folder, step):
         checkpoint.link_last(path)
 
 
-@pytest.mark.fault(count=30)
-def test_thirty_kills(tmp_path):
-    """SIGKILL at any instant: the newest checkpoint is whole, and nothing is left for long."""
-    fork, generator = multiprocessing.get_context("fork"), random.Random(0)
+def survive_kills(folder, count):
+    """SIGKILL a writer of checkpoints `count` times and read what it left after each."""
+    fork, generator = multiprocessing.get_context("fork"), random.Random(count)
     start = time.perf_counter()
-    checkpoint.write(tmp_path / checkpoint.name(0), kill_content(0))
+    checkpoint.write(folder / checkpoint.name(0), kill_content(0))
     took = time.perf_counter() - start
     step = orphans = 0
-    for _ in range(30):
-        child = fork.Process(target=write_for_ever, args=(tmp_path, step))
+    for _ in range(count):
+        child = fork.Process(target=write_for_ever, args=(folder, step))
         child.start()
         time.sleep(0.01 + generator.uniform(0, 6) * took)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        orphans += len(temporaries(tmp_path))
-        for path in tmp_path.glob("*.ckpt"):
+        orphans += len(temporaries(folder))
+        for path in folder.glob("*.ckpt"):
             good = checkpoint.read(path)
             assert (good["weights"]["w"] == good["step"]).all()
-        newest, good = checkpoint.newest_good(tmp_path)
+        newest, good = checkpoint.newest_good(folder)
         assert good["step"] >= step
         step = good["step"]
-        for path in set(tmp_path.glob("0*.ckpt")) - {newest}:
+        for path in set(folder.glob("0*.ckpt")) - {newest}:
             path.unlink()
     assert step and orphans  # or no kill fell into a write
-    checkpoint.write(tmp_path / checkpoint.name(step + 1), content(step + 1))
-    assert not temporaries(tmp_path)
+    checkpoint.write(folder / checkpoint.name(step + 1), content(step + 1))
+    assert not temporaries(folder)
+
+
+@pytest.mark.fault(count=30)
+def test_thirty_kills(tmp_path):
+    """SIGKILL at any instant: the newest checkpoint is whole, and nothing is left for long."""
+    survive_kills(tmp_path, 30)
 
 
 # Looking for a checkpoint

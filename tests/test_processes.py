@@ -1,20 +1,16 @@
 """Signals, several processes and machines, and going on exactly where a run was left."""
 
-import csv
 import functools
 import multiprocessing
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGES, PLAIN, POINTS, metrics, vector
+from conftest import PLAIN, POINTS, metrics
 
 from fmdiff import checkpoint, cli
 

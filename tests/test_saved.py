@@ -54,8 +54,8 @@ def test_what_holds_no_samples_is_refused(tmp_path, monkeypatch):
         ("float_images.npz", "images are uint8"),
         ("labels.npz", "not \\(5,\\)"),
         ("pickled.npz", "no .npz of plain arrays"),
-        ("text.npz", "no .npz of plain arrays"),
-        ("cut.npz", "no .npz of plain arrays"),
+        ("text.npz", "damaged or no .npz file"),
+        ("cut.npz", "damaged or no .npz file"),
         ("none.npz", "cannot be read"),
     ):
         with pytest.raises(FmdiffError, match=f"samples={name}.*{says}"):

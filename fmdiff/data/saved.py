@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fmdiff import npz
 from fmdiff.errors import FmdiffError
 
 LARGEST = 4096  # pixels a side
@@ -21,23 +22,11 @@ def read(path: Path, option: str) -> tuple[Tensor, Tensor | None]:
     """
     if path.is_dir():
         return _folder(path, option), None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if "arr_0" not in archive.files:
-                raise FmdiffError(
-                    f"{option}={path} holds {', '.join(archive.files) or 'nothing'}, and samples "
-                    "are arr_0"
-                )
-            x = archive["arr_0"]
-            y = archive["labels"] if "labels" in archive.files else None
-    except FmdiffError:
-        raise
-    except OSError as error:
-        raise FmdiffError(f"{option}={path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a wrong byte is met with many kinds of exception
-        raise FmdiffError(
-            f"{option}={path} is no .npz of plain arrays ({type(error).__name__})"
-        ) from error
+    arrays = npz.read(path, ("arr_0", "labels"), f"{option}=")
+    if "arr_0" not in arrays:
+        held = ", ".join(npz.names(path)) or "nothing"
+        raise FmdiffError(f"{option}={path} holds {held}, and samples are arr_0")
+    x, y = arrays["arr_0"], arrays.get("labels")
     images = x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3)
     if not (images or (x.dtype.kind == "f" and x.ndim == 2)) or not len(x):
         raise FmdiffError(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmdiff import atomic, npz
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features
 
@@ -76,15 +77,8 @@ def save(path: str | Path, reference: Reference) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features.numpy(force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.whole(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def load(
@@ -96,7 +90,10 @@ def load(
     pixels that the file must not contradict, as it must not the extractor's name and sha256.
     Raises FmdiffError: missing, damaged, pickled, of wrong shape or of something else.
     """
-    arrays = _arrays(Path(path), features)
+    path = Path(path)
+    arrays = npz.read(path, {"mu", "sigma", *FACTS} | ({"features"} if features else set()))
+    # another program's arrays may have the names of our facts
+    arrays = {k: v for k, v in arrays.items() if k not in FACTS or v.ndim == 0}
     for name, shape in (("mu", "(d,)"), ("sigma", "(d, d)")):
         if name not in arrays:
             raise FmdiffError(f"{path} holds no statistics: it lacks {name} {shape}")
@@ -136,30 +133,6 @@ def load(
         **facts,
         features=None if rows is None else torch.from_numpy(rows).float(),
     )
-
-
-def _arrays(path: Path, features: bool) -> dict[str, np.ndarray]:
-    """The arrays of the file by name, without the features unless asked for."""
-    try:
-        # opened here, for numpy keeps its own file open when it fails
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise FmdiffError(f"{path} is one array, and a .npz of mu and sigma is wanted")
-            names = {"mu", "sigma", *FACTS} | ({"features"} if features else set())
-            arrays = {name: found[name] for name in found.files if name in names}
-            # another program's arrays may have the names of our facts
-            return {k: v for k, v in arrays.items() if k not in FACTS or v.ndim == 0}
-    except FmdiffError:
-        raise
-    except OSError as error:
-        raise FmdiffError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # zipfile and numpy meet a wrong byte with many kinds of exception
-        if "allow_pickle" in str(error) or "pickled" in str(error):
-            raise FmdiffError(
-                f"{path} is no .npz of plain arrays (pickled objects are refused: they are code)"
-            ) from None
-        raise FmdiffError(f"{path} is damaged or no .npz file ({type(error).__name__})") from error
 
 
 def _numbers(path: str | Path, **arrays: np.ndarray) -> None:

@@ -60,7 +60,7 @@ class Adams:
     at most the number of steps left.
 
     limit: trained networks are rough and strong guidance changes v fast, and there high terms blow
-    up. So a sample's terms must fall: |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At the first one
+    up. So a sample's terms must fall: |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At the first
     that does not the predictor stops, and the corrector takes of it what is allowed and stops.
     c = limit max(1, S / 13), S steps in all: what many steps resolve is trusted more. null: the
     classical method.
