@@ -146,7 +146,17 @@ def test_metrics_right_after_sampling_and_a_recipe_that_repeats(command, tiny, d
     assert command("evaluate", *words, "out=three") == 0
     assert report("three")["metrics"] == one["metrics"]
     capfd.readouterr()
-    assert command("evaluate", "result=three/results.json", *CPU, tiny[0], "out=four") == 0
+    assert (
+        command(
+            "evaluate",
+            "result=three/results.json",
+            "trust=[test_judge.]",
+            *CPU,
+            tiny[0],
+            "out=four",
+        )
+        == 0
+    )
     assert report("four")["metrics"] == one["metrics"]
     told = capfd.readouterr().out
     value = f"{one['metrics']['fd_tiny']['value']:.6g}"
