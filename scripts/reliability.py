@@ -62,7 +62,9 @@ def tried(row: Row, runs: Path) -> str:
                 assert code == case.code, (case, code, said)
                 how = f"With {case.how}:\n\n" if case.how else ""
                 said = said.replace(f"{folder}/", "").replace(str(Path.home()), "~")
-                said = re.sub(r"\d{4}(-\d\d){2}_\d\d(-\d\d){2}", "DATE_TIME", said)
+                said = re.sub(
+                    r"(?!2026-01-31_12)\d{4}(-\d\d){2}_\d\d(-\d\d){2}", "DATE_TIME", said
+                )
                 said = re.sub(r"process \d+ on \S+?:", "process PID on HOST:", said)
                 parts.append(f"{how}```\n$ {case.line}\n{said.rstrip()}\nexit {code}\n```")
     if row.tests:

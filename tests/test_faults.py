@@ -122,10 +122,11 @@ def test_the_document_says_what_is_tried():
     assert [int(number) for number in sections[1::2]] == list(range(1, 51))
     for row, text in zip(ROWS, sections[2::2], strict=True):
         assert text.startswith(f"{row.title}\n") and row.note in text
+        rest = text
         for case in row.cases:
-            shown = text.partition(f"$ {case.line}\n")[2].partition("\nexit ")
-            assert shown[2].startswith(f"{case.code}\n") and case.how in text
-            assert all(words in shown[0] for words in case.says)
+            said, _, rest = rest.partition(f"$ {case.line}\n")[2].partition("\nexit ")
+            assert rest.startswith(f"{case.code}\n") and case.how in text
+            assert all(words in said for words in case.says)
         assert all(f"`{test}`" in text for test in row.tests)
 
 
