@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fmdiff import signals
 from fmdiff.errors import Died, FmdiffError
@@ -26,6 +26,7 @@ VARIABLES = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", OURS),
 )
+T = TypeVar("T")
 log = logging.getLogger("fmdiff")
 
 
@@ -76,13 +77,19 @@ def settle(cfg: Any) -> None:
     OmegaConf.update(cfg, key, here)
 
 
-def join(where: Any) -> None:
-    """Make this process one of the default group, if there are several."""
-    from torch import distributed
+def join(where: Any) -> Any:
+    """Make this process one of the default group, if there are several; its device."""
+    import torch
 
-    if world() > 1 and not distributed.is_initialized():
+    if world() == 1:
+        return where
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-        distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend)
+    return where
 
 
 def leave() -> None:
@@ -114,6 +121,35 @@ def gathered(value: Any) -> list[Any]:
     found = [None] * world()
     distributed.all_gather_object(found, value)
     return found
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What work() gives in this rank; the first FmdiffError of any rank is raised in all."""
+    try:
+        found, error = work(), None
+    except FmdiffError as wrong:
+        error = str(wrong)
+    for said in gathered(error):
+        if said is not None:
+            raise FmdiffError(said)
+    return found
+
+
+def divisible(n: int, size: int, count: int) -> None:
+    """Raises FmdiffError where n samples in batches of `size` are no work for all processes."""
+    batches, ranks = -(-n // size), max(count, world())
+    if batches < ranks:
+        raise FmdiffError(
+            f"devices={count}: {n} samples in batches of {size} are work for {batches} of "
+            f"{ranks} processes; choose a smaller batch_size="
+        )
+
+
+def share(n: int, size: int) -> range:
+    """This rank's of n samples, whole batches of `size`: just those that one process makes."""
+    batches = -(-n // size)
+    first, last = (batches * k // world() * size for k in (rank(), rank() + 1))
+    return range(first, min(n, last))
 
 
 @contextlib.contextmanager
@@ -188,8 +224,8 @@ class Others:
         while True:
             for number, process in self.processes.items():
                 code = process.poll()
-                if code in (130, 138, 143):
-                    return signals.Ended(code - 128)
+                if code is not None and (by := _signal(code)):
+                    return signals.Ended(by)
                 if code:
                     self.lost = number
                     return Died(
@@ -231,6 +267,12 @@ class Others:
             process.wait()
             if number != self.lost:
                 self._log(number).unlink(missing_ok=True)
+
+
+def _signal(code: int) -> int | None:
+    """The signal of ENDING that a process with this exit code came to its end by."""
+    number = -code if code < 0 else code - 128
+    return number if number in signals.ENDING else None
 
 
 def _ending(code: int) -> str:

@@ -136,6 +136,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 RULES: dict[str, Rule] = {
     "seed": integer(0),
     "device": DEVICE,
+    "devices": integer(1),
     "threads": or_null(integer(1)),
     "name": or_null(TEXT),
     "out": or_null(TEXT),
@@ -243,6 +244,7 @@ RULES: dict[str, Rule] = {
     "trainer.keep": or_null(integer(1)),
     "trainer.logger": one_of("tensorboard", "csv", "wandb"),
     "trainer.skip_nonfinite": integer(0),
+    "trainer.spike": or_null(number(above=1)),
     "trainer.progress": FLAG,
 }
 STEPS = Rule(
