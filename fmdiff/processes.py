@@ -175,6 +175,7 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     others = Others(command, folder, count)
+    failed = None
     try:
         join(where)
         yield
@@ -182,11 +183,12 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
     except FmdiffError:
         raise
     except Exception as error:
-        if failed := others.failed(seconds=5):
-            raise failed from error
-        raise
+        failed = others.failed(seconds=5)
+        if failed is None:
+            raise
+        raise failed from error
     finally:
-        others.end()
+        others.end(keep=isinstance(failed, Died))
         leave()
         for name, value in before.items():
             if value is None:
@@ -199,7 +201,7 @@ class Others:
     """The processes of ranks 1 ... count - 1, and a thread that watches over them."""
 
     def __init__(self, command: str, folder: Path, count: int) -> None:
-        self.folder, self.over = folder, threading.Event()
+        self.command, self.folder, self.over = command, folder, threading.Event()
         self.processes: dict[int, subprocess.Popen] = {}
         self.lost: int | None = None  # the rank that failed first
         words = [sys.executable, "-m", "fmdiff", command, "--worker", str(folder)]
@@ -228,11 +230,10 @@ class Others:
                     return signals.Ended(by)
                 if code:
                     self.lost = number
-                    return Died(
-                        f"rank {number} {_ending(code)}; {self._log(number)} holds what it said. "
-                        "What was saved is whole: training goes on with resume="
-                        f"{self.folder}"
-                    )
+                    what = f"rank {number} {_ending(code)}; {self._log(number)} says more"
+                    if self.command == "train":
+                        what += f"; resume={self.folder} goes on from the last checkpoint"
+                    return Died(what)
             if time.monotonic() >= end:
                 return None
             time.sleep(0.1)
@@ -259,13 +260,13 @@ class Others:
         for process in self.processes.values():
             process.kill()
 
-    def end(self) -> None:
-        """Kill what is left; the log of the one that failed stays."""
+    def end(self, keep: bool) -> None:
+        """Kill what is left; `keep` the log of the one that failed."""
         self.over.set()
         self._kill()
         for number, process in self.processes.items():
             process.wait()
-            if number != self.lost:
+            if not keep or number != self.lost:
                 self._log(number).unlink(missing_ok=True)
 
 
