@@ -26,7 +26,7 @@ from fmdiff.training import Training
 # processes that have imported all there is to import
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["fmdiff.fit", "fmdiff.evaluate", "fmdiff.report", "tensorboard"])
-HUNG = 200  # seconds
+HUNG = 500  # seconds; of a machine that does much else
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
 RUN = (
     *("train", *PLAIN, *POINTS, "trainer.max_steps=40", "trainer.inner_steps=1"),
@@ -554,8 +554,7 @@ def test_samples_of_two_processes_are_those_of_one(tmp_path, solver):
 @pytest.mark.slow
 def test_images_of_two_processes_started_here_are_those_of_one(digits_run, tmp_path):
     words = ("sample", f"ckpt={digits_run}", "n=20", "batch_size=6", "steps=2", "png=true")
-    words += ("device=cpu", "threads=1", "metrics=[fid,kid]", "features=mnist", "against=digits")
-    words = words[:-3]
+    words += ("device=cpu", "threads=1")
     for count in (1, 2):
         process = start(tmp_path, *words, f"devices={count}", f"out=run{count}")
         assert process.wait(HUNG) == 0
