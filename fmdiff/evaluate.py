@@ -56,10 +56,8 @@ def evaluate(cfg, folder: Path) -> None:
     if settings["against"] == "exact":
         _field_errors(settings, where, folder)
         return
-    if settings["samples"]:
-        metrics = _of_files(settings, where, folder)
-    else:
-        metrics = _of_model(settings, where, folder)
+    judged = _of_files if settings["samples"] else _of_model
+    metrics = judged(settings, where, folder)
     if processes.rank():
         return
     if before is not None:
@@ -101,11 +99,10 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
         about = (model.data, field.shape, field.classes, settings["seed"], where)
         judged = judge(settings, *about, spread=True)
     cells, seeds = grid(settings), range(settings["seed"], settings["seed"] + settings["repeats"])
-    done = _done(folder)
+    done, rows, pixels = _done(folder), list[Any](), None
     with processes.started("evaluate", folder, devices, where):
         mine, lead = processes.share(n, size), processes.rank() == 0
         say = print if lead else lambda _: None
-        rows, pixels = [], None
         with Bar(len(mine) * len(cells) * len(seeds), shown=lead) as bar:
             for cell in cells:
                 for seed in seeds:
@@ -128,8 +125,8 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
                 nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
                 rows.append((cell, nfe, seconds, metrics))
                 head = f"{_words(cell)}: " if cell else ""
-                say(f"{head}{nfe:g} evaluations per sample, {seconds:.1f} s")
-                say(results.shown(metrics))
+                costs = f"{nfe:g} evaluations per sample, {seconds:.1f} s"
+                say(f"{head}{costs}\n{results.shown(metrics)}")
     if not rows:
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
     if not lead:
@@ -177,21 +174,20 @@ def _one(model: Opened, settings, cell, mine: range, seed: int, judged: Judge, w
         if images and sum(map(len, kept)) < 1000:
             kept.append(x.cpu())
 
-    def drawn():
-        return generate(
-            field,
-            len(mine),
-            first=mine.start,
-            **options(changed(settings, cell), field, where),
-            seed=seed,
-            device=where,
-            receive=receive,
-            progress=bar,
-        )
-
     begin = time.perf_counter()
     try:
-        made = processes.agreed(drawn)
+        made = processes.agreed(
+            lambda: generate(
+                field,
+                len(mine),
+                first=mine.start,
+                **options(changed(settings, cell), field, where),
+                seed=seed,
+                device=where,
+                receive=receive,
+                progress=bar,
+            )
+        )
     except FmdiffError as error:
         return Row(math.nan, 0.0, {}, str(error)), None
     counted = sum(processes.gathered(made.nfe_counted * len(mine))) / settings["n"]
