@@ -4,7 +4,9 @@ import contextlib
 import csv
 import logging
 import math
+import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 from fmdiff.results import MORE
-from fmdiff.rows import Rows
+from fmdiff.rows import Rows, rows_up_to
 from fmdiff.sampling import generate
 
 log = logging.getLogger("fmdiff")
@@ -45,6 +47,7 @@ class Log(Callback):
         self.fixed: Any = None  # held-out x, y, eps and t
         # of the peak rate of the device that one sample a second takes; None: not known
         self.utilisation: float | None = None
+        self.losses: deque[float] = deque(maxlen=9)  # of the last rows
 
     def on_train_start(self, trainer, module) -> None:
         if not trainer.is_global_zero:
@@ -62,7 +65,7 @@ class Log(Callback):
             data = module.data
             work = 3 * operations(module.net, data.shape, data.classes)
             self.utilisation = work / rate / trainer.world_size
-        self.rows = Rows(self.path, self.columns, module.step)
+        self.rows = Rows(self.path, self.columns, self.before(module))
         if self.options["progress"]:
             from tqdm import tqdm
 
@@ -77,7 +80,8 @@ class Log(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         values: dict[str, float] = {}
         last = module.step == self.options["max_steps"]
-        if module.step % self.options["log_every"] == 0 or last:
+        due = module.step % self.options["log_every"] == 0
+        if due or last:
             steps = module.sums[2] or math.nan  # all skipped
             loss, norm, _, *costs = (value / steps for value in module.sums)
             values |= {
@@ -87,9 +91,12 @@ class Log(Callback):
             }
             if not module.coupling.independent:
                 values |= dict(zip(self.costs, costs, strict=True))
-            module.sums[:] = [0.0] * len(module.sums)
+            if due:  # else a longer run would lack these steps in its next row
+                module.sums[:] = [0.0] * len(module.sums)
         if not trainer.is_global_zero:
             return
+        if due and self.options["spike"]:
+            self.watch(module, values["loss"])
         if module.step % self.options["validate_every"] == 0 or last:
             values |= self.validate(module)
         values |= module.measured
@@ -98,6 +105,39 @@ class Log(Callback):
             self.bar.update(module.step - self.bar.n)
         if values:
             self.report(trainer, module, values)
+
+    def before(self, module) -> list[dict]:
+        """The rows up to this step, without what was written as a run ended that now goes on."""
+        rows = rows_up_to(self.path, module.step)
+        if not rows or int(rows[-1]["step"]) < module.step:
+            return rows
+        judged = module.judge.columns if module.judge else ()
+        groups = {"log": ("loss", "grad_norm", "lr", *self.costs), "metrics": judged}
+        groups["validate"] = [name for name in self.columns if name.startswith("val_loss")]
+        passed = [name for name in groups if module.step % self.options[f"{name}_every"]]
+        if len(passed) == len(groups):
+            return rows[:-1]
+        rows[-1] |= {column: "" for name in passed for column in groups[name]}
+        return rows
+
+    def watch(self, module, loss: float) -> None:
+        """Warn of the steps since the last row whose loss was far above the usual.
+
+        The usual is the median of the last rows' losses.
+        """
+        if module.spikes:
+            k, worst = max(module.spikes, key=lambda spike: spike[1])
+            log.warning(
+                "step %d (seed %d): loss %.4g is %.3g times the usual; %d such steps since the "
+                "last row",
+                *(k, module.seed, worst, self.options["spike"] * worst / module.spike_above),
+                len(module.spikes),
+            )
+            module.spikes.clear()
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        usual = statistics.median(self.losses) if self.losses else 0
+        module.spike_above = self.options["spike"] * usual if usual > 0 else math.inf
 
     def report(self, trainer, module, values: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -291,6 +331,9 @@ class Checkpoints(Callback):
     def save(self, trainer, module) -> None:
         if self.saved == module.step or not trainer.is_global_zero:
             return
+        board: Any = getattr(trainer.logger, "experiment", None)
+        if hasattr(board, "flush"):  # no event of an earlier step is then lost with the process
+            board.flush()
         path = self.folder / checkpoint.name(module.step)
         checkpoint.write(path, module.content())
         checkpoint.link_last(path)

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fmdiff import device, plots, results, schema
+from fmdiff import device, plots, processes, results, schema
 from fmdiff.build import config_folder, vouch
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
@@ -44,21 +44,24 @@ def evaluate(cfg, folder: Path) -> None:
     before = None
     if settings["result"]:
         before = results.recipe(Path(settings["result"]).expanduser())
-        settings |= vouch(before["config"], tuple(settings["trust"])) | {
-            "device": settings["device"],
-            "result": None,
-        }
+        now = {key: settings[key] for key in ("device", "devices")}
+        said = vouch(before["config"], tuple(settings["trust"]))
+        settings |= said | now | {"result": None}
         schema.check("evaluate", OmegaConf.create(settings))
     where = device.pick(settings["device"])
+    device.enough(where, settings["devices"], "devices")
+    if settings["devices"] > 1 and (settings["samples"] or settings["against"] == "exact"):
+        raise FmdiffError("samples= and against=exact are for one process: devices must be 1")
+    where = processes.join(where)
     if where.type == "cpu" and settings["threads"]:
         torch.set_num_threads(settings["threads"])
     if settings["against"] == "exact":
         _field_errors(settings, where, folder)
         return
-    if settings["samples"]:
-        metrics = _of_files(settings, where, folder)
-    else:
-        metrics = _of_model(settings, where, folder)
+    judged = _of_files if settings["samples"] else _of_model
+    metrics = judged(settings, where, folder)
+    if processes.rank():
+        return
     if before is not None:
         _compare(before["metrics"], metrics)
     print(f"  {folder / 'results.json'}")
@@ -89,39 +92,49 @@ def _of_files(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
 
 
 def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric]:
-    model = opened(settings, data=True)
-    field = model.field
-    images = len(field.shape) == 3
-    n = settings["n"] or (IMAGES if images else POINTS)
-    size = min(settings["batch_size"] or default_batch_size(field.shape), n)
-    use_threads(settings["threads"], field, size, where)
-    judged = judge(settings, model.data, field.shape, field.classes, settings["seed"], where)
+    with processes.after_rank_0():
+        model = opened(settings, data=True)
+        field, devices = model.field, settings["devices"]
+        images = len(field.shape) == 3
+        n = settings["n"] or (IMAGES if images else POINTS)
+        size = min(settings["batch_size"] or default_batch_size(field.shape), n)
+        processes.divisible(n, size, devices)
+        use_threads(settings["threads"], field, size, where, devices)
+        about = (model.data, field.shape, field.classes, settings["seed"], where)
+        judged = judge(settings, *about, spread=True)
     cells, seeds = grid(settings), range(settings["seed"], settings["seed"] + settings["repeats"])
-    done = _done(folder)
-    rows, pixels = [], None
-    with Bar(n * len(cells) * len(seeds)) as bar:
-        for cell in cells:
-            for seed in seeds:
-                key = json.dumps([cell, seed])
-                if key not in done:
-                    row, pixels = _one(model, settings, cell, n, seed, judged, where, bar)
-                    done[key] = row
-                    if len(cells) * len(seeds) > 1:
-                        _put(folder / CELLS, json.dumps({k: v._asdict() for k, v in done.items()}))
-                else:
-                    bar(n)
-            of_cell = [done[json.dumps([cell, seed])] for seed in seeds]
-            if refused := next((row.refused for row in of_cell if row.refused), None):
-                print(f"{_words(cell)}: left out, {refused}")
-                continue
-            metrics = results.combined([row.restored() for row in of_cell], seeds)
-            nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
-            rows.append((cell, nfe, seconds, metrics))
-            head = f"{_words(cell)}: " if cell else ""
-            print(f"{head}{nfe:g} evaluations per sample, {seconds:.1f} s")
-            print(results.shown(metrics))
+    done, rows, pixels = _done(folder), list[Any](), None
+    with processes.started("evaluate", folder, devices, where):
+        mine, lead = processes.share(n, size), processes.rank() == 0
+        say = print if lead else lambda _: None
+        with Bar(len(mine) * len(cells) * len(seeds), shown=lead) as bar:
+            for cell in cells:
+                for seed in seeds:
+                    key = json.dumps([cell, seed])
+                    if key in done:
+                        bar(len(mine))
+                        continue
+                    args = (model, settings | {"batch_size": size, "n": n}, cell, mine, seed)
+                    done[key], pixels = _one(*args, judged, where, bar)
+                    if lead and len(cells) * len(seeds) > 1:
+                        kept = json.dumps({k: v._asdict() for k, v in done.items()})
+                        _put(folder / CELLS, kept)
+                of_cell = [done[json.dumps([cell, seed])] for seed in seeds]
+                if refused := next((row.refused for row in of_cell if row.refused), None):
+                    if len(cells) == 1:
+                        raise FmdiffError(refused)
+                    say(f"{_words(cell)}: left out, {refused}")
+                    continue
+                metrics = results.combined([row.restored() for row in of_cell], seeds)
+                nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
+                rows.append((cell, nfe, seconds, metrics))
+                head = f"{_words(cell)}: " if cell else ""
+                costs = f"{nfe:g} evaluations per sample, {seconds:.1f} s"
+                say(f"{head}{costs}\n{results.shown(metrics)}")
     if not rows:
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
+    if not lead:
+        return rows[0][3]
     warnings = _warned(settings, model)
     more: dict[str, Any] = {"checkpoint": model.about, "nfe_counted": rows[0][1]}
     if len(cells) > 1:
@@ -153,8 +166,8 @@ class Row(NamedTuple):
         return {name: Metric(**metric) for name, metric in self.metrics.items()}
 
 
-def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where, bar):
-    """The Row of a cell and, where they are needed, the pixels."""
+def _one(model: Opened, settings, cell, mine: range, seed: int, judged: Judge, where, bar):
+    """The Row of a cell, of the samples `mine` and those of the other ranks, and some pixels."""
     field, kept = model.field, list[Tensor]()
     images = len(field.shape) == 3
     judged.clear()
@@ -167,22 +180,24 @@ def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where,
 
     begin = time.perf_counter()
     try:
-        made = generate(
-            field,
-            n,
-            **options(changed(settings, cell) | {"n": n}, field, where),
-            seed=seed,
-            device=where,
-            receive=receive,
-            progress=bar,
+        made = processes.agreed(
+            lambda: generate(
+                field,
+                len(mine),
+                first=mine.start,
+                **options(changed(settings, cell), field, where),
+                seed=seed,
+                device=where,
+                receive=receive,
+                progress=bar,
+            )
         )
     except FmdiffError as error:
-        if not cell:
-            raise
         return Row(math.nan, 0.0, {}, str(error)), None
+    counted = sum(processes.gathered(made.nfe_counted * len(mine))) / settings["n"]
     seconds = time.perf_counter() - begin
     metrics = {name: metric.as_dict() for name, metric in judged.results().items()}
-    return Row(made.nfe_counted, seconds, metrics), torch.cat(kept) if kept else None
+    return Row(counted, seconds, metrics), torch.cat(kept) if kept else None
 
 
 def grid(settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -185,7 +185,7 @@ def train(cfg, folder: Path) -> None:
             options,
             where,
             callbacks,
-            logger=logger(folder, options["logger"]),
+            logger=logger(folder, options, module.step),
             default_root_dir=folder,
         )
         if trainer.is_global_zero:
@@ -207,17 +207,22 @@ def train(cfg, folder: Path) -> None:
             log.info("%d steps done; next: fmdiff sample %s", module.step, word("ckpt", folder))
 
 
-def logger(folder: Path, name: str):
+def logger(folder: Path, options: dict[str, Any], step: int):
     """The experiment logger of `trainer.logger=`; metrics.csv is written in any case."""
-    if name == "csv":
+    if options["logger"] == "csv":
         return False
-    if name == "wandb":
+    if options["logger"] == "wandb":
         from lightning.pytorch.loggers import WandbLogger
 
         return WandbLogger(save_dir=folder, project="fmdiff")
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    return TensorBoardLogger(save_dir=folder, name="tensorboard", version="")
+    # what an earlier attempt wrote of the steps that come again is not shown, nor the last values
+    # of a run that now goes on
+    shown = step > 0 and any(step % options[f"{name}_every"] == 0 for name in INTERVALS[:4])
+    return TensorBoardLogger(
+        save_dir=folder, name="tensorboard", version="", purge_step=step + shown
+    )
 
 
 def quiet() -> None:

@@ -14,6 +14,7 @@ from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.metrics import reference
 from fmdiff.metrics.features import Features, for_data
+from fmdiff.metrics.frechet import gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import chosen, measures, point_metrics
@@ -41,11 +42,21 @@ class Judge(Protocol):
 
 
 class PointMetrics:
-    """Metrics of points against fresh points of a data set, or against given ones (m, d)."""
+    """Metrics of points against fresh points of a data set, or against given ones (m, d).
 
-    def __init__(self, names: Sequence[str] | None, data, given: Tensor | None, seed: int) -> None:
+    With `spread` those that all processes of the default group took in: see ImageMetrics.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] | None,
+        data,
+        given: Tensor | None,
+        seed: int,
+        spread: bool = False,
+    ) -> None:
         self.names = list(chosen(names or list(measures(data)), data))
-        self.data, self.given, self.seed = data, given, seed
+        self.data, self.given, self.seed, self.spread = data, given, seed, spread
         self.warnings: list[str] = []
         self.clear()
 
@@ -61,6 +72,8 @@ class PointMetrics:
 
     def results(self) -> dict[str, Metric]:
         x = torch.cat(self.points)
+        if self.spread:
+            x = gather(x)
         n = len(x) if self.given is None else min(len(x), len(self.given))
         return point_metrics(self.names, x, self.data, n, self.seed, self.given)
 
@@ -106,11 +119,18 @@ def against(said: str | None, data: Any) -> Against:
 
 
 def judge(
-    settings: dict[str, Any], data: Any, shape: tuple[int, ...], classes: int, seed: int, device
+    settings: dict[str, Any],
+    data: Any,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    device,
+    spread: bool = False,
 ) -> Judge:
     """The judge that the keys metrics, features and against ask for.
 
-    data: the data set that samples of `shape` and `classes` stand for, or None.
+    data: the data set that samples of `shape` and `classes` stand for, or None. spread: each rank
+    takes in its own samples, and all ask for the results.
 
     Raises FmdiffError for what does not go together.
     """
@@ -131,7 +151,7 @@ def judge(
     if len(shape) == 1:
         if real.statistics is not None:
             raise FmdiffError(f"against={real.statistics}: points are compared with points")
-        return PointMetrics(names, real.data, real.samples, seed)
+        return PointMetrics(names, real.data, real.samples, seed, spread)
     extractor = _extractor(settings["features"], real.data or data, shape).to(device)
     names = names or _usual(real, classes, extractor)
     held_out = None
@@ -143,7 +163,7 @@ def judge(
         compared = split_features(extractor, real.data, real.split)
         if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
             held_out = split_features(extractor, real.data, SPLITS[real.split == "train"]).features
-    made = ImageMetrics(names, extractor, compared, held_out, seed)
+    made = ImageMetrics(names, extractor, compared, held_out, seed, spread)
     if settings["against"] and data is not None and _name(real.data) != _name(data):
         made.warnings.append(
             f"the samples stand for {_name(data)} and are compared with {compared.text}"

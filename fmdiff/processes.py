@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fmdiff import signals
 from fmdiff.errors import Died, FmdiffError
@@ -26,6 +26,7 @@ VARIABLES = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", OURS),
 )
+T = TypeVar("T")
 log = logging.getLogger("fmdiff")
 
 
@@ -76,13 +77,19 @@ def settle(cfg: Any) -> None:
     OmegaConf.update(cfg, key, here)
 
 
-def join(where: Any) -> None:
-    """Make this process one of the default group, if there are several."""
-    from torch import distributed
+def join(where: Any) -> Any:
+    """Make this process one of the default group, if there are several; its device."""
+    import torch
 
-    if world() > 1 and not distributed.is_initialized():
+    if world() == 1:
+        return where
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(where)
+    if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-        distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend)
+    return where
 
 
 def leave() -> None:
@@ -116,6 +123,35 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
+def agreed(work: Callable[[], T]) -> T:
+    """What work() gives in this rank; the first FmdiffError of any rank is raised in all."""
+    try:
+        found, error = work(), None
+    except FmdiffError as wrong:
+        error = str(wrong)
+    for said in gathered(error):
+        if said is not None:
+            raise FmdiffError(said)
+    return found
+
+
+def divisible(n: int, size: int, count: int) -> None:
+    """Raises FmdiffError where n samples in batches of `size` are no work for all processes."""
+    batches, ranks = -(-n // size), max(count, world())
+    if batches < ranks:
+        raise FmdiffError(
+            f"devices={count}: {n} samples in batches of {size} are work for {batches} of "
+            f"{ranks} processes; choose a smaller batch_size="
+        )
+
+
+def share(n: int, size: int) -> range:
+    """This rank's of n samples, whole batches of `size`: just those that one process makes."""
+    batches = -(-n // size)
+    first, last = (batches * k // world() * size for k in (rank(), rank() + 1))
+    return range(first, min(n, last))
+
+
 @contextlib.contextmanager
 def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
     """Run the block as rank 0 of `count` processes that all have joined.
@@ -139,6 +175,7 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     others = Others(command, folder, count)
+    failed = None
     try:
         join(where)
         yield
@@ -146,11 +183,12 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
     except FmdiffError:
         raise
     except Exception as error:
-        if failed := others.failed(seconds=5):
-            raise failed from error
-        raise
+        failed = others.failed(seconds=5)
+        if failed is None:
+            raise
+        raise failed from error
     finally:
-        others.end()
+        others.end(keep=isinstance(failed, Died))
         leave()
         for name, value in before.items():
             if value is None:
@@ -163,7 +201,7 @@ class Others:
     """The processes of ranks 1 ... count - 1, and a thread that watches over them."""
 
     def __init__(self, command: str, folder: Path, count: int) -> None:
-        self.folder, self.over = folder, threading.Event()
+        self.command, self.folder, self.over = command, folder, threading.Event()
         self.processes: dict[int, subprocess.Popen] = {}
         self.lost: int | None = None  # the rank that failed first
         words = [sys.executable, "-m", "fmdiff", command, "--worker", str(folder)]
@@ -188,15 +226,14 @@ class Others:
         while True:
             for number, process in self.processes.items():
                 code = process.poll()
-                if code in (130, 138, 143):
-                    return signals.Ended(code - 128)
+                if code is not None and (by := _signal(code)):
+                    return signals.Ended(by)
                 if code:
                     self.lost = number
-                    return Died(
-                        f"rank {number} {_ending(code)}; {self._log(number)} holds what it said. "
-                        "What was saved is whole: training goes on with resume="
-                        f"{self.folder}"
-                    )
+                    what = f"rank {number} {_ending(code)}; {self._log(number)} says more"
+                    if self.command == "train":
+                        what += f"; resume={self.folder} goes on from the last checkpoint"
+                    return Died(what)
             if time.monotonic() >= end:
                 return None
             time.sleep(0.1)
@@ -223,14 +260,20 @@ class Others:
         for process in self.processes.values():
             process.kill()
 
-    def end(self) -> None:
-        """Kill what is left; the log of the one that failed stays."""
+    def end(self, keep: bool) -> None:
+        """Kill what is left; `keep` the log of the one that failed."""
         self.over.set()
         self._kill()
         for number, process in self.processes.items():
             process.wait()
-            if number != self.lost:
+            if not keep or number != self.lost:
                 self._log(number).unlink(missing_ok=True)
+
+
+def _signal(code: int) -> int | None:
+    """The signal of ENDING that a process with this exit code came to its end by."""
+    number = -code if code < 0 else code - 128
+    return number if number in signals.ENDING else None
 
 
 def _ending(code: int) -> str:

@@ -7,10 +7,11 @@ from types import TracebackType
 class Bar:
     """A progress bar on a terminal, a line every ten seconds elsewhere."""
 
-    def __init__(self, n: int, unit: str = "sample") -> None:
+    def __init__(self, n: int, unit: str = "sample", shown: bool = True) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=n, unit=unit, disable=None, leave=False)
+        self.bar = tqdm(total=n, unit=unit, disable=None if shown else True, leave=False)
+        self.shown = shown
         self.unit, self.n, self.done, self.begin = unit, n, 0, time.monotonic()
         self.said = self.begin
 
@@ -18,7 +19,7 @@ class Bar:
         self.bar.update(done)
         self.done += done
         now = time.monotonic()
-        if self.bar.disable and now - self.said > 10:
+        if self.shown and self.bar.disable and now - self.said > 10:
             left = (now - self.begin) * (self.n / self.done - 1)
             print(f"{self.done:,}/{self.n:,} {self.unit}s, {left:.0f} s left", flush=True)
             self.said = now

@@ -13,7 +13,7 @@ from fmdiff.schema import leaves
 OUTPUTS = Path("outputs")
 # keys that do not make a run another run
 INCIDENTAL = frozenset(
-    {"resume", "out", "overwrite", "device", "threads", "plan", "profile"}
+    {"resume", "out", "overwrite", "device", "devices", "threads", "plan", "profile"}
     | {"trainer.max_steps", "trainer.max_time", "trainer.progress", "trainer.devices"}
 )
 # keys a resumed run may change; the change is logged
@@ -26,7 +26,7 @@ CHANGEABLE = INCIDENTAL | {
     "trainer.keep",
     *(f"trainer.{key}" for key in ("compile", "channels_last", "recompute", "accumulate")),
     "trainer.snapshot_every",
-    *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best")),
+    *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best", "spike")),
 }
 # keys for which null means a rule, and the run has written down what the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")

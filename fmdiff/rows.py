@@ -12,17 +12,21 @@ from typing import Any
 log = logging.getLogger("fmdiff")
 
 
+def rows_up_to(path: Path, step: int) -> list[dict]:
+    """The rows of a file that may be, up to a step."""
+    if not (path.is_file() and step):
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+
+
 class Rows:
     """The rows of a run's metrics.csv; what a later run leaves out of them is forgotten."""
 
-    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
-        """Begin the file with the rows up to a step that are in it."""
+    def __init__(self, path: Path, columns: Sequence[str], rows: list[dict]) -> None:
+        """Begin the file with these rows."""
         self.path, self.columns = path, columns
         self.unwritten: list[dict[str, Any]] = []
-        rows: list[dict] = []
-        if path.is_file() and step:
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
         part = path.with_suffix(".part")
         part.write_bytes(self._lines(rows, header=True))
         part.replace(path)

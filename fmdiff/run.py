@@ -9,6 +9,7 @@ COMMAND.log       what was said on the way
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -273,11 +274,16 @@ def _torchrun_rank() -> int | None:
     return None if alone or "RANK" not in os.environ else int(os.environ["RANK"])
 
 
-def _share_folder(folder: Path | None) -> str:
-    """Rank 0 gives, and the other ranks wait for, the run folder through torchrun's store."""
+@functools.cache  # rank 0 keeps it open for the others, where no agent of torchrun does
+def _store() -> Any:
     import torch.distributed
 
-    store = next(torch.distributed.rendezvous("env://"))[0]
+    return next(torch.distributed.rendezvous("env://"))[0]
+
+
+def _share_folder(folder: Path | None) -> str:
+    """Rank 0 gives, and the other ranks wait for, the run folder through torchrun's store."""
+    store = _store()
     key = f"fmdiff/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if folder is not None:
         store.set(key, str(folder.absolute()))

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import __version__, animate, device, plots, speed
+from fmdiff import __version__, animate, device, plots, processes, speed
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
@@ -44,19 +44,26 @@ def sample(cfg, folder: Path) -> None:
     animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and results.json.
     """
     where = device.pick(cfg.device)
+    device.enough(where, cfg.devices, "devices")
+    if cfg.trajectory and cfg.devices > 1:
+        raise FmdiffError("trajectory=true is drawn by one process: devices must be 1")
+    where = processes.join(where)
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    field, data, about = opened(settings, data=bool(settings["metrics"]))
-    images = len(field.shape) == 3
-    n = cfg.n or (64 if images else 10_000)
-    size = min(cfg.batch_size or default_batch_size(field.shape), n)
-    use_threads(cfg.threads, field, size, where)
+    with processes.after_rank_0():
+        field, data, about = opened(settings, data=bool(settings["metrics"]))
+        images = len(field.shape) == 3
+        n = cfg.n or (64 if images else 10_000)
+        size = min(cfg.batch_size or default_batch_size(field.shape), n)
+        processes.divisible(n, size, cfg.devices)
+        use_threads(cfg.threads, field, size, where, cfg.devices)
 
-    chosen = options(settings | {"batch_size": size, "n": n}, field, where)
-    judged, kept = None, Kept()
-    if settings["metrics"]:
-        from fmdiff.judge import judge
+        chosen = options(settings | {"batch_size": size, "n": n}, field, where)
+        judged, kept = None, Kept()
+        if settings["metrics"]:
+            from fmdiff.judge import judge
 
-        judged = judge(settings, data, field.shape, field.classes, cfg.seed, where)
+            about_data = (data, field.shape, field.classes, cfg.seed, where)
+            judged = judge(settings, *about_data, spread=True)
 
     def receive(x: Tensor, y: Tensor | None) -> None:
         x = to_uint8(x) if images else x
@@ -71,23 +78,34 @@ def sample(cfg, folder: Path) -> None:
         chosen["solver"],
         *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
     )
-    print(f"{n} samples on {where}, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
-    bar = Bar(n)
-    begin = time.perf_counter()
-    samples = generate(
-        field,
-        n,
-        **chosen,
-        seed=cfg.seed,
-        device=where,
-        trajectory=cfg.trajectory,
-        progress=bar,
-        receive=receive,
-    )
-    seconds = time.perf_counter() - begin
-    bar.close()
+    with processes.started("sample", folder, cfg.devices, where):
+        mine, lead = processes.share(n, size), processes.rank() == 0
+        if lead:
+            said = describe(cfg, chosen["solver"], laid_out, bound.branches)
+            print(f"{n} samples on {where}, {said}")
+        bar = Bar(len(mine), shown=lead)
+        begin = time.perf_counter()
+        drawn = partial(
+            generate,
+            *(field, len(mine)),
+            first=mine.start,
+            **chosen,
+            seed=cfg.seed,
+            device=where,
+            trajectory=cfg.trajectory,
+            progress=bar,
+            receive=receive,
+        )
+        samples = processes.agreed(drawn)
+        kept.gather()
+        counted = sum(processes.gathered(samples.nfe_counted * len(mine))) / n
+        seconds = time.perf_counter() - begin
+        bar.close()
+        metrics = judged.results() if judged else None
+        if not lead:
+            return
     print(
-        f"{samples.nfe_counted:g} evaluations per sample counted, {seconds:.1f} s, "
+        f"{counted:g} evaluations per sample counted, {seconds:.1f} s, "
         f"{1000 * seconds / n:.3g} ms per sample"
     )
 
@@ -105,19 +123,18 @@ def sample(cfg, folder: Path) -> None:
     if samples.trajectory is not None:
         asked = arrows if laid_out.steps else None
         written += movies(samples, folder, cfg.animation, data, asked)
-    if judged:
+    if judged and metrics:
         from fmdiff import results
         from fmdiff.evaluate import conclude
 
-        metrics = judged.results()
         print(results.shown(metrics))
         pixels = kept.x if images else None
-        more = {"checkpoint": about, "nfe_counted": samples.nfe_counted}
+        more = {"checkpoint": about, "nfe_counted": counted}
         conclude(folder, "sample", settings, judged, metrics, pixels, **more)
         written.append("results.json")
     report = {
         "nfe_planned": samples.nfe_planned,
-        "nfe_counted": samples.nfe_counted,
+        "nfe_counted": counted,
         "n": n,
         "batch_size": size,
         "seconds": seconds,
@@ -156,13 +173,16 @@ def describe(cfg, solver, plan: Plan, branches: int) -> str:
     )
 
 
-def use_threads(asked: int | None, field: Field, size: int, where: torch.device) -> None:
+def use_threads(
+    asked: int | None, field: Field, size: int, where: torch.device, devices: int = 1
+) -> None:
     """Compute with as many CPU threads as asked for, or as the rule has for batches of `size`."""
     net = getattr(field, "net", None)
     if where.type != "cpu" or (net is None and asked is None):
         return
     parameters = sum(p.numel() for p in net.parameters()) if net else 0
-    torch.set_num_threads(asked or device.threads(parameters, size, field.shape))
+    rule = device.threads(parameters, size, field.shape) // devices
+    torch.set_num_threads(asked or max(1, rule))
 
 
 def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict[str, Any]:
@@ -201,6 +221,12 @@ class Kept:
         self.parts.append(x.cpu())
         if y is not None:
             self.ys.append(y)
+
+    def gather(self) -> None:
+        """Keep those of all ranks, in their order."""
+        pieces = processes.gathered((self.parts, self.ys))
+        self.parts = [part for parts, _ in pieces for part in parts]
+        self.ys = [y for _, ys in pieces for y in ys]
 
     @cached_property
     def x(self) -> Tensor:
@@ -303,5 +329,8 @@ def pictured(field: Field, guidance: Unguided, y: Tensor | None, n: int) -> Fiel
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside path, then put it in path's place."""
     part = path.with_name(f".part-{path.name}")
-    write(part)
-    part.replace(path)
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -215,6 +215,7 @@ def generate(
     field: Field,
     n: int = 64,
     *,
+    first: int = 0,
     solver="heun",
     steps: int | None = None,
     nfe: int | None = None,
@@ -235,7 +236,8 @@ def generate(
 ) -> Samples:
     """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
 
-    solver: a solver or the name of one (its YAML). steps, or the nfe they may cost; neither: 28.
+    first: the index i of the first. solver: a solver or the name of one (its YAML). steps, or the
+    nfe they may cost; neither: 28.
     guidance: any of fmdiff.guidance, as CFG(w=2). path: sample along another path than the field's
     own. clip: none, data or dynamic, for the estimate of x of images. trajectory: keep the way of
     the first samples too, at no further evaluation. receive: is handed the samples and labels of
@@ -248,8 +250,8 @@ def generate(
     xs, ys, counted, bad = [], [], 0, 0
     watched: list[Watched] = []
     the_plan: Plan | None = None
-    for start in range(0, n, size):
-        stop = min(start + size, n)
+    for start in range(first, first + n, size):
+        stop = min(start + size, first + n)
         y = guidance.labels(field, classes, start, stop, seed)
         bound = clipped(guidance(field, None if y is None else y.to(device)), clip)
         bound.reset()

@@ -147,6 +147,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 RULES: dict[str, Rule] = {
     "seed": integer(0),
     "device": DEVICE,
+    "devices": integer(1),
     "threads": or_null(integer(1)),
     "name": or_null(PATH),
     "out": or_null(PATH),
@@ -257,6 +258,7 @@ RULES: dict[str, Rule] = {
     "trainer.keep": or_null(integer(1)),
     "trainer.logger": one_of("tensorboard", "csv", "wandb"),
     "trainer.skip_nonfinite": integer(0),
+    "trainer.spike": or_null(number(above=1)),
     "trainer.progress": FLAG,
 }
 STEPS = Rule(

@@ -53,6 +53,8 @@ class Training(pl.LightningModule):
         self.ahead = Ahead(self.match, depth=4)
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
         self.sums = [0.0] * 5
+        # a loss above which a step counts as a spike, and the steps (k, loss) that were: see Log
+        self.spike_above, self.spikes = math.inf, list[tuple[int, float]]()
         self.judge: Any = None  # of trainer.metrics=
         self.measured: dict[str, float] = {}  # its figures, until they are written down
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
@@ -201,6 +203,8 @@ class Training(pl.LightningModule):
         if not all(map(math.isfinite, seen)):
             self.skip(k, *seen)
             return
+        if seen[0] > self.spike_above:
+            self.spikes.append((k, seen[0]))
         if clip and seen[1] > clip:
             nn.utils.clip_grads_with_norm_(self.weights, clip, norm)
         self.optimizer.step()

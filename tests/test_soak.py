@@ -160,7 +160,7 @@ def fill(folder):
 def test_rows_on_a_full_disk(small_disk):
     """metrics.csv on a full disk holds whole rows, and all of them once there is room"""
     path = small_disk / "metrics.csv"
-    rows = Rows(path, ("step", "loss"), 0)
+    rows = Rows(path, ("step", "loss"), [])
     fill(small_disk)
     for step in range(1, 1000):
         rows.add({"step": step, "loss": "0.123456789"})

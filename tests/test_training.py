@@ -1,10 +1,7 @@
 import functools
 import itertools
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -417,81 +414,3 @@ def test_bf16_and_other_loggers(train, tmp_path):
     done = train(tmp_path / "run", *words)
     assert all(value.dtype == torch.float32 for value in done["weights"]["raw"].values())
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-
-
-# Processes
-
-
-def start(tmp_path, *words, **streams):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fmdiff", *words]
-    return subprocess.Popen(command, cwd=tmp_path, env=environment, **streams)
-
-
-def wait_for(process, *paths, seconds=120):
-    end = time.monotonic() + seconds
-    while not any(path.exists() for path in paths):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-
-
-@pytest.mark.fault
-def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path):
-    intervals = ("trainer.checkpoint_every=100", "trainer.log_every=40", "trainer.keep=null")
-    words = (*POINTS, *intervals, "trainer.max_steps=1000", "trainer.validate_every=500")
-    run = tmp_path / "run"
-    process = start(tmp_path, "train", *PLAIN, *words, "resume=last", f"out={run}")
-    wait_for(process, run / checkpoint.name(100), run / checkpoint.name(200))
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert 100 <= checkpoint.read(checkpoint.find(run))["step"] < 1000
-    resumed = train(run, *words, "resume=last")
-    whole = train(tmp_path / "whole", *words)
-    assert resumed["step"] == 1000 and resumed["checksums"] == whole["checksums"]
-    assert metrics(run) == metrics(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(train, tmp_path):
-    words = (*PLAIN, *POINTS, "trainer.max_steps=200", "trainer.checkpoint_every=100")
-    one = train(tmp_path / "one", *words)
-    sweep = ("optim.lr=1e-3,3e-4", "trainer.devices=2", "out=sweep")
-    process = start(tmp_path, "train", "-m", *words, *sweep)
-    assert process.wait(timeout=200) == 0
-    two = checkpoint.read(tmp_path / "sweep" / "0" / "last.ckpt")
-    other = checkpoint.read(tmp_path / "sweep" / "1" / "last.ckpt")
-    for name, weights in one["weights"].items():
-        a, b, c = map(vector, (weights, two["weights"][name], other["weights"][name]))
-        assert ((a - b).norm() / a.norm()).item() < 1e-3 < ((a - c).norm() / a.norm()).item()
-    for ours, theirs in zip(
-        metrics(tmp_path / "one"), metrics(tmp_path / "sweep" / "0"), strict=True
-    ):
-        for name, value in ours.items():
-            assert not value or float(theirs[name]) == pytest.approx(float(value), rel=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.fault
-def test_two_processes_end_together_and_go_on(tmp_path, train):
-    words = (*PLAIN, *POINTS, "trainer.checkpoint_every=100", "trainer.devices=2", "out=run")
-    process = start(tmp_path, "train", *words, "trainer.max_steps=1000000")
-    wait_for(process, tmp_path / "run" / checkpoint.name(100))
-    process.terminate()
-    assert process.wait(timeout=60) == 143
-    step = checkpoint.read(checkpoint.find(tmp_path / "run"))["step"]
-    assert step >= 100
-    more = ("resume=true", f"trainer.max_steps={step + 10}", "trainer.decay=constant")
-    process = start(tmp_path, "train", *words, *more[:2], stderr=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=100)[1].count("Traceback") == 0
-    assert process.returncode == 0
-    assert checkpoint.read(checkpoint.find(tmp_path / "run"))["step"] == step + 10
-
-
-@pytest.mark.slow
-@pytest.mark.fault
-def test_two_processes_diverge_together(tmp_path):
-    words = (*PLAIN, *POINTS, "trainer.devices=2", "optim.lr=1e30", "trainer.clip=null")
-    process = start(tmp_path, "train", *words, stderr=subprocess.PIPE, text=True)
-    said = process.communicate(timeout=100)[1]
-    assert process.returncode == 3
-    assert said.count("is not finite") == 1 and "Traceback" not in said
