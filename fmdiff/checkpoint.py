@@ -66,7 +66,7 @@ def write(path: str | Path, content: dict) -> None:
     for key, tensor in _tensors(plain):
         if key in checksums:
             raise TypeError(f"checkpoint content holds two tensors called {key!r}")
-        checksums[key] = _digest(tensor)
+        checksums[key] = digest(tensor)
     plain |= {"format": FORMAT, "version": VERSION, "checksums": checksums}
     _sweep(path)
     temporary = _temporary(path)
@@ -235,7 +235,7 @@ def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(v, f"{key}.{k}" if key else str(k))
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     if tensor.nbytes:
@@ -252,7 +252,7 @@ def _tensor_fault(content: dict) -> str | None:
     for key, tensor in _tensors(content):
         if key not in checksums:
             return f"tensor {key!r} has no checksum"
-        if not _dense(tensor) or _digest(tensor) != checksums[key]:
+        if not _dense(tensor) or digest(tensor) != checksums[key]:
             return f"tensor {key!r} does not match its checksum"
         missing.discard(key)
     return f"tensor {min(missing)!r} is missing" if missing else None

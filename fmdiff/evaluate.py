@@ -161,12 +161,13 @@ def _one(model: Opened, settings, cell, n: int, seed: int, judged: Judge, where,
         if images and sum(map(len, kept)) < 1000:
             kept.append(x.cpu())
 
-    begin = time.perf_counter()
     try:
+        chosen = options(changed(settings, cell) | {"n": n}, field, where, model.about)
+        begin = time.perf_counter()
         made = generate(
             field,
             n,
-            **options(changed(settings, cell) | {"n": n}, field, where),
+            **chosen,
             seed=seed,
             device=where,
             receive=receive,

@@ -18,6 +18,7 @@ from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
+from fmdiff.fitted import Fitted
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
 from fmdiff.path import from_spec
@@ -43,7 +44,7 @@ def sample(cfg, folder: Path) -> None:
     size = min(cfg.batch_size or default_batch_size(field.shape), n)
     use_threads(cfg.threads, field, size, where)
 
-    chosen = options(settings | {"batch_size": size, "n": n}, field, where)
+    chosen = options(settings | {"batch_size": size, "n": n}, field, where, about)
     judged, kept = None, Kept()
     if settings["metrics"]:
         from fmdiff.judge import judge
@@ -61,7 +62,7 @@ def sample(cfg, folder: Path) -> None:
     laid_out = plan(
         view(bound, cfg.coordinates, chosen["path"]),
         chosen["solver"],
-        *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
+        *(chosen["steps"], chosen["schedule"], cfg.final, chosen["nfe"], cfg.trajectory),
     )
     print(f"{n} samples, {describe(cfg, chosen['solver'], laid_out, bound.branches)}")
     bar = Bar(n)
@@ -157,10 +158,16 @@ def use_threads(asked: int | None, field: Field, size: int, where: torch.device)
     torch.set_num_threads(asked or device.threads(parameters, size, field.shape))
 
 
-def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict[str, Any]:
+def options(
+    settings: dict[str, Any],
+    field: Field,
+    where: torch.device,
+    about: dict[str, Any] | None,
+) -> dict[str, Any]:
     """The keyword arguments of `generate` that the settings of a sample say.
 
-    Sees to it that the networks compute on `where` as settings say.
+    Sees to it that the networks compute on `where` as settings say. about: of the checkpoint, if
+    it is one; times that are to be fitted are looked for, or left, beside it.
     """
     precision, compiled = settings["precision"], settings["compile"]
     if precision != "fp32" and settings["dtype"] == "float64":
@@ -172,12 +179,15 @@ def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict
         speed.hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
     names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
-    return {
+    chosen = {
         **{name: settings[name] for name in names},
         **groups,
         "path": from_spec(settings["path"]) if along else None,
         "dtype": getattr(torch, settings["dtype"]),
     }
+    if isinstance(chosen["schedule"], Fitted):
+        chosen |= chosen["schedule"].resolve(field, chosen, settings, about, where)
+    return chosen
 
 
 class Kept:
