@@ -179,7 +179,7 @@ class Model:
         if solver.stochastic or getattr(solver, "adaptive", False):
             kind = "stochastic" if solver.stochastic else "adaptive"
             raise FmdiffError(
-                f"schedule=fitted is for solvers whose end follows from their steps, and this one "
+                "schedule=fitted is for solvers whose end follows from their steps, and this one "
                 f"is {kind}: choose euler, heun, adams, dpmpp_2m or another ODE solver"
             )
         self.field = field.to(where, chosen["dtype"])
@@ -239,7 +239,7 @@ class Trajectories:
     """Samples start ... stop - 1 of a model and their fine solutions."""
 
     def __init__(self, model: Model, start: int, stop: int, reference: int, bar: Bar) -> None:
-        self.model, self.bar, self.n = model, bar, stop - start
+        self.model, self.bar = model, bar
         size = default_batch_size(model.field.shape)
         fine = named("solver", "adams", limit=None)
         made = plan(model.bound, fine, reference, Ratio(1, 1.5))
@@ -247,7 +247,13 @@ class Trajectories:
         for first in range(start, stop, size):
             last = min(first + size, stop)
             seen = model.seen(first, last)
-            self.parts.append((seen, first, last, self._ends(seen, fine, made, first, last)))
+            truth = self._ends(seen, fine, made, first, last)
+            if not truth.isfinite().all():
+                raise FmdiffError(
+                    f"schedule.reference={reference}: the fine solution is not finite; more steps "
+                    "are needed"
+                )
+            self.parts.append((seen, first, last, truth))
 
     def _ends(self, seen: Field, solver, made: Plan, first: int, last: int) -> Tensor:
         model = self.model
@@ -257,7 +263,7 @@ class Trajectories:
         return x.double().cpu()
 
     def error(self, solver, made: Plan) -> float:
-        """RMS distance, per coordinate, to the fine solutions; infinity where it is not finite."""
+        """RMS distance, per coordinate, to the fine solutions; 1e6 where it is not finite."""
         total, count = 0.0, 0
         for seen, first, last, truth in self.parts:
             off = self._ends(seen, solver, made, first, last) - truth
