@@ -178,14 +178,13 @@ def _one(model: Opened, settings, cell, mine: range, seed: int, judged: Judge, w
         if images and sum(map(len, kept)) < 1000:
             kept.append(x.cpu())
 
-    begin = time.perf_counter()
     try:
         made = processes.agreed(
             lambda: generate(
                 field,
                 len(mine),
                 first=mine.start,
-                **options(changed(settings, cell), field, where),
+                **options(changed(settings, cell), field, where, model.about),
                 seed=seed,
                 device=where,
                 receive=receive,

@@ -18,6 +18,7 @@ from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
+from fmdiff.fitted import Fitted
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
 from fmdiff.path import from_spec
@@ -57,7 +58,7 @@ def sample(cfg, folder: Path) -> None:
         processes.divisible(n, size, cfg.devices)
         use_threads(cfg.threads, field, size, where, cfg.devices)
 
-        chosen = options(settings | {"batch_size": size, "n": n}, field, where)
+        chosen = options(settings | {"batch_size": size, "n": n}, field, where, about)
         judged, kept = None, Kept()
         if settings["metrics"]:
             from fmdiff.judge import judge
@@ -76,7 +77,7 @@ def sample(cfg, folder: Path) -> None:
     laid_out = plan(
         view(bound, cfg.coordinates, chosen["path"]),
         chosen["solver"],
-        *(cfg.steps, chosen["schedule"], cfg.final, cfg.nfe, cfg.trajectory),
+        *(chosen["steps"], chosen["schedule"], cfg.final, chosen["nfe"], cfg.trajectory),
     )
     with processes.started("sample", folder, cfg.devices, where):
         mine, lead = processes.share(n, size), processes.rank() == 0
@@ -185,10 +186,16 @@ def use_threads(
     torch.set_num_threads(asked or max(1, rule))
 
 
-def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict[str, Any]:
+def options(
+    settings: dict[str, Any],
+    field: Field,
+    where: torch.device,
+    about: dict[str, Any] | None,
+) -> dict[str, Any]:
     """The keyword arguments of `generate` that the settings of a sample say.
 
-    Sees to it that the networks compute on `where` as settings say.
+    Sees to it that the networks compute on `where` as settings say. about: of the checkpoint, if
+    it is one; times that are to be fitted are looked for, or left, beside it.
     """
     precision, compiled = settings["precision"], settings["compile"]
     if precision != "fp32" and settings["dtype"] == "float64":
@@ -202,12 +209,15 @@ def options(settings: dict[str, Any], field: Field, where: torch.device) -> dict
         speed.hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
     names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
-    return {
+    chosen = {
         **{name: settings[name] for name in names},
         **groups,
         "path": from_spec(settings["path"]) if along else None,
         "dtype": getattr(torch, settings["dtype"]),
     }
+    if isinstance(chosen["schedule"], Fitted):
+        chosen |= chosen["schedule"].resolve(field, chosen, settings, about, where)
+    return chosen
 
 
 class Kept:

@@ -261,7 +261,7 @@ def generate(
         if trajectory and (few := watched_samples(field.shape) - start) > 0:
             asked = Watched(asked, few)
             watched.append(asked)
-        x = _one_batch(asked, solver, the_plan, start, stop, seed, device, dtype)
+        x = one_batch(asked, solver, the_plan, start, stop, seed, device, dtype)
         counted += bound.evaluations
         bad += int((~x.flatten(1).isfinite()).any(1).sum())
         if receive:
@@ -284,7 +284,7 @@ def generate(
     )
 
 
-def _one_batch(field, solver, plan, start, stop, seed, device, dtype) -> Tensor:
+def one_batch(field, solver, plan, start, stop, seed, device, dtype) -> Tensor:
     def draw(purpose: str, step: int = 0) -> Tensor:
         drawn = randomness.noise(start, stop, field.shape, seed, purpose, step)
         return drawn.to(device, dtype)
