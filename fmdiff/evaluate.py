@@ -178,23 +178,18 @@ def _one(model: Opened, settings, cell, mine: range, seed: int, judged: Judge, w
         if images and sum(map(len, kept)) < 1000:
             kept.append(x.cpu())
 
+    def drawn():
+        chosen = options(changed(settings, cell), field, where, model.about)
+        begin = time.perf_counter()
+        asked = {"first": mine.start, "seed": seed, "device": where}
+        made = generate(field, len(mine), **asked, **chosen, receive=receive, progress=bar)
+        return made, time.perf_counter() - begin
+
     try:
-        made = processes.agreed(
-            lambda: generate(
-                field,
-                len(mine),
-                first=mine.start,
-                **options(changed(settings, cell), field, where, model.about),
-                seed=seed,
-                device=where,
-                receive=receive,
-                progress=bar,
-            )
-        )
+        made, seconds = processes.agreed(drawn)
     except FmdiffError as error:
         return Row(math.nan, 0.0, {}, str(error)), None
     counted = sum(processes.gathered(made.nfe_counted * len(mine))) / settings["n"]
-    seconds = time.perf_counter() - begin
     metrics = {name: metric.as_dict() for name, metric in judged.results().items()}
     return Row(counted, seconds, metrics), torch.cat(kept) if kept else None
 
