@@ -1,4 +1,4 @@
-# On networks of moons and 8gaussians ...: see EXPERIMENTS.md, schedule=fitted.
+# moons, adams, NFE 5: 0.032 for 0.088 of the best fixed schedule; NFE 10: 0.0088 for 0.018.
 """Fitted step times beside the best fixed schedule, on noise that neither was chosen on.
 
     python scripts/fitted.py RUN [RUN ...] [n=16] [solvers=adams,euler] [nfe=5,10]
