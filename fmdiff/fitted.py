@@ -35,7 +35,7 @@ from fmdiff.speed import Hastened
 
 FIXED: dict[str, Callable] = {
     "uniform": Uniform(),
-    "ratio(1,1.5)": Ratio(1, 1.5),
+    "ratio(1.1,1.4)": Ratio(1.1, 1.4),
     "power(1.5)": Power(1.5),
     "karras": Karras(0.002, 80.0, 7.0),
 }
@@ -241,8 +241,8 @@ class Trajectories:
     def __init__(self, model: Model, start: int, stop: int, reference: int, bar: Bar) -> None:
         self.model, self.bar = model, bar
         size = default_batch_size(model.field.shape)
-        fine = named("solver", "adams", limit=None)
-        made = plan(model.bound, fine, reference, Ratio(1, 1.5))
+        fine = named("solver", "adams")
+        made = plan(model.bound, fine, reference, FIXED["ratio(1.1,1.4)"])
         self.parts: list[tuple[Field, int, int, Tensor]] = []
         for first in range(start, stop, size):
             last = min(first + size, stop)
