@@ -222,7 +222,7 @@ def test_a_grid_of_evaluate_fits_each_of_its_settings(command, run):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("solver=dopri5",), "this one is adaptive: choose euler, heun"),
+        (("solver=dopri5", "steps=null"), "this one is adaptive: choose euler, heun"),
         (("solver=ddpm",), "this one is stochastic"),
         (("steps=1",), "needs two steps or more, and this is 1"),
         (("steps=null", "nfe=3", "solver=heun"), "needs two steps or more, and this is 1"),
