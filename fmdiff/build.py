@@ -11,7 +11,7 @@ from fmdiff.errors import FmdiffError, nearest
 # would read configs, command lines or files of the author's choice.
 PARTS: tuple[str, ...] = ("path", "custom", "source", "coupling", "times", "objectives")
 PARTS += ("models", "optim", "data.toy", "data.images", "data.folder", "exact", "solvers")
-PARTS += ("schedules", "guidance", "systems", "metrics.features", "metrics.inception")
+PARTS += ("schedules", "fitted", "guidance", "systems", "metrics.features", "metrics.inception")
 SAFE = (*(f"fmdiff.{part}." for part in PARTS), "torch.optim.")
 FUNCTIONS: tuple[str, ...] = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")
 FUNCTIONS += ("fmdiff.exact.real_data",)

@@ -125,13 +125,18 @@ def gathered(value: Any) -> list[Any]:
 
 def agreed(work: Callable[[], T]) -> T:
     """What work() gives in this rank; the first FmdiffError of any rank is raised in all."""
+    if world() == 1:
+        return work()
+    wrong: tuple[str, int] | None = None
     try:
-        found, error = work(), None
-    except FmdiffError as wrong:
-        error = str(wrong)
-    for said in gathered(error):
+        found = work()
+    except FmdiffError as error:
+        wrong = str(error), error.code
+    for said in gathered(wrong):
         if said is not None:
-            raise FmdiffError(said)
+            refused = FmdiffError(said[0])
+            refused.code = said[1]
+            raise refused
     return found
 
 

@@ -46,7 +46,7 @@ ROWS = (
         *(27, "kill -9 while a checkpoint is written"),
         tests=(
             "test_checkpoint::test_thirty_kills",
-            "test_training::test_killed_in_mid_run_the_same_command_ends_bit_identically",
+            "test_processes::test_killed_in_mid_run_the_same_command_ends_bit_identically",
         ),
     ),
     Row(
@@ -332,7 +332,7 @@ ROWS = (
     ),
     Row(
         *(45, "a sweep of runs of several processes"),
-        tests=("test_training::test_two_processes_learn_what_one_does",),
+        tests=("test_processes::test_a_sweep_of_two_processes_each_goes_on_after_a_failure",),
     ),
     Row(*(46, "a start by torchrun"), tests=("test_processes",)),
     Row(

@@ -223,7 +223,7 @@ PROMISES = {
     "never costs the one before.": (
         "test_checkpoint::test_thirty_kills",
         "test_checkpoint::test_a_full_disk_leaves_the_old_file_and_says_why",
-        "test_training::test_killed_in_mid_run_the_same_command_ends_bit_identically",
+        "test_processes::test_killed_in_mid_run_the_same_command_ends_bit_identically",
     ),
     "A damaged checkpoint is said to be damaged and is never loaded; resume=last falls back to "
     "the newest good one and says so.": (

@@ -155,7 +155,9 @@ def test_linear_equation_and_images():
 
 def test_too_few_evaluations_and_wrong_tolerances_are_refused(truth):
     field, x, _ = truth
-    with pytest.raises(FmdiffError, match=r"solver\.max_nfe=20 .*t=1; .*solver\.rtol=1e-05"):
+    with pytest.raises(
+        FmdiffError, match=r"solver\.max_nfe=20 .*t=1: at t=0\.\d+ .*solver\.rtol=1e-05"
+    ):
         solve(dopri5(1e-5, 20), field, x)
     with pytest.raises(FmdiffError, match=r"solver\.max_nfe=50 "):
         solve(dopri5(1e-5, 50), lambda x, t: x * math.nan, x)

@@ -160,6 +160,7 @@ def test_every_experiment_runs(command, few_pictures, group, choice):
 @pytest.mark.parametrize(("group", "choice"), choices("solver", "schedule"))
 def test_every_solver_and_schedule_runs(command, moons_run, group, choice):
     words = ("n=8", "steps=3", "device=cpu", "out=samples")
+    words = [w for w in words if choice != "dopri5" or w != "steps=3"]
     assert command("sample", f"ckpt={moons_run}", f"{group}={choice}", *words) == 0
     assert np.isfinite(np.load("samples/samples.npz")["arr_0"]).all()
 
