@@ -56,7 +56,7 @@ def planted(place, at, action):
         "step": lambda: around(Training, "optimiser_step", lambda _, k, *__: k == at),
         "validation": lambda: around(callbacks.Log, "validate", lambda _, m: m.step == at),
         "picture": lambda: around(callbacks, "generate", lambda *_: True),
-        "sampling": lambda: around(sampling, "_one_batch", lambda *given: given[3] >= at),
+        "sampling": lambda: around(sampling, "one_batch", lambda *given: given[3] >= at),
     }[place]()
 
 
