@@ -30,8 +30,8 @@ tests, `tests/test_faults.py`, try the same lines and look for the sentences tha
 exit code of 2 they find every file as it was, and after none a traceback. `make test-faults` runs
 them, and every other test of a fault, and prints a line for each.
 
-Exit codes: 0 done, 1 it could not be done or a bug, 2 a bad input, 3 training diverged, 130 and
-143 interrupted by Ctrl-C or SIGTERM and saved, 141 nobody reads on.
+Exit codes: 0 done, 1 it could not be done or a bug, 2 a bad input, 3 training diverged, 130, 138
+and 143 interrupted by Ctrl-C, SIGUSR1 or SIGTERM and saved, 141 nobody reads on.
 """
 
 
