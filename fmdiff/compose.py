@@ -260,15 +260,17 @@ def _one_line(error: Exception) -> str:
     return "; ".join(kept) or type(error).__name__
 
 
-def counterpart(composer: Composer, overrides: list[str]) -> str | None:
+def counterpart(
+    composer: Composer, overrides: list[str], composed: DictConfig | None = None
+) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
-    None where they go together, or where both or neither were chosen.
+    composed: what the groups alone make, where it is known. None where they go together, or where both or neither were chosen.
     """
     given = {key_of(override) for override in overrides}
     if ("data" in given) == ("model" in given):
         return None
-    cfg = composer.compose(groups(overrides))
+    cfg = composer.compose(groups(overrides)) if composed is None else composed
     choices = _choices(cfg.hydra)
     if not (choices.get("data") and choices.get("model")):
         return None
@@ -309,10 +311,10 @@ def prepare(command: str, args: Namespace) -> tuple[list[str], Path | None]:
     """
     composer = Composer(command, args)
     overrides = [*saved_overrides(args.overrides), *args.overrides]
-    mode = composer.compose(groups(overrides)).hydra.mode if not args.multirun else None
-    sweep = args.multirun or mode == RunMode.MULTIRUN
+    composed = None if args.multirun else composer.compose(groups(overrides))
+    sweep = composed is None or composed.hydra.mode == RunMode.MULTIRUN
     jobs = composer.jobs(overrides)[:CHECKED_JOBS] if sweep else [overrides]
-    missing = {counterpart(composer, job) for job in jobs}
+    missing = {counterpart(composer, job, None if sweep else composed) for job in jobs}
     if len(missing) > 1:
         raise FmdiffError(
             "this sweep mixes points and images, so no default fits all its jobs: "

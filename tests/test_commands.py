@@ -21,6 +21,7 @@ from fmdiff.errors import FmdiffError
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
 LABELLED = ("model.label_tokens=2", "model.start=1", "model.bottleneck=8")
+LARGE = [f"cifar10_{name}" for name in ("cfm", "ot", "edm", "ddpm", "dit")]
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
@@ -140,7 +141,14 @@ def written(choice):
     return text + "".join(written(base) for base in bases if base != "_self_")
 
 
-@pytest.mark.parametrize(("group", "choice"), choices("experiment"))
+# the networks of the papers take seconds to make
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        pytest.param(*one.values, id=one.id, marks=[pytest.mark.slow] * (one.values[1] in LARGE))
+        for one in choices("experiment")
+    ],
+)
 def test_every_experiment_runs(command, few_pictures, group, choice):
     text = written(choice)
     for data in FILES:
@@ -373,6 +381,7 @@ def test_a_file_gets_plain_lines(command, capfd, recwarn):
     assert out == "" and not [str(w.message) for w in recwarn if "eval mode" in str(w.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("script") is None, reason="no script command")
 def test_a_terminal_gets_a_bar(tmp_path):
     line = f"stty rows 40 cols 120; exec {sys.executable} -m fmdiff train {' '.join(LINES)}"
