@@ -265,7 +265,8 @@ def counterpart(
 ) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
-    composed: what the groups alone make, where it is known. None where they go together, or where both or neither were chosen.
+    composed: what the groups alone make, where it is known. None where they go together, or
+    where both or neither were chosen.
     """
     given = {key_of(override) for override in overrides}
     if ("data" in given) == ("model" in given):
