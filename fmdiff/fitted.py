@@ -13,7 +13,6 @@ The times lie beside the checkpoint, in schedules/NAME.json, and are valid for i
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff import checkpoint, randomness
+from fmdiff import atomic, checkpoint, randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
@@ -91,7 +90,9 @@ class Fitted:
             print(f"{file} is of other weights, those of step {found['step']}: fitted anew")
         found = self.fit(model) | {"step": about["step"], "checksum": sums, "for": key}
         try:
-            _store(file, json.dumps(found, indent=2) + "\n")
+            file.parent.mkdir(exist_ok=True)
+            with atomic.whole(file) as part:
+                part.write(json.dumps(found, indent=2).encode() + b"\n")
             print(f"stored in {file}")
         except OSError as error:
             print(f"not stored: {file} cannot be written ({error.strerror})")
@@ -319,14 +320,3 @@ def _stored(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, FmdiffError):
         print(f"{file} cannot be read: fitted anew")
         return None
-
-
-def _store(file: Path, text: str) -> None:
-    """Write file whole or not at all. Raises OSError."""
-    file.parent.mkdir(exist_ok=True)
-    part = file.with_name(f".part-{os.getpid()}-{file.name}")
-    try:
-        part.write_text(text)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
