@@ -88,6 +88,11 @@ TRAIN = (
         "data.augment={data.augment} needs a network told of it by model.augment=9, which "
         "ddpmpp, unet, dit and jit networks take; model={choices[model]} is not told",
     ),
+    Refusal(
+        lambda c: c.trainer.get("snapshot_every") is not None and not c.trainer.get("power_ema"),
+        "trainer.snapshot_every={trainer.snapshot_every} goes with trainer.power_ema=[0.05,0.1], "
+        "whose snapshots those are",
+    ),
 )
 SAMPLE = (
     Refusal(

@@ -118,8 +118,8 @@ def reduced(cost: Tensor) -> Tensor:
     u = v = torch.ones(len(cost))
     for _ in range(5):
         r /= 4
-        plan.mul_(u[:, None]).mul_(v).square_().square_()
-        plan += 1e-30  # keeps the sums from 0, and products from slow subnormal numbers
+        # the least of P^4 keeps sums from 0, and is no slow subnormal number
+        plan.mul_(u[:, None]).mul_(v).clamp_(min=1e-9).square_().square_()
         u = torch.ones(len(cost))
         for _ in range(6):
             v = (u @ plan).reciprocal_()

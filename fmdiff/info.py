@@ -67,15 +67,15 @@ def info(cfg) -> None:
     path = checkpoint.find(cfg.ckpt)
     content = checkpoint.read(path)
     if cfg.export is not None:
-        file, name = Path(cfg.export).expanduser(), named(content, cfg.weights)
         restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # it is one that can be used
+        file, name = Path(cfg.export).expanduser(), named(content, cfg.weights)
         state = weights_of(content, cfg.weights, path.parent)
         export.write(file, content, name, state, cfg.overwrite)
         print(f"{file}: weights={name} at step {content['step']:,}")
         print(f"fmdiff sample ckpt={file}")
         return
-    spec, data = content["spec"], content["spec"]["data"]
     field = restore(content, trust=tuple(cfg.trust), run=path.parent)
+    spec, data = content["spec"], content["spec"]["data"]
     parameters = sum(p.numel() for p in field.net.parameters())
     classifier = isinstance(field, Classifier)
     span = None if classifier else "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fmdiff import checkpoint, reconstruction
@@ -42,6 +43,29 @@ def load_classifier(
             "train one with objective=classification"
         )
     return found
+
+
+# what a checkpoint that fmdiff wrote has; whose checksums match may be written by others
+FORM: dict[str, Any] = {
+    "step": int,
+    "weights": dict,
+    "spec": {
+        "model": dict,
+        "path": dict,
+        "objective": dict,
+        "data": {"name": str, "shape": list, "classes": int, "std": float, "source": dict},
+    },
+}
+
+
+def check_form(content: dict, form: dict = FORM, parent: str = "") -> None:
+    """Raise FmdiffError, naming the first part that is missing or of another type."""
+    for name, kind in form.items():
+        part, key = content.get(name), parent + name
+        if not isinstance(part, dict if isinstance(kind, dict) else kind):
+            raise FmdiffError(f"this checkpoint is not as fmdiff writes it: {key} is {part!r:.60}")
+        if isinstance(kind, dict):
+            check_form(part, kind, f"{key}.")
 
 
 def _a_field(found: Any) -> Any:
@@ -89,27 +113,34 @@ def restore(
     """
     if "spec" not in content:
         raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
+    check_form(content)
     spec, state = content["spec"], weights_of(content, weights, run)
     shape, classes = tuple(spec["data"]["shape"]), spec["data"]["classes"]
-    net = build(spec["model"], trust=trust, shape=shape, classes=classes)
-    net.load_state_dict(state)
-    source, coupling = (
-        build(spec.get(group, {"_target_": usual}), trust=trust)
-        for group, usual in (
-            ("source", "fmdiff.source.Normal"),
-            ("coupling", "fmdiff.coupling.Independent"),
+    try:
+        net = build(spec["model"], trust=trust, shape=shape, classes=classes)
+        net.load_state_dict(state)
+        source, coupling = (
+            build(spec.get(group, {"_target_": usual}), trust=trust)
+            for group, usual in (
+                ("source", "fmdiff.source.Normal"),
+                ("coupling", "fmdiff.coupling.Independent"),
+            )
         )
-    )
-    objective = build(
-        spec["objective"],
-        trust=trust,
-        path=from_spec(spec["path"], trust),
-        data_std=spec["data"]["std"],
-        source=source,
-        coupled=not coupling.independent,
-    )
-    field = objective.field(net.eval().requires_grad_(False), shape, classes)
-    field.kept = tuple(spec["data"]["source"].get("only") or ())
+        objective = build(
+            spec["objective"],
+            trust=trust,
+            path=from_spec(spec["path"], trust),
+            data_std=spec["data"]["std"],
+            source=source,
+            coupled=not coupling.independent,
+        )
+        field = objective.field(net.eval().requires_grad_(False), shape, classes)
+        field.kept = tuple(spec["data"]["source"].get("only") or ())
+    except (FmdiffError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is wrong with a forged one has many kinds
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FmdiffError(f"this checkpoint's model cannot be built of it: {said:.300}") from error
     return field
 
 

@@ -74,9 +74,14 @@ def compiles(wanted: bool | None, device: torch.device, group: str = "") -> bool
 def by_pixel(wanted: bool | None, net: nn.Module, device: torch.device) -> bool:
     """Whether convolutions get their maps channels last: null does so on CUDA.
 
-    On CPUs it is within 10 % either way.
+    On CPUs it is within 10 % either way. Raises FmdiffError where it is wanted and nothing
+    convolves.
     """
     convolves = any(isinstance(part, nn.Conv2d) for part in net.modules())
+    if wanted and not convolves:
+        raise FmdiffError(
+            f"trainer.channels_last=true: {type(net).__name__} has no convolutions; leave it null"
+        )
     return convolves and (device.type == "cuda" if wanted is None else wanted)
 
 

@@ -20,6 +20,7 @@ from fmdiff.coupling import transport_cost
 from fmdiff.data.base import joined
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
+from fmdiff.loading import check_form
 from fmdiff.randomness import generator, key
 from fmdiff.resume import differences, listed
 
@@ -50,7 +51,7 @@ class Training(pl.LightningModule):
         # the step and its coupling
         self.pairing: tuple[int, Any] = (-1, None)
         # no function of the weights: found in threads beside the steps before
-        self.ahead = Ahead(self.match, depth=4)
+        self.ahead = Ahead(self.match, depth=50)
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
         self.sums = [0.0] * 5
         # a loss above which a step counts as a spike, and the steps (k, loss) that were: see Log
@@ -271,6 +272,7 @@ class Training(pl.LightningModule):
 
         Raises FmdiffError when the weights do not fit this network.
         """
+        check_form(content)
         stored = content["weights"]
         raw = stored.get("raw") or next(iter(stored.values()))  # an exported file has one
         try:

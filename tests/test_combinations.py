@@ -68,6 +68,7 @@ REFUSED = {
             ),
             (("data=digits", "data.augment=0.5", "model=classifier"), "model=classifier is not"),
         ],
+        [(("trainer.snapshot_every=10",), "snapshot_every=10 goes with trainer.power_ema")],
     ],
     "sample": [
         [((), "neither is given"), (("data=gmm4",), "neither is given")],

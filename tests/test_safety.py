@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN, POINTS
 from safetensors.torch import save_file
 
 from fmdiff import checkpoint
@@ -17,6 +18,7 @@ from fmdiff.data import saved
 from fmdiff.data.folder import opened
 from fmdiff.errors import FmdiffError
 from fmdiff.formula import Formula
+from fmdiff.loading import restore
 from fmdiff.metrics import features, inception, reference
 
 
@@ -360,3 +362,47 @@ def test_archives_that_grow_are_refused(tmp_path):
     for read in (READERS["samples"], READERS["statistics"]):
         with pytest.raises(FmdiffError, match="huge"):
             read(path)
+
+
+def altered(tree, depth=3, key=()):
+    """(key, tree) for every part down to this depth: left out, or of another type or name."""
+    for name, part in tree.items():
+        others = [None, "x", [], {}, -1, {"_target_": "fmdiff.path.VP"}]
+        for other in [..., *(o for o in others if type(o) is not type(part) or o != part)]:
+            rest = {k: v for k, v in tree.items() if k != name}
+            yield (*key, name, other), rest if other is ... else rest | {name: other}
+        if isinstance(part, dict) and depth > 1:
+            for deeper, new in altered(part, depth - 1, (*key, name)):
+                yield deeper, tree | {name: new}
+
+
+@pytest.mark.fault(count=400)
+def test_forged_checkpoints_with_right_checksums(moons_run):
+    """A checkpoint that was written by others ends in one sentence, or in a model"""
+    whole = checkpoint.read(checkpoint.find(moons_run))
+    content = {key: whole[key] for key in ("step", "weights", "spec")}
+    count, refused = 0, 0
+    for key, forged in altered(content):
+        count += 1
+        try:
+            restore(forged)
+        except FmdiffError as error:
+            refused += 1
+            assert "\n" not in str(error), key
+    assert count >= 400 and refused > count / 2
+
+
+@pytest.mark.fault
+def test_a_forged_checkpoint_by_command(moons_run, tmp_path, command, capfd):
+    content = checkpoint.read(checkpoint.find(moons_run))
+    del content["spec"]["model"]
+    checkpoint.write(tmp_path / "forged.ckpt", content)
+    ckpt = f"{tmp_path}/forged.ckpt"
+    for words in (
+        ("info", f"ckpt={ckpt}"),
+        ("sample", f"ckpt={ckpt}", "n=2"),
+        ("train", *PLAIN, *POINTS, f"init={ckpt}"),
+    ):
+        assert command(*words) == 2
+        said = capfd.readouterr().err
+        assert "spec.model is None" in said and "Traceback" not in said
