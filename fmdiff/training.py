@@ -48,10 +48,12 @@ class Training(pl.LightningModule):
         self.seed, self.step, self.skipped = settings["seed"], 0, 0
         self.optimizer_state: dict | None = None
         self.scaler_state: dict | None = None
-        # the step and its coupling
-        self.pairing: tuple[int, Any] = (-1, None)
-        # no function of the weights: found in threads beside the steps before
-        self.ahead = Ahead(self.match, depth=50)
+        # the coupling is no function of the weights: it is found in threads beside the steps
+        # before, for as many steps at once as are drawn at once
+        self.block = 25 if len(data.shape) == 1 else 1
+        self.ahead = Ahead(self.match, depth=2 if self.block > 1 else 4)
+        self.pairing: tuple[int, Any] = (-1, None)  # of a block
+        self.costed = -1  # the last step whose transport cost was counted
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling
         self.sums = [0.0] * 5
         # a loss above which a step counts as a spike, and the steps (k, loss) that were: see Log
@@ -134,21 +136,29 @@ class Training(pl.LightningModule):
         return x, y, joined([e[rows] for e in eps]), self.objective.time(joined(u)), a
 
     def paired(self, k: int, eps: Tensor) -> Tensor:
-        """eps of the global batch in the order the coupling gives it; found once per step."""
-        if self.pairing[0] != k:
-            index, costs = self.ahead(k)
-            self.pairing = k, index
-            for i, cost in enumerate(costs.tolist(), start=3):
-                self.sums[i] += cost
-        return eps[self.pairing[1]]
+        """eps of the global batch in the order the coupling gives it; counts its cost once."""
+        block, i = divmod(k, self.block)
+        if self.pairing[0] != block:
+            self.pairing = block, self.ahead(block)
+        index, costs = self.pairing[1]
+        if k != self.costed:
+            self.costed = k
+            for place, cost in enumerate(costs[i], start=3):
+                self.sums[place] += cost
+        return eps[index[i]]
 
-    def match(self, k: int) -> tuple[Tensor, Tensor]:
-        """The coupling of step k, and the transport cost with and without it: in a thread."""
-        x, y, _ = self.data.batches(self.seed, range(k, k + 1), device=self.device)
-        eps = self.sources(k)
-        index = self.coupling(x, eps, y, self.seed, k)
-        costs = transport_cost(x, eps[index]), transport_cost(x, eps)
-        return index, torch.stack(costs).cpu()
+    def match(self, block: int) -> tuple[list[Tensor], list[list[float]]]:
+        """The coupling of each step of a block, and the transport cost with and without it."""
+        steps = range(block * self.block, (block + 1) * self.block)
+        x, y, _ = self.data.batches(self.seed, steps, device=self.device)
+        xs = x.split(self.data.batch_size)
+        ys = [None] * len(xs) if y is None else y.split(self.data.batch_size)
+        index, costs = [], []
+        for k, x, y in zip(steps, xs, ys, strict=True):
+            eps = self.sources(k)
+            index.append(self.coupling(x, eps, y, self.seed, k))
+            costs += [transport_cost(x, eps[index[-1]]), transport_cost(x, eps)]
+        return index, torch.stack(costs).view(-1, 2).tolist()
 
     def prepared(self, steps: range) -> list[list[tuple]]:
         """What these steps ask the network and compare it with, by step and micro-batch.

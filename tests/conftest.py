@@ -78,8 +78,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"faults: {tried:,} tried, {told}")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
+    """A command leaves as many threads as it took, which would wait for the cores of others."""
     torch.set_num_threads(1)
 
 

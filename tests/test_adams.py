@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import adams_guidance
 import targets
 
-torch.set_num_threads(1)
 GUIDED = Adams(4, True, None, False, 0.25)
 
 

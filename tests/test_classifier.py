@@ -16,8 +16,6 @@ from fmdiff.loading import load_classifier
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import generate
 
-torch.set_num_threads(1)
-
 
 class Posterior(Classifier):
     """log p(y | x_t) of the mixture, by Bayes' rule written out here."""

@@ -11,7 +11,6 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData, exact
 from fmdiff.path import VE, VP, CondOT, Cosine
 
-torch.set_num_threads(1)
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 COVS = torch.tensor(

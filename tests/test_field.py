@@ -13,7 +13,6 @@ from fmdiff.field import Along, NetField, Straight
 from fmdiff.guidance import CFG, Guided, Strength, Unguided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
-torch.set_num_threads(1)
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)

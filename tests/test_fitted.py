@@ -24,7 +24,6 @@ from fmdiff.sampling import generate, plan
 from fmdiff.schedules import Explicit, Power
 from fmdiff.solvers.runge_kutta import Euler
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 BRIEF = ("n=8", "steps=3", "solver=euler", "schedule=fitted", "schedule.reference=20", *PLAIN[:2])
 
@@ -137,7 +136,7 @@ def test_lengths_of_many_steps_are_interpolated(monkeypatch):
 @pytest.fixture
 def run(moons_run, tmp_path):
     copy = tmp_path / "moons"
-    shutil.copytree(moons_run, copy)
+    shutil.copytree(moons_run, copy, ignore=shutil.ignore_patterns("schedules"))
     return copy
 
 

@@ -16,7 +16,6 @@ from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguid
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import generate, plan, view
 
-torch.set_num_threads(1)
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 SOLVERS = sorted(file.stem for file in (config_folder() / "solver").glob("*.yaml"))
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)

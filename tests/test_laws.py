@@ -12,7 +12,6 @@ from fmdiff.path import VE, VP, CondOT, Cosine, Polynomial
 from fmdiff.randomness import generator
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama
 
-torch.set_num_threads(1)
 WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 COVS = torch.tensor(

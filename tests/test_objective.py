@@ -17,7 +17,6 @@ from fmdiff.path import EDM, VP, CondOT
 from fmdiff.randomness import generator
 from fmdiff.source import Truncated
 
-torch.set_num_threads(1)
 LOSSES = (None, *PREDICTIONS)
 S, GAMMA, BIAS = 1.3, 4.0, 1.5
 # where the paper of a weighting writes its squared error, taken with loss=null

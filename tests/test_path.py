@@ -22,7 +22,6 @@ from fmdiff.path import (
     from_spec,
 )
 
-torch.set_num_threads(1)
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 PATHS = {**EVERY, "polynomial3": Polynomial(3)}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

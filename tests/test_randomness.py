@@ -9,8 +9,6 @@ from scipy.stats import kstest
 
 from fmdiff.randomness import BLOCK, Brownian, generator, key, noise, permutation, positions
 
-torch.set_num_threads(1)
-
 
 def test_a_key_depends_on_every_part_and_on_nothing_else():
     keys = [key(*parts) for parts in ((0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 0, 0))]

@@ -20,7 +20,6 @@ from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint
 from fmdiff.solvers.stochastic import EulerMaruyama
 
-torch.set_num_threads(1)
 SOLVERS = {
     "euler": Euler(),
     "midpoint": Midpoint(),

@@ -14,7 +14,6 @@ from fmdiff.path import EDM, VE, VP, CondOT
 from fmdiff.sampling import generate, plan
 from fmdiff.solvers.runge_kutta import Euler, Heun
 
-torch.set_num_threads(1)
 U = torch.linspace(0, 1, 101, dtype=torch.float64)
 NAMES = sorted(file.stem for file in (config_folder() / "schedule").glob("*.yaml"))
 NAMES.remove("fitted")  # no law: tests/test_fitted.py

@@ -15,7 +15,6 @@ from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama
 
-torch.set_num_threads(1)
 ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
 EIGHT = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 

@@ -27,7 +27,6 @@ from fmdiff.solvers.stochastic import (
     normals,
 )
 
-torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers
 ALWAYS = (0.0, float("inf"), 1.0)  # s_min, s_max, s_noise
 NAMES = ("euler_maruyama", "ddpm", "dpmpp_2m_sde", "edm_churn", "predictor_corrector")
