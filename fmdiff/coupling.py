@@ -133,7 +133,8 @@ def potentials(cost: Tensor) -> tuple[Tensor, Tensor]:
     found = (rows + f * mean).double(), (columns + g * mean).double()
     if all(h.isfinite().all() for h in found):
         return found
-    return torch.zeros(2, len(cost), dtype=torch.float64).unbind()  # beyond what float32 can hold
+    none = torch.zeros(len(cost), dtype=torch.float64)  # beyond what float32 can hold
+    return none, none
 
 
 class Sinkhorn(Coupling):
