@@ -293,7 +293,7 @@ def training(rounds: int, only: str) -> None:
 # --- solvers --------------------------------------------------------------------------------
 
 
-def networks(ckpt: str, paths: str, nfe: str, w: str, n: int, fd: int) -> None:
+def networks(ckpt: str, paths: str, nfe: str, w: str, n: int, fd: int, precision: str) -> None:
     from benchmark_networks import networks
 
     networks(
@@ -303,6 +303,7 @@ def networks(ckpt: str, paths: str, nfe: str, w: str, n: int, fd: int) -> None:
         [float(v) for v in w.split(",")],
         n,
         fd,
+        precision,
     )
 
 
@@ -343,7 +344,8 @@ def main() -> None:
     command.add_argument("--paths", default="condot,vp,edm")
     command.add_argument("--nfe", default="5,10,20,50")
     command.add_argument("--w", default="1,2")
-    command.add_argument("--n", type=int, default=16)
+    command.add_argument("--n", type=int, default=16, help="samples compared; 0: none")
+    command.add_argument("--precision", default="fp32", help="of the network for --fd")
     command.add_argument("--fd", type=int, default=0, help="samples judged; 0: none")
     command.set_defaults(run=networks)
     options = vars(parser.parse_args())

@@ -43,13 +43,13 @@ def distances(ckpt: str, paths: list[str], nfes: list[int], scales: list[float],
             sys.stdout.flush()
 
 
-def frechet(ckpt: str, path: str, w: float, n: int) -> None:
+def frechet(ckpt: str, path: str, w: float, n: int, precision: str) -> None:
     """A row a method: its distances, and the evaluations after which all are near."""
     field = load(ckpt)
     data = named("data", {(1, 28, 28): "mnist", (3, 32, 32): "cifar10"}[field.shape])
     said = {"metrics": ["fid"], "features": None, "against": None}
     of = judge(said, data, field.shape, field.classes, 0, torch.device("cpu"))
-    case = targets.network(ckpt, path, w, n)
+    case = targets.network(ckpt, path, w, n, precision)
 
     def distance(x: Tensor) -> float:
         of.clear()
@@ -73,7 +73,7 @@ def frechet(ckpt: str, path: str, w: float, n: int) -> None:
             methods[name] = lambda nfe, peer=peer: peer(
                 Ask(case, path), nfe // case.field.branches
             )
-    print(f"\n### {ckpt}, {path}, w = {w:g}: fd of {n} samples, fine {fine:.4f}\n")
+    print(f"\n### {ckpt}, {path}, w = {w:g}, {precision}: fd of {n} samples, fine {fine:.4f}\n")
     print("| method | " + " | ".join(f"NFE {k}" for k in FEW) + f" | within {NEAR:.0%} from |")
     print("|---" * (len(FEW) + 2) + "|")
     for name, method in methods.items():
@@ -94,12 +94,19 @@ def frechet(ckpt: str, path: str, w: float, n: int) -> None:
 
 @torch.no_grad()
 def networks(
-    ckpts: list[str], paths: list[str], nfes: list[int], scales: list[float], n: int, fd: int
+    ckpts: list[str],
+    paths: list[str],
+    nfes: list[int],
+    scales: list[float],
+    n: int,
+    fd: int,
+    precision: str,
 ) -> None:
     warnings.simplefilter("ignore")
     began = time.process_time()
     for ckpt in ckpts:
-        distances(ckpt, paths, nfes, scales, n)
+        if n:
+            distances(ckpt, paths, nfes, scales, n)
         if fd:
-            frechet(ckpt, "condot", scales[0], fd)
+            frechet(ckpt, "condot", scales[0], fd, precision)
     print(f"\n{time.process_time() - began:.0f} CPU s.")

@@ -25,6 +25,7 @@ from fmdiff.sampling import Plan, integrate, plan, view
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.adaptive import Dopri5
 from fmdiff.solvers.runge_kutta import RK4
+from fmdiff.speed import hasten
 
 PATHS = {"condot": CondOT(), "vp": VP(), "edm": EDM(0.002, 80.0, 7.0)}
 
@@ -98,12 +99,13 @@ class Single(nn.Module):
 
 
 @functools.lru_cache
-def network(ckpt: str, path: str, w: float, n: int = 16) -> Case:
+def network(ckpt: str, path: str, w: float, n: int = 16, precision: str = "fp32") -> Case:
     """The same of a trained network, sampled along `path`; fine is RK4 with 240 evaluations.
 
-    The network computes in float32. w = 1 is the class alone, w = 0 here no class at all.
+    The network computes in `precision`, from and to float32. w = 1 is the class alone, w = 0 here no class at all.
     """
     net, solver = load(ckpt), RK4()
+    hasten(net, precision, False, torch.device("cpu"))
     net.net = Single(net.net)
     y = torch.full((n,), net.classes) if w == 0 else torch.arange(n) % net.classes
     guided = (CFG(w) if w > 1 else Unguided())(net, y if net.classes else None)
