@@ -102,7 +102,8 @@ class Single(nn.Module):
 def network(ckpt: str, path: str, w: float, n: int = 16, precision: str = "fp32") -> Case:
     """The same of a trained network, sampled along `path`; fine is RK4 with 240 evaluations.
 
-    The network computes in `precision`, from and to float32. w = 1 is the class alone, w = 0 here no class at all.
+    The network computes in `precision`, from and to float32. w = 1 is the class alone, w = 0 here
+    no class at all.
     """
     net, solver = load(ckpt), RK4()
     hasten(net, precision, False, torch.device("cpu"))
