@@ -158,8 +158,7 @@ class Log(Callback):
         )
         if trainer.logger:
             logged = {**values, "samples_per_second": speed, **split}
-            with contextlib.suppress(OSError):
-                trainer.logger.log_metrics(logged, step=module.step)
+            trainer.logger.log_metrics(logged, step=module.step)
         line = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(line)
@@ -333,7 +332,8 @@ class Checkpoints(Callback):
             return
         board: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(board, "flush"):  # no event of an earlier step is then lost with the process
-            board.flush()
+            with contextlib.suppress(OSError):  # a full disk may have ended its thread for good
+                board.flush()
         path = self.folder / checkpoint.name(module.step)
         checkpoint.write(path, module.content())
         checkpoint.link_last(path)

@@ -220,9 +220,26 @@ def logger(folder: Path, options: dict[str, Any], step: int):
     # what an earlier attempt wrote of the steps that come again is not shown, nor the last values
     # of a run that now goes on
     shown = step > 0 and any(step % options[f"{name}_every"] == 0 for name in INTERVALS[:4])
-    return TensorBoardLogger(
+    return lenient(TensorBoardLogger)(
         save_dir=folder, name="tensorboard", version="", purge_step=step + shown
     )
+
+
+def lenient(kind: type) -> type:
+    """A logger that may fail to write, on a full disk, without ending the run."""
+
+    def forgiven(name: str) -> Any:
+        def call(*args, **kwargs):
+            try:
+                getattr(kind, name)(*args, **kwargs)
+            except Exception as error:  # Lightning makes a ValueError of some
+                if not isinstance(error.__cause__ or error, OSError):
+                    raise
+
+        return call
+
+    names = ("log_metrics", "log_hyperparams", "save", "finalize")
+    return type(kind.__name__, (kind,), {name: forgiven(name) for name in names})
 
 
 def quiet() -> None:

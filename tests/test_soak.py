@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.tensorboard
 from conftest import PLAIN, POINTS, metrics
 from test_checkpoint import survive_kills
 from test_training import interrupt
@@ -177,18 +178,32 @@ FULL += ("trainer.checkpoint_every=10", "trainer.max_steps=40", "trainer.inner_s
 
 
 @pytest.mark.fault
-def test_a_disk_that_is_full_for_a_while(train, tmp_path, small_disk, monkeypatch, capfd):
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_a_disk_that_is_full_for_a_while(train, tmp_path, small_disk, monkeypatch, capfd, logger):
     """A full disk: the checkpoint before it is kept, the run goes on, and nothing is lost"""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     whole = train(tmp_path / "whole", *FULL)
     interrupt(monkeypatch, 15, lambda: fill(small_disk))
     interrupt(monkeypatch, 25, lambda: checkpoint.read(small_disk / "run" / "last.ckpt")["step"])
     interrupt(monkeypatch, 26, lambda: (small_disk / "filler").unlink())
-    ended = train(small_disk / "run", *FULL)
+    ended = train(small_disk / "run", *FULL, f"trainer.logger={logger}")
     said = capfd.readouterr().err
     assert "step 20 was not saved, the last one is kept" in said and "No space left" in said
     assert ended["step"] == 40 and ended["checksums"] == whole["checksums"]
     assert not [p for p in (small_disk / "run").iterdir() if ".tmp-" in p.name]
+
+
+@pytest.mark.fault
+def test_tensorboard_that_can_write_no_more(train, tmp_path, monkeypatch):
+    """TensorBoard without space: checkpoints are written all the same"""
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in ("flush", "add_scalar", "add_scalars", "add_image"):
+        monkeypatch.setattr(torch.utils.tensorboard.SummaryWriter, name, fail)
+    ended = train(tmp_path / "run", *FULL, "trainer.logger=tensorboard")
+    assert ended["step"] == 40
 
 
 @pytest.mark.fault
