@@ -51,6 +51,7 @@ class _Lean(torch.optim.Optimizer):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
+                grad_scale=getattr(self, "grad_scale", None),  # as torch's own fused step
             )
         return None
 

@@ -75,6 +75,8 @@ class Training(pl.LightningModule):
         options, where = self.options, self.device
         self.weights = list(self.net.parameters())  # found once: it takes as long as their update
         self.optimizer = build(self.settings["optim"], self.weights)
+        # torch's fused optimisers can divide the gradients by a number
+        self.divides = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.rate = self.settings["optim"]["lr"]
         if self.optimizer_state is not None:
             self.optimizer.load_state_dict(self.optimizer_state)
@@ -216,7 +218,10 @@ class Training(pl.LightningModule):
             return
         if seen[0] > self.spike_above:
             self.spikes.append((k, seen[0]))
-        if clip and seen[1] > clip:
+        long = clip and seen[1] > clip
+        if self.divides:  # on the way, without a pass over all gradients before
+            self.optimizer.grad_scale = norm / clip if long else None
+        elif long:
             nn.utils.clip_grads_with_norm_(self.weights, clip, norm)
         self.optimizer.step()
         self.scaler.update()

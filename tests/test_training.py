@@ -1,3 +1,4 @@
+import copy
 import functools
 import itertools
 import math
@@ -9,6 +10,7 @@ import torch
 from conftest import IMAGES, PLAIN, POINTS, metrics, vector
 from lightning import pytorch as pl
 from omegaconf import OmegaConf
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmdiff import callbacks, checkpoint, generate
@@ -140,6 +142,27 @@ def test_gradient_is_clipped_to_its_norm(clip):
     norm = m.sums[1]
     assert norm > 0.01
     assert moved == pytest.approx(norm if clip is None else clip, rel=1e-2)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adam_gets_clipped_gradients(fused):
+    """Weights after two steps are those of gradients clipped before; eps is large, so it shows."""
+    optim = {"_target_": "fmdiff.optim.Adam", "lr": 0.1, "eps": 1.0, "fused": fused}
+    m = module(clip=1e-2, optim=optim, decay="constant", warmup=0)
+    net, seen = copy.deepcopy(m.net), []
+    fit(m, 2)
+    other = torch.optim.Adam(net.parameters(), lr=0.1, eps=1.0)
+    for k in range(2):
+        x, y, eps, t, _ = m.draw(range(k, k + 1), slice(None))
+        other.zero_grad()
+        m.objective(net, x, y, eps, t).mean().backward()
+        seen.append(nn.utils.clip_grad_norm_(net.parameters(), 1e-2))
+        other.step()
+    assert min(seen) > 0.02
+    torch.testing.assert_close(
+        vector(dict(m.net.named_parameters())), vector(dict(net.named_parameters()))
+    )
+    assert m.divides == fused
 
 
 @pytest.mark.parametrize("parts", [2, 4])
