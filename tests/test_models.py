@@ -49,21 +49,30 @@ def parameters(net):
     return sum(p.numel() for p in net.parameters())
 
 
-@every_case
-def test_output_is_zero_at_initialisation_and_has_the_shape_of_the_data(
-    name, shape, classes, overrides
-):
+def check_zero_at_first(name, shape, classes, overrides):
     out = network(name, shape, classes, **overrides)(*inputs(shape, classes))
     assert out.shape == (3, *shape)
     assert (out == 0).all()
 
 
-@every_case
-def test_gradient_reaches_every_parameter(name, shape, classes, overrides):
-    net = network(name, shape, classes, perturbed=True, **overrides)
-    net(*inputs(shape, classes)).square().sum().backward()
+def check_gradients(name, shape, classes, overrides, **told):
+    net = network(name, shape, classes, perturbed=True, **overrides).train()
+    net(*inputs(shape, classes), **told).square().sum().backward()
     for parameter_name, parameter in net.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@every_case
+def test_output_is_zero_at_initialisation_and_has_the_shape_of_the_data(
+    name, shape, classes, overrides
+):
+    check_zero_at_first(name, shape, classes, overrides)
+
+
+@every_case
+def test_gradient_reaches_every_parameter_and_is_finite(name, shape, classes, overrides):
+    check_gradients(name, shape, classes, overrides)
 
 
 def check_a_sample_stands_alone(name, shape, classes, overrides, least=1e-3):

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from test_models import (
     check_a_sample_stands_alone,
+    check_gradients,
     check_time_and_label_matter,
+    check_zero_at_first,
     inputs,
     network,
     parameters,
@@ -42,18 +44,12 @@ every_kind = pytest.mark.parametrize(
 def test_output_is_zero_at_initialisation_and_has_the_shape_of_the_data(
     name, shape, classes, overrides
 ):
-    out = network(name, shape, classes, **overrides)(*inputs(shape, classes))
-    assert out.shape == (3, *shape)
-    assert (out == 0).all()
+    check_zero_at_first(name, shape, classes, overrides)
 
 
 @every_case
 def test_gradient_reaches_every_parameter_and_is_finite(name, shape, classes, overrides):
-    net = network(name, shape, classes, perturbed=True, **overrides)
-    net(*inputs(shape, classes)).square().sum().backward()
-    for parameter_name, parameter in net.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.abs().max() > 0, parameter_name
+    check_gradients(name, shape, classes, overrides)
 
 
 @every_case

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from test_models import (
     CIFAR,
     check_a_sample_stands_alone,
+    check_gradients,
     check_time_and_label_matter,
+    check_zero_at_first,
     inputs,
     network,
     parameters,
@@ -73,19 +75,13 @@ def test_keys_of_the_weights_are_those_of_version_0_1_0():
 def test_output_is_zero_at_initialisation_and_has_the_shape_of_the_data(
     name, shape, classes, overrides
 ):
-    out = network(name, shape, classes, **overrides)(*inputs(shape, classes))
-    assert out.shape == (3, *shape)
-    assert (out == 0).all()
+    check_zero_at_first(name, shape, classes, overrides)
 
 
 @every_case
 def test_gradient_reaches_every_parameter_and_is_finite(name, shape, classes, overrides):
-    net = network(name, shape, classes, perturbed=True, **overrides).train()
     told = {"augment": torch.ones(3, 9)} if name == "ddpmpp" else {}
-    net(*inputs(shape, classes), **told).square().sum().backward()
-    for parameter_name, parameter in net.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.abs().max() > 0, parameter_name
+    check_gradients(name, shape, classes, overrides, **told)
 
 
 @every_case
