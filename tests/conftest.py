@@ -1,7 +1,10 @@
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as fmdiff does; read when torch is imported
+
 import contextlib
 import csv
 import logging
-import os
 from itertools import chain
 
 import pytest
@@ -102,7 +105,6 @@ def logging_restored():
 def command(tmp_path, monkeypatch):
     """Runs a command line in an empty folder, in this process; its exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
     with logging_restored():
         yield lambda *words: cli.main([str(word) for word in words])
 
