@@ -29,7 +29,7 @@ from fmdiff.field import Field
 from fmdiff.guidance import clipped
 from fmdiff.progress import Bar
 from fmdiff.sampling import Plan, default_batch_size, one_batch, plan, view
-from fmdiff.schedules import Explicit, Karras, Power, Ratio, Uniform
+from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Uniform
 from fmdiff.speed import Hastened
 
 FIXED: dict[str, Callable] = {
@@ -37,6 +37,7 @@ FIXED: dict[str, Callable] = {
     "ratio(1.1,1.4)": Ratio(1.1, 1.4),
     "power(1.5)": Power(1.5),
     "karras": Karras(0.002, 80.0, 7.0),
+    "logsnr": LogSNR(0.002, 80.0),
 }
 LAW, LENGTHS = 25, 40  # times the solver is run in each of the two searches, at most
 RUNS = LAW + LENGTHS + len(FIXED) + 2  # and the fixed laws, and both on other noise

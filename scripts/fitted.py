@@ -4,7 +4,7 @@
     python scripts/fitted.py RUN [RUN ...] [n=16] [solvers=adams,euler] [nfe=5,10]
 
 RMS distance, per coordinate, to the model's own fine solution (100 steps); `best fixed` is the
-best on that very noise of uniform, ratio(1.1,1.4), power(1.5) and karras.
+best on that very noise of uniform, ratio(1.1,1.4), power(1.5), karras and logsnr.
 """
 
 import sys
