@@ -166,13 +166,15 @@ def integrate(
     times: Tensor,
     noise: Callable | None = None,
     observe: Callable[[Tensor, Tensor], None] | None = None,
+    jump: bool = False,
 ) -> Tensor:
     """Carry the states x (B, *shape) along times (S+1,): the one loop.
 
     noise(t, s) gives the Brownian increment W_s - W_t of these samples, observe(t, x) sees every
-    state but the first. A solver that wants to know all the times first has a `begin(times)`.
+    state but the first; with `jump` the caller takes one more step, of order 1, afterwards. A
+    solver that wants to know all that first has a `begin(times, jump)`.
     """
-    state = solver.begin(times) if hasattr(solver, "begin") else None
+    state = solver.begin(times, jump) if hasattr(solver, "begin") else None
     for t, s in pairwise(times):
         x, state = solver.step(field, x, t, s, state, noise)
         if observe:
@@ -300,7 +302,8 @@ def one_batch(field, solver, plan, start, stop, seed, device, dtype) -> Tensor:
     x = field.start(draw("start"), times[0], start, seed)
     if watched:
         watched.observe(times[0], x)
-    x = integrate(solver, field, x, times, brownian, watched.observe if watched else None)
+    observe = watched.observe if watched else None
+    x = integrate(solver, field, x, times, brownian, observe, plan.jump)
     if plan.jump:
         x = field.predict(x, times[-1], "x")
         if watched:

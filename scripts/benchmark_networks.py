@@ -63,7 +63,8 @@ def frechet(ckpt: str, path: str, w: float, n: int, precision: str) -> None:
         def ours(nfe: int, solver=solver, schedule=schedule) -> Tensor | None:
             with suppress(FmdiffError):
                 made = plan(case.field, solver, nfe=nfe, schedule=schedule)
-                return targets.solve(case.field, solver, case.start, made)
+                start = case.field.start(case.eps, made.times[0], 0, 0)
+                return targets.solve(case.field, solver, start, made)
             return None
 
         methods[f"fmdiff {name}"] = ours

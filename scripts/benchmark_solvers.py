@@ -60,7 +60,7 @@ OURS: dict[str, tuple] = {
     **{name: (named("solver", name), UNIFORM) for name in PLAIN[5:]},
     "midpoint, ratio": (named("solver", "midpoint"), RATIO),
     "adams, logsnr": (named("solver", "adams"), named("schedule", "logsnr")),
-    "unipc, karras": (named("solver", "unipc"), named("schedule", "karras")),
+    "unipc, logsnr": (named("solver", "unipc"), named("schedule", "logsnr")),
 }
 
 

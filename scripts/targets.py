@@ -66,9 +66,10 @@ TARGETS = {
 
 
 class Case(NamedTuple):
-    """A guided ODE in straight coordinates, its start and its fine solution, (n, d) float64."""
+    """A guided ODE in straight coordinates, noise, its start and fine solution, (n, d) float64."""
 
     field: Field
+    eps: Tensor
     start: Tensor
     truth: Tensor
 
@@ -83,8 +84,9 @@ def case(target: str, path: str, w: float, n: int = 64, tolerance: float = 1e-8)
     straight = Straight(CFG(w)(field, torch.arange(n) % 8) if w else field)
     solver = Dopri5(tolerance, tolerance, 100_000)
     made = plan(straight, solver)
-    start = straight.start(noise(0, n, field.shape, 0, "start").double(), made.times[0], 0, 0)
-    return Case(straight, start, solve(straight, solver, start, made))
+    eps = noise(0, n, field.shape, 0, "start").double()
+    start = straight.start(eps, made.times[0], 0, 0)
+    return Case(straight, eps, start, solve(straight, solver, start, made))
 
 
 class Single(nn.Module):
@@ -112,19 +114,21 @@ def network(ckpt: str, path: str, w: float, n: int = 16, precision: str = "fp32"
     guided = (CFG(w) if w > 1 else Unguided())(net, y if net.classes else None)
     straight = view(guided, "straight", PATHS[path])
     made = plan(straight, solver, 60)
-    start = straight.start(noise(0, n, net.shape, 0, "start").double(), made.times[0], 0, 0)
-    return Case(straight, start, solve(straight, solver, start, made))
+    eps = noise(0, n, net.shape, 0, "start").double()
+    start = straight.start(eps, made.times[0], 0, 0)
+    return Case(straight, eps, start, solve(straight, solver, start, made))
 
 
 def solve(field: Field, solver, x: Tensor, made: Plan) -> Tensor:
-    x = integrate(solver, field, x, made.times)
+    x = integrate(solver, field, x, made.times, jump=made.jump)
     return field.predict(x, made.times[-1], "x") if made.jump else x
 
 
 def error(case: Case, solver, asked: int, schedule: Callable = UNIFORM) -> float:
     """After `asked` questions at most, whatever a question costs; a last jump is compared too."""
     made = plan(case.field, solver, nfe=asked * case.field.branches, schedule=schedule)
-    return distance(case, solve(case.field, solver, case.start, made))
+    start = case.field.start(case.eps, made.times[0], 0, 0)  # a law may begin later
+    return distance(case, solve(case.field, solver, start, made))
 
 
 def distance(case: Case, x: Tensor) -> float:

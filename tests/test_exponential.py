@@ -15,6 +15,7 @@ from fmdiff.field import Along, Straight
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import integrate, plan
 from fmdiff.solvers.exponential import DEIS, DPM2, DPMpp, UniPC, ddim, moments, weights
+from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler
 from fmdiff.solvers.stochastic import EulerMaruyama
 
@@ -51,6 +52,24 @@ def walk(solver, field, x, times):
         x, state = solver.step(field, x, t, s, state, None)
         states.append(x)
     return states
+
+
+LOWERED = {k: v for k, v in EVERY.items() if k != "dpm_2"} | {
+    "adams": Adams(4, False, lower_order_final=True),
+}
+
+
+@pytest.mark.parametrize("solver", LOWERED.values(), ids=LOWERED)
+@pytest.mark.parametrize("steps", [4, 7])
+def test_a_jump_is_the_last_step_when_orders_are_lowered(solver, steps):
+    """A step to beta = 0 has order 1, so it ends at x_hat as the jump does, on any field."""
+    field, x = eight_gaussians(CondOT()), noise(6)
+    times = torch.linspace(0, 0.9, steps, dtype=torch.float64)
+    whole = integrate(solver, field, x, torch.cat([times, torch.ones(1)]))
+    jumped = field.predict(integrate(solver, field, x, times, jump=True), times[-1], "x")
+    torch.testing.assert_close(jumped, whole, rtol=1e-9, atol=1e-9)
+    early = field.predict(integrate(solver, field, x, times), times[-1], "x")
+    assert (early - whole).abs().max() > 1e-3
 
 
 # --- order ----------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_an_adaptive_solver_takes_one_interval_unless_it_is_watched():
 
 def test_a_solver_hears_all_the_times_before_its_first_step():
     class Listens(Euler):
-        def begin(self, times):
+        def begin(self, times, jump):
             return times.tolist()
 
         def step(self, field, x, t, s, state, noise):

@@ -142,9 +142,9 @@ class Multistep:
         first = min(intervals, self.order - 1) if self.start else 0
         return intervals - first + (self.start.nfe(first) if self.start else 0)
 
-    def begin(self, times: Tensor) -> State:
-        """The state before the first of the steps along times (S+1,)."""
-        return State(left=len(times) - 1 if self.lower_order_final else None)
+    def begin(self, times: Tensor, jump: bool = False) -> State:
+        """The state before the first of the steps along times (S+1,); a jump is a step more."""
+        return State(left=len(times) - 1 + jump if self.lower_order_final else None)
 
     def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
         known, left, last = state or State()

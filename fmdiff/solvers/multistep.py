@@ -95,8 +95,8 @@ class Adams:
         first = min(intervals, self.order - 1) if self.start else 0
         return intervals - first + (self.start.nfe(first) if self.start else 0)
 
-    def begin(self, times: Tensor) -> State:
-        """The state before the first of the steps along times (S+1,)."""
+    def begin(self, times: Tensor, jump: bool = False) -> State:
+        """The state before the first of the steps along times (S+1,); a jump is a step more."""
         grid = times.double().cpu().numpy()
         steps = len(grid) - 1
         # column j holds t^(j) of every step; where there is none yet, what is not used
@@ -109,7 +109,7 @@ class Adams:
         rows = []
         for i in range(steps):
             known = min(self.order, i + 1)
-            order = min(known, steps - i) if self.lower_order_final else known
+            order = min(known, steps + jump - i) if self.lower_order_final else known
             rows.append(
                 Row(
                     gaps[i, : known - 1].tolist(),

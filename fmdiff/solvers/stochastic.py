@@ -92,7 +92,7 @@ class EulerMaruyama:
             return DIFFUSIONS[self.diffusion](path, t)
         return torch.full_like(t, self.diffusion**2)
 
-    def begin(self, times: Tensor) -> Tensor:
+    def begin(self, times: Tensor, jump: bool = False) -> Tensor:
         """The state before the first of the steps along times (S+1,): where the last one ends."""
         return times[-1]
 
@@ -184,7 +184,7 @@ class Churn:
     def nfe(self, intervals: int) -> int:
         return 2 * intervals
 
-    def begin(self, times: Tensor) -> int:
+    def begin(self, times: Tensor, jump: bool = False) -> int:
         """The state before the first of the steps along times (S+1,): their number."""
         return len(times) - 1
 
