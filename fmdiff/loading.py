@@ -53,7 +53,10 @@ FORM: dict[str, Any] = {
         "model": dict,
         "path": dict,
         "objective": dict,
-        "data": {"name": str, "shape": list, "classes": int, "std": float, "source": dict},
+        "data": {
+            **{"name": str, "shape": list, "classes": int},
+            **{"std": (int, float), "source": dict},
+        },
     },
 }
 
