@@ -49,9 +49,10 @@ class Training(pl.LightningModule):
         self.optimizer_state: dict | None = None
         self.scaler_state: dict | None = None
         # the coupling is no function of the weights: it is found in threads beside the steps
-        # before, for as many steps at once as are drawn at once
-        self.block = 25 if len(data.shape) == 1 else 1
-        self.ahead = Ahead(self.match, depth=2 if self.block > 1 else 4)
+        # before; where it takes milliseconds, for as many steps at once as are drawn at once
+        points = len(data.shape) == 1
+        self.block = 25 if points and data.batch_size <= 512 else 1
+        self.ahead = Ahead(self.match, depth=(50 if points else 4) // self.block)
         self.pairing: tuple[int, Any] = (-1, None)  # of a block
         self.costed = -1  # the last step whose transport cost was counted
         # since the last report: loss, gradient norm, steps, transport cost, that of no coupling

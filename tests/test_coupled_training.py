@@ -98,11 +98,14 @@ def test_pairs_are_made_within_each_class_before_labels_are_dropped():
 
 
 @pytest.mark.parametrize("coupling", ["ot", "sinkhorn"])
-@pytest.mark.parametrize("source", ["normal", "data"])
-def test_pairs_found_ahead_are_those_found_at_once(coupling, source):
+@pytest.mark.parametrize(("source", "size"), [("normal", 60), ("data", 60), ("normal", 520)])
+def test_pairs_found_ahead_are_those_found_at_once(coupling, source, size):
+    """By blocks of 25 steps, or one by one where a batch is large."""
     keys = {"source_keys": {"data": "8gaussians"}} if source == "data" else {}
+    keys |= {"data": {"batch_size": size}}
     ahead, at_once = (module(coupling, source, **keys) for _ in range(2))
     at_once.ahead = at_once.match
+    assert ahead.block == (25 if size == 60 else 1)
     spent, last = 0.0, -1
     for k in (0, 1, 2, 3, 4, 9, 8, 8):
         for a, b in zip(
