@@ -54,8 +54,11 @@ FORM: dict[str, Any] = {
         "path": dict,
         "objective": dict,
         "data": {
-            **{"name": str, "shape": list, "classes": int},
-            **{"std": (int, float), "source": dict},
+            "name": str,
+            "shape": list,
+            "classes": int,
+            "std": (int, float),
+            "source": dict,
         },
     },
 }
