@@ -78,8 +78,10 @@ def sample(cfg: Any, folder: Path) -> None:
 
 @command
 def evaluate(cfg: Any, folder: Path) -> None:
-    """The error of a checkpoint against the exact field of its data.
+    """Samples against real data by metrics, or a field against the exact one.
 
+    fmdiff evaluate ckpt=last metrics=[fid] n=2000
+    fmdiff evaluate samples=images.npz against=cifar10 metrics=[fid]
     fmdiff evaluate ckpt=last against=exact
     fmdiff evaluate model=empirical data=gmm4 against=exact
     """
