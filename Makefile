@@ -40,10 +40,11 @@ test-faults: $(READY) $(DATA)  ## everything fmdiff must survive, a line per fau
 test-soak: $(READY)  ## hundreds of killed trainings, for hours
 	$(BIN)/python -m pytest -m soak
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and the layers of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)  ## let ruff format and sort
 	$(BIN)/ruff check --fix .

@@ -18,22 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fmdiff import __version__, help, processes, signals
-from fmdiff.errors import Diverged, FmdiffError, Interrupted, exhausted, nearest
+from fmdiff import __version__
+from fmdiff.errors import OUTCOMES, PIPE, Diverged, FmdiffError, Interrupted, exhausted, nearest
+from fmdiff.machine import processes, signals
+from fmdiff.settings import help
 
 COMMANDS: dict[str, Callable[..., None]] = {}
 REPORTED = ("train", "sample", "evaluate")  # commands after which report.html is written
-OUTCOMES = {
-    0: "ok",
-    1: "failed",
-    2: "user error",
-    3: "diverged",
-    130: "interrupted",
-    138: "interrupted",
-    143: "interrupted",
-}
-PIPE = 128 + 13  # nobody reads what is printed: SIGPIPE
-
 log = logging.getLogger("fmdiff")
 
 
@@ -54,11 +45,11 @@ def train(cfg: Any, folder: Path | None) -> None:
     fmdiff train -m data=moons,rings optim.lr=1e-3,3e-4
     """
     if folder is None:
-        from fmdiff.plan import plan
+        from fmdiff.commands.plan import plan
 
         plan(cfg)
     else:
-        from fmdiff.fit import train
+        from fmdiff.training.fit import train
 
         train(cfg, folder)
 
@@ -71,7 +62,7 @@ def sample(cfg: Any, folder: Path) -> None:
     fmdiff sample ckpt=outputs/mnist classes=[3,7] guidance=cfg guidance.w=2 n=100
     fmdiff sample model=exact data=gmm4 solver=euler steps=10
     """
-    from fmdiff.sample import sample
+    from fmdiff.commands.sample import sample
 
     sample(cfg, folder)
 
@@ -85,7 +76,7 @@ def evaluate(cfg: Any, folder: Path) -> None:
     fmdiff evaluate ckpt=last against=exact
     fmdiff evaluate model=empirical data=gmm4 against=exact
     """
-    from fmdiff.evaluate import evaluate
+    from fmdiff.commands.evaluate import evaluate
 
     evaluate(cfg, folder)
 
@@ -111,7 +102,7 @@ def invert(cfg: Any, folder: Path) -> None:
     fmdiff invert ckpt=outputs/mnist interpolate=8 'inpaint=[7,7,21,21]'
     fmdiff invert model=exact data=gmm4 'steps=[10,20,40]' 'solvers=[euler,rk4]' dtype=float64
     """
-    from fmdiff.invert import invert
+    from fmdiff.commands.invert import invert
 
     invert(cfg, folder)
 
@@ -124,7 +115,7 @@ def simulate(cfg: Any, folder: Path) -> None:
     fmdiff simulate system=linear steps=[4,10,50,100] solvers=[euler,heun]
     fmdiff simulate system=two_modes solver=euler_maruyama solver.diffusion=1 steps=100
     """
-    from fmdiff.simulate import simulate
+    from fmdiff.commands.simulate import simulate
 
     simulate(cfg, folder)
 
@@ -136,7 +127,7 @@ def info(cfg: Any) -> None:
     fmdiff info ckpt=last
     fmdiff info ckpt=last export=model.safetensors
     """
-    from fmdiff.info import info
+    from fmdiff.commands.info import info
 
     info(cfg)
 
@@ -203,7 +194,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _hydra(name: str, words: list[str]) -> int:
     """Run or show a command as `hydra.main` does, once its words are known to be right."""
-    from fmdiff import compose
+    from fmdiff.settings import compose
 
     args, flags = compose.parse(words)
     if args.help:
@@ -241,8 +232,8 @@ def _job(name: str, cfg: Any) -> None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from fmdiff import compose
-    from fmdiff.run import JOBS
+    from fmdiff.runs.folder import JOBS
+    from fmdiff.settings import compose
 
     compose.register_resolvers()
     OmegaConf.resolve(cfg)
@@ -269,7 +260,7 @@ def _job(name: str, cfg: Any) -> None:
 
 def _run(name: str, cfg: Any, overrides: list[str]) -> int:
     """Call a command in its run folder; its exit code, the error said."""
-    from fmdiff.run import open_run
+    from fmdiff.runs.folder import open_run
 
     function, run, code = COMMANDS[name], None, 0
     nothing = False  # came of it
@@ -314,7 +305,7 @@ def _run(name: str, cfg: Any, overrides: list[str]) -> int:
 
 def _worker(name: str, folder: Path, parent: int | None = None) -> int:
     """Another process of a run that is open already; rank 0 says what goes wrong in all."""
-    from fmdiff.resume import load_config
+    from fmdiff.runs.config import load_config
 
     if parent is not None:
         processes.end_with(parent)
@@ -338,7 +329,7 @@ def _report(name: str, folder: Path) -> None:
 
 def _table(sweep: Path) -> int:
     """Print how the jobs of a sweep ended; the largest exit code."""
-    from fmdiff.run import JOBS
+    from fmdiff.runs.folder import JOBS
 
     done = sweep / JOBS
     if not done.is_file():

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.device import memory
 from fmdiff.errors import FmdiffError
+from fmdiff.machine.device import memory
 from fmdiff.randomness import generator
 
 

@@ -2,6 +2,19 @@
 
 import errno
 import re
+import shlex
+
+# exit code -> what a command came to
+OUTCOMES = {
+    0: "ok",
+    1: "failed",
+    2: "user error",
+    3: "diverged",
+    130: "interrupted",
+    138: "interrupted",
+    143: "interrupted",
+}
+PIPE = 128 + 13  # the exit code when nobody reads what is printed: SIGPIPE
 
 
 class FmdiffError(Exception):
@@ -74,3 +87,12 @@ def nearest(given: str, choices) -> str:
     close = difflib.get_close_matches(str(given), names, n=1)
     listed = f"hoose from: {', '.join(names)}"
     return f"did you mean {close[0]!r}? C{listed}" if close else f"c{listed}"
+
+
+def word(key: str, value: object) -> str:
+    """KEY=VALUE as it is typed in a shell, with both kinds of quotes where Hydra needs them."""
+    text = str(value)
+    if re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')

@@ -1,18 +1,28 @@
-"""Files that are, at every instant, the old one or the whole new one."""
+"""Files: written whole or not at all, and read without running code."""
 
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fmdiff.errors import FmdiffError
+
+UNPACKED = 100  # an archive may unpack to so many times its size,
+LARGE = 2**30  # or to so many bytes
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Any]:
+def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path` at the end, unless an exception arrives first.
 
-    Raises OSError; the old file is then intact.
+    At every instant `path` is the old file or the whole new one. Raises OSError; the old file is
+    then intact.
     """
     part = temporary(path)
     try:
@@ -24,17 +34,36 @@ def whole(path: Path) -> Iterator[Any]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text to path as UTF-8, whole or not at all."""
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write content as indented JSON; what JSON has no form for is written as `str` says it."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name as a .npz, whole or not at all."""
+    with whole(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
 def temporary(path: Path) -> Path:
+    """Where this process writes before it puts the file at `path`."""
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
 
-def sync(file: Any) -> None:
+def sync(file: BinaryIO) -> None:
+    """Make what was written to an open file last."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Rename, and make the rename last."""
+    """Rename temporary to path, and make the renaming last."""
     os.replace(temporary, path)
     # the new file is whole and in place by now; not every file system can sync a folder
     with contextlib.suppress(OSError):
@@ -63,3 +92,46 @@ def _alive(pid: int) -> bool:
     except (OSError, OverflowError) as error:
         return not isinstance(error, ProcessLookupError)
     return True
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays in a .npz; none for any other file, which `read_npz` reports."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except Exception:
+        return []
+
+
+def read_npz(path: Path, names: Container[str], option: str = "") -> dict[str, np.ndarray]:
+    """Reads arrays of an untrusted .npz by name, without running code or filling the memory.
+
+    names: the arrays to read, where the file has them. option: what stands before the path in a
+    sentence, like "samples=". Raises FmdiffError for a file that is missing, damaged, no .npz, of
+    Python objects (they are code) or of too much when unpacked.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+            chosen = {name: member for name, member in members.items() if name in names}
+            size = sum(member.file_size for member in chosen.values())
+            if size > max(LARGE, UNPACKED * os.fstat(file.fileno()).st_size):
+                raise FmdiffError(f"{option}{path} is refused: it would unpack to {size:,} bytes")
+            arrays = {}
+            for name, member in chosen.items():
+                with archive.open(member) as data:
+                    arrays[name] = np.lib.format.read_array(data, allow_pickle=False)  # type: ignore[arg-type]
+            return arrays
+    except FmdiffError:
+        raise
+    except OSError as error:
+        raise FmdiffError(f"{option}{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zipfile and numpy meet a wrong byte with many kinds of exception
+        if "allow_pickle" in str(error):
+            raise FmdiffError(
+                f"{option}{path} is no .npz of plain arrays (pickled objects are refused: they "
+                "are code)"
+            ) from None
+        raise FmdiffError(
+            f"{option}{path} is damaged or no .npz file ({type(error).__name__})"
+        ) from error

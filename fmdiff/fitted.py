@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff import atomic, checkpoint, randomness
+from fmdiff import files, randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.guidance import clipped
-from fmdiff.progress import Bar
+from fmdiff.machine.precision import Hastened
+from fmdiff.machine.progress import Bar
+from fmdiff.runs import checkpoint
 from fmdiff.sampling import Plan, default_batch_size, one_batch, plan, view
 from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Uniform
-from fmdiff.speed import Hastened
 
 FIXED: dict[str, Callable] = {
     "uniform": Uniform(),
@@ -92,7 +93,7 @@ class Fitted:
         found = self.fit(model) | {"step": about["step"], "checksum": sums, "for": key}
         try:
             file.parent.mkdir(exist_ok=True)
-            with atomic.whole(file) as part:
+            with files.whole(file) as part:
                 part.write(json.dumps(found, indent=2).encode() + b"\n")
             print(f"stored in {file}")
         except OSError as error:

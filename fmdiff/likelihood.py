@@ -38,15 +38,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fmdiff import __version__, device, randomness, speed
+from fmdiff import __version__, randomness
 from fmdiff.build import build, named
+from fmdiff.commands.sample import use_threads
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture
 from fmdiff.field import Along, Field, NetField
 from fmdiff.guidance import ByClassifier, Guided, Unguided
 from fmdiff.loading import opened
-from fmdiff.progress import Bar
-from fmdiff.sample import use_threads
+from fmdiff.machine import device, precision
+from fmdiff.machine.progress import Bar
 from fmdiff.sampling import (
     UNGUIDED,
     check_steps,
@@ -306,7 +307,7 @@ def subject(cfg, settings: dict[str, Any], where: torch.device, images: int) -> 
     guidance = build(settings["guidance"])
     need_field(guidance)
     for asked in (field, getattr(guidance, "guide", None)):
-        speed.hasten(asked, "fp32", False, where)
+        precision.hasten(asked, "fp32", False, where)
     return Subject(field, x, y, guidance, about, labelled)
 
 

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmdiff import checkpoint, reconstruction
 from fmdiff.build import build
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.path import from_spec
+from fmdiff.runs import averages, checkpoint
 
 
 def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> NetField:
@@ -103,7 +103,7 @@ def weights_of(content: dict, weights: str | float, run: Path | None) -> dict[st
     if name in stored:
         return stored[name]
     if name.startswith(POWER):
-        return reconstruction.reconstruct(content, run, float(name.removeprefix(POWER)))
+        return averages.reconstruct(content, run, float(name.removeprefix(POWER)))
     raise FmdiffError(f"weights={weights}: this checkpoint holds {', '.join(stored)}")
 
 

@@ -15,7 +15,7 @@ from fmdiff.field import Along, Field, Straight, need_gaussian
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
-from fmdiff.watching import Watched, gathered, watched_samples
+from fmdiff.trajectory import Watched, gathered, watched_samples
 
 UNGUIDED = Unguided()
 STEPS = 28  # where neither steps nor nfe nor the schedule says it

@@ -19,8 +19,8 @@ from torch import Tensor
 from fmdiff.build import named
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
-from fmdiff.judge import judge
 from fmdiff.loading import load
+from fmdiff.metrics.judge import judge
 from fmdiff.sampling import plan
 
 NEAR = 0.02

@@ -16,7 +16,7 @@ from fmdiff.build import named
 from fmdiff.fitted import FIXED, Model, Trajectories, compare
 from fmdiff.guidance import Unguided
 from fmdiff.loading import load
-from fmdiff.progress import Bar
+from fmdiff.machine.progress import Bar
 
 SOLVERS = {"euler": {}, "heun": {}, "adams": {}, "adams order=5": {"order": 5}, "dpmpp_2m": {}}
 

@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from fmdiff import plots
 from fmdiff.build import build
 from fmdiff.metrics.distances import noise_floor, sliced_wasserstein2
+from fmdiff.pictures import plots
 
 N = 10_000
 DIMS, PREDICTIONS = (2, 8, 16, 512), ("x", "eps", "v")

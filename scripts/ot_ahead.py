@@ -28,11 +28,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fmdiff.build import build, config_folder, named
-from fmdiff.fit import Chunks
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator
-from fmdiff.training import Training
+from fmdiff.training.fit import Chunks
+from fmdiff.training.module import Training
 
 WARM, CHUNK = 50, 25  # steps
 Times = tuple[float, float, float]  # ms per step: wall, this thread, the others

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmdiff.build import named
-from fmdiff.judge import split_features
 from fmdiff.metrics.frechet import Moments, frechet_distance
 from fmdiff.metrics.images import features_of
+from fmdiff.metrics.judge import split_features
 
 N = 5000
 NOISE = (8, 16, 32, 64)  # standard deviation in grey levels of 255

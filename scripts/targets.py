@@ -19,13 +19,13 @@ from fmdiff.exact import Mixture
 from fmdiff.field import Field, Straight
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.loading import load
+from fmdiff.machine.precision import hasten
 from fmdiff.path import EDM, VP, CondOT, Path
 from fmdiff.randomness import noise
 from fmdiff.sampling import Plan, integrate, plan, view
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.adaptive import Dopri5
 from fmdiff.solvers.runge_kutta import RK4
-from fmdiff.speed import hasten
 
 PATHS = {"condot": CondOT(), "vp": VP(), "edm": EDM(0.002, 80.0, 7.0)}
 

@@ -10,9 +10,9 @@ from itertools import chain
 import pytest
 import torch
 
-from fmdiff import checkpoint, cli
-from fmdiff.clock import PARTS
+from fmdiff import cli
 from fmdiff.custom import Custom
+from fmdiff.machine.clock import PARTS
 from fmdiff.path import (
     EDM,
     VE,
@@ -24,6 +24,7 @@ from fmdiff.path import (
     Polynomial,
     Shifted,
 )
+from fmdiff.runs import checkpoint
 
 PATHS = {
     "condot": CondOT(),

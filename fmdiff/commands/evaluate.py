@@ -12,21 +12,23 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fmdiff import device, plots, processes, results, schema
 from fmdiff.build import config_folder, vouch
+from fmdiff.commands.sample import options, use_threads
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
-from fmdiff.flowplots import COLORS
-from fmdiff.judge import Judge, judge
 from fmdiff.loading import Opened, opened
-from fmdiff.metrics import field_error
+from fmdiff.machine import device, processes
+from fmdiff.machine.progress import Bar
+from fmdiff.metrics import field_error, results
 from fmdiff.metrics.images import ImageMetrics
+from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.metric import Metric
-from fmdiff.progress import Bar
-from fmdiff.sample import options, use_threads
+from fmdiff.pictures import plots
+from fmdiff.pictures.flowplots import COLORS
 from fmdiff.sampling import default_batch_size, generate
+from fmdiff.settings import schema
 
 POINTS, IMAGES = 10_000, 2_000  # samples judged by default
 CELLS = "cells.json"  # the settings of a grid that are done, so that it can be gone on with

@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from fmdiff import checkpoint, export, reconstruction
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
-from fmdiff.help import word
+from fmdiff.errors import word
 from fmdiff.loading import named, restore, weights_of
+from fmdiff.runs import averages, checkpoint, safetensors
 
 # guidance scales of other code and papers at our w; theirs is off at the value of w = 1
 SCALES = {
@@ -30,7 +30,7 @@ def _print(rows: Mapping[str, object], indent: str = "") -> None:
         print(f"{indent}{name:<{width}}  {value}")
 
 
-def averages(content: dict, run: Path) -> dict[str, str]:
+def described_averages(content: dict, run: Path) -> dict[str, str]:
     """Each average in a checkpoint, and those that can be reconstructed, in a line of words.
 
     The half-life of a decay d is log 2 / log(1/d) steps; d is less during warm-up.
@@ -55,9 +55,9 @@ def averages(content: dict, run: Path) -> dict[str, str]:
             now = (1 + step) / (10 + step)
             if trainer.get("ema_warmup") and now < float(name):
                 rows[name] += f"; warming up, {math.log(2) / -math.log(now):,.3g} steps now"
-    count, ranges = reconstruction.reach(content, run)
+    count, ranges = averages.reach(content, run)
     if count:
-        shown = reconstruction.shown(ranges) or "none"
+        shown = averages.shown(ranges) or "none"
         rows[f"{POWER}WIDTH"] = f"by {count} snapshots, widths {shown}"
     return rows
 
@@ -70,7 +70,7 @@ def info(cfg) -> None:
         restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # it is one that can be used
         file, name = Path(cfg.export).expanduser(), named(content, cfg.weights)
         state = weights_of(content, cfg.weights, path.parent)
-        export.write(file, content, name, state, cfg.overwrite)
+        safetensors.write(file, content, name, state, cfg.overwrite)
         print(f"{file}: weights={name} at step {content['step']:,}")
         print(f"fmdiff sample ckpt={file}")
         return
@@ -93,7 +93,7 @@ def info(cfg) -> None:
         "resumable": "yes" if "training" in content else "no, weights only",
     }
     _print(rows)
-    if of := averages(content, path.parent):
+    if of := described_averages(content, path.parent):
         print("\naverages, as weights=")
         _print(of, "  ")
     if classifier:

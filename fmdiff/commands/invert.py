@@ -19,13 +19,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from fmdiff import __version__, device, plots, randomness
+from fmdiff import __version__, randomness
 from fmdiff.build import named
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.likelihood import Backward, Subject, need_ode, ode_times, put, subject
-from fmdiff.progress import Bar
+from fmdiff.machine import device
+from fmdiff.machine.progress import Bar
+from fmdiff.pictures import plots
 from fmdiff.sampling import default_batch_size, integrate, plan, view
 
 IMAGES, SHOWN, PAIRS = 16, 32, 8  # images by default, of them in the grid, pairs in the strip

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from fmdiff import cost, schema
-from fmdiff.fit import Chunks, fitter, inner_steps, judged, prepared, quiet
-from fmdiff.training import Training
+from fmdiff.machine import cost
+from fmdiff.runs.config import seconds as duration
+from fmdiff.training.fit import Chunks, fitter, inner_steps, judged, prepared, quiet
+from fmdiff.training.module import Training
 
 TRIED = 5.0  # seconds of the timed trial, after its first steps
 WARM = 2  # steps before it; one where a step takes longer than that
@@ -103,7 +104,7 @@ def slips(module: Training, seconds: float) -> Iterator[str]:
                 f"trainer.ema={decay} remembers {_half_life(decay):,.0f} steps of {steps:,}: the "
                 "average holds much of the start; ema_warmup=true or a smaller decay"
             )
-    limit = schema.seconds(options["max_time"])
+    limit = duration(options["max_time"])
     if limit and limit < seconds and options["decay"] == "cosine":
         yield (
             "trainer.max_time ends the run before max_steps: the cosine never reaches 0; lower "

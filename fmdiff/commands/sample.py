@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import __version__, animate, device, plots, processes, speed
+from fmdiff import __version__
 from fmdiff.build import build
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
@@ -21,8 +21,11 @@ from fmdiff.field import Field
 from fmdiff.fitted import Fitted
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.loading import opened
+from fmdiff.machine import device, processes
+from fmdiff.machine.precision import hasten
+from fmdiff.machine.progress import Bar
 from fmdiff.path import from_spec
-from fmdiff.progress import Bar
+from fmdiff.pictures import animate, plots
 from fmdiff.sampling import (
     Plan,
     Samples,
@@ -32,7 +35,7 @@ from fmdiff.sampling import (
     plan,
     view,
 )
-from fmdiff.watching import Watch, velocities
+from fmdiff.trajectory import Watch, velocities
 
 COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
 
@@ -61,7 +64,7 @@ def sample(cfg, folder: Path) -> None:
         chosen = options(settings | {"batch_size": size, "n": n}, field, where, about)
         judged, kept = None, Kept()
         if settings["metrics"]:
-            from fmdiff.judge import judge
+            from fmdiff.metrics.judge import judge
 
             about_data = (data, field.shape, field.classes, cfg.seed, where)
             judged = judge(settings, *about_data, spread=True)
@@ -125,8 +128,8 @@ def sample(cfg, folder: Path) -> None:
         asked = arrows if laid_out.steps else None
         written += movies(samples, folder, cfg.animation, data, asked)
     if judged and metrics:
-        from fmdiff import results
-        from fmdiff.evaluate import conclude
+        from fmdiff.commands.evaluate import conclude
+        from fmdiff.metrics import results
 
         print(results.shown(metrics))
         pixels = kept.x if images else None
@@ -206,7 +209,7 @@ def options(
     if not settings.get("trajectory"):  # whose frames the steps are
         check_steps(groups["solver"], settings["steps"])
     for asked in (field, getattr(groups["guidance"], "guide", None)):
-        speed.hasten(asked, precision, compiled, where)
+        hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
     names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
     chosen = {

@@ -22,9 +22,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from fmdiff import flowplots, plots, randomness
+from fmdiff import randomness
 from fmdiff.build import build, named
 from fmdiff.errors import FmdiffError
+from fmdiff.pictures import flowplots, plots
 from fmdiff.sampling import integrate
 from fmdiff.solvers.runge_kutta import Euler
 from fmdiff.solvers.stochastic import EulerMaruyama

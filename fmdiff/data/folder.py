@@ -20,7 +20,7 @@ from torch import Tensor
 from fmdiff.data import files
 from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError
-from fmdiff.progress import Bar
+from fmdiff.machine.progress import Bar
 
 log = logging.getLogger("fmdiff")
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmdiff import npz
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 
 LARGEST = 4096  # pixels a side
@@ -22,9 +22,9 @@ def read(path: Path, option: str) -> tuple[Tensor, Tensor | None]:
     """
     if path.is_dir():
         return _folder(path, option), None
-    arrays = npz.read(path, ("arr_0", "labels"), f"{option}=")
+    arrays = files.read_npz(path, ("arr_0", "labels"), f"{option}=")
     if "arr_0" not in arrays:
-        held = ", ".join(npz.names(path)) or "nothing"
+        held = ", ".join(files.npz_names(path)) or "nothing"
         raise FmdiffError(f"{option}={path} holds {held}, and samples are arr_0")
     x, y = arrays["arr_0"], arrays.get("labels")
     images = x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fmdiff import signals
 from fmdiff.errors import Died, FmdiffError
+from fmdiff.machine import signals
 
 GRACE = 20.0  # seconds for rank 0 to end by itself once another has failed
 OURS = "FMDIFF_STARTED"  # set where `started` has started the others

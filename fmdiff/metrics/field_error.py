@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fmdiff import plots
 from fmdiff.field import Field, need_gaussian
 from fmdiff.path import Kind
+from fmdiff.pictures import plots
 from fmdiff.randomness import noise
 
 

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fmdiff import npz
+from fmdiff import files
 from fmdiff.build import build, config_folder, named
 from fmdiff.data import saved
 from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference
 from fmdiff.metrics.features import Features, for_data
 from fmdiff.metrics.frechet import gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import chosen, measures, point_metrics
-from fmdiff.progress import Bar
 
 SPLITS = ("train", "test")
 
@@ -97,7 +97,7 @@ def against(said: str | None, data: Any) -> Against:
             raise FmdiffError("against= is needed: a data set, a .npz or a folder of images")
         return Against(data)
     path = Path(said).expanduser()
-    if "mu" in npz.names(path):
+    if "mu" in files.npz_names(path):
         return Against(statistics=path)
     if path.exists():
         return Against(samples=saved.read(path, "against")[0])
@@ -195,7 +195,7 @@ def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
 
 
 def _statistics(path: Path, extractor: Features) -> Real:
-    found = reference.load(path, extractor, features="features" in npz.names(path))
+    found = reference.load(path, extractor, features="features" in files.npz_names(path))
     text = f"the statistics {path.name}" + (f" of {found.count:,} images" if found.count else "")
     return Real(text, found, found.features)
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff import atomic, npz
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features
 
@@ -77,7 +77,7 @@ def save(path: str | Path, reference: Reference) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features.numpy(force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(path) as file:
+    with files.whole(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ def load(
     Raises FmdiffError: missing, damaged, pickled, of wrong shape or of something else.
     """
     path = Path(path)
-    arrays = npz.read(path, {"mu", "sigma", *FACTS} | ({"features"} if features else set()))
+    arrays = files.read_npz(path, {"mu", "sigma", *FACTS} | ({"features"} if features else set()))
     # another program's arrays may have the names of our facts
     arrays = {k: v for k, v in arrays.items() if k not in FACTS or v.ndim == 0}
     for name, shape in (("mu", "(d,)"), ("sigma", "(d, d)")):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fmdiff import plots
-from fmdiff.plots import DATA, FRAME, INK, SAMPLES
+from fmdiff.pictures import plots
+from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

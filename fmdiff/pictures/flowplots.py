@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmdiff.plots import DATA, FRAME, INK, SAMPLES, panels
+from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.report.compare import compared
 from fmdiff.report.read import Run, is_sweep, read_run, read_sweep
 from fmdiff.report.run import of_run
-from fmdiff.resume import OUTPUTS
+from fmdiff.runs.resume import OUTPUTS
 
 NAME = "report.html"
 log = logging.getLogger("fmdiff")

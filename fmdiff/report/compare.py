@@ -20,8 +20,8 @@ from fmdiff.report.page import (
 from fmdiff.report.read import Run
 from fmdiff.report.results import LOOKS, first_picture, grid_of, metrics_of, nfe_charts, value_of
 from fmdiff.report.run import duration, footer, is_points, measured, repeat, repeat_sweep, steps_of
-from fmdiff.resume import CHANGEABLE
-from fmdiff.schema import leaves
+from fmdiff.runs.config import leaves
+from fmdiff.runs.resume import CHANGEABLE
 
 ROWS = 30  # settings that differ
 PICTURED = 24  # runs whose samples are shown

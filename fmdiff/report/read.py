@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fmdiff.errors import FmdiffError
-from fmdiff.resume import load_config
-from fmdiff.run import JOBS
+from fmdiff.runs.config import load_config
+from fmdiff.runs.folder import JOBS
 
 STEP = re.compile(r"step_(\d+)\.png")
 LOGGED = re.compile(r"([\d-]+ [\d:]+),\d+ (WARNING|ERROR) [\w.]+: (.+)")
@@ -142,7 +142,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
 def read_sweep(folder: Path) -> list[Run]:
     """The jobs of a sweep in their order; those that left no folder hold their outcome alone."""
-    from fmdiff.cli import OUTCOMES
+    from fmdiff.errors import OUTCOMES
 
     runs = []
     for line in (folder / JOBS).read_text(errors="replace").splitlines():

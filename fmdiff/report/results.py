@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fmdiff.metrics.results import MORE, front
 from fmdiff.report.charts import Line, chart, short
 from fmdiff.report.page import Album, Figures, folded, moving, section, table, text
 from fmdiff.report.read import Result, Run, dig, finite, mapping, when
-from fmdiff.results import MORE, front
 
 STILLS = {
     "grid.png": "Samples.",

@@ -24,7 +24,7 @@ from fmdiff.report.page import (
 )
 from fmdiff.report.read import Run, dig, mapping, when
 from fmdiff.report.results import headline, quality, samples
-from fmdiff.schema import leaves
+from fmdiff.runs.config import leaves
 
 COLUMNS = (
     *("loss", "grad_norm", "lr", "val_loss", "seconds", "samples_per_second"),

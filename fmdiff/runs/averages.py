@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmdiff import checkpoint
 from fmdiff.ema import POWER, WIDEST, Averages, gamma, power
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
 
 FOLDER = "averages"
 TOLERANCE = 0.05  # relative L2 error of a profile that still counts as that of the width

@@ -29,8 +29,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fmdiff import atomic, export
+from fmdiff import files
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import safetensors
 
 FORMAT, VERSION = "fmdiff", 1
 LAST = "last.ckpt"
@@ -69,8 +70,8 @@ def write(path: str | Path, content: dict) -> None:
             raise TypeError(f"checkpoint content holds two tensors called {key!r}")
         checksums[key] = digest(tensor)
     plain |= {"format": FORMAT, "version": VERSION, "checksums": checksums}
-    atomic.sweep(path)
-    temporary = atomic.temporary(path)
+    files.sweep(path)
+    temporary = files.temporary(path)
     try:
         with temporary.open("wb") as file:
             try:
@@ -79,10 +80,10 @@ def write(path: str | Path, content: dict) -> None:
                 # closing a half-written archive fails once more and hides what went wrong first
                 first = error.__context__
                 raise first if isinstance(first, OSError) else error from None
-            atomic.sync(file)
+            files.sync(file)
         with temporary.open("rb") as file:
             _check_archive(temporary, file)
-        atomic.put(temporary, path)
+        files.put(temporary, path)
     except Damaged as error:
         raise OSError(errno.EIO, f"written but not read back ({error})", str(path)) from error
     finally:
@@ -95,7 +96,7 @@ def link_last(numbered: Path) -> None:
     Raises OSError; the old `last.ckpt` is then intact.
     """
     last = numbered.with_name(LAST)
-    temporary = atomic.temporary(last)
+    temporary = files.temporary(last)
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -103,8 +104,8 @@ def link_last(numbered: Path) -> None:
         except OSError:
             shutil.copyfile(numbered, temporary)
             with temporary.open("rb+") as file:
-                atomic.sync(file)
-        atomic.put(temporary, last)
+                files.sync(file)
+        files.put(temporary, last)
     finally:
         # renaming one link of a file onto another of the same file succeeds and leaves both
         temporary.unlink(missing_ok=True)
@@ -118,8 +119,8 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
     """
     path = Path(path)
     torch.empty(0, device=map_location)  # a missing device must not be taken for a bad file
-    if path.suffix == export.SUFFIX:
-        return export.read(path, map_location)
+    if path.suffix == safetensors.SUFFIX:
+        return safetensors.read(path, map_location)
     try:
         file = path.open("rb")
     except OSError as error:

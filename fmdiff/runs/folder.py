@@ -26,9 +26,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fmdiff.errors import FmdiffError
-from fmdiff.help import word
-from fmdiff.resume import (
+from fmdiff.errors import FmdiffError, word
+from fmdiff.runs.resume import (
     INCIDENTAL,
     OUTPUTS,
     check_resume,
@@ -186,7 +185,7 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
 def _parent(cfg: DictConfig) -> Path:
     """Where a new folder goes if `out` does not say."""
     if cfg.get("ckpt") is not None:
-        from fmdiff.checkpoint import find
+        from fmdiff.runs.checkpoint import find
 
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"

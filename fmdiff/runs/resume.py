@@ -2,13 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from fmdiff.errors import FmdiffError
-from fmdiff.schema import leaves
+from fmdiff.runs.config import ABSENT, differences, listed, load_config
 
 OUTPUTS = Path("outputs")
 # keys that do not make a run another run
@@ -30,42 +28,8 @@ CHANGEABLE = INCIDENTAL | {
 }
 # keys for which null means a rule, and the run has written down what the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")
-ABSENT = "(absent)"
 
 log = logging.getLogger("fmdiff")
-
-
-def load_config(folder: Path) -> DictConfig | None:
-    """The config.yaml of a run folder; None without one."""
-    try:
-        cfg = OmegaConf.load(folder / "config.yaml")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, YAMLError) as error:
-        raise FmdiffError(f"{folder / 'config.yaml'} cannot be read: {error}") from error
-    if not isinstance(cfg, DictConfig):
-        raise FmdiffError(f"{folder / 'config.yaml'} is not a config")
-    OmegaConf.set_struct(cfg, True)
-    return cfg
-
-
-def differences(saved: DictConfig, now: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (saved, now)} where two resolved configs differ, `choices` apart.
-
-    A key that only one of them has counts as "(absent)" in the other.
-    """
-    old, new = (dict(leaves(OmegaConf.to_container(cfg))) for cfg in (saved, now))
-    return {
-        key: (old.get(key, ABSENT), new.get(key, ABSENT))
-        for key in [*old, *(key for key in new if key not in old)]
-        if not key.startswith("choices.") and old.get(key, ABSENT) != new.get(key, ABSENT)
-    }
-
-
-def listed(changes: dict[str, tuple[Any, Any]]) -> str:
-    return ", ".join(
-        f"{key}: {saved} (saved) vs {now} (now)" for key, (saved, now) in changes.items()
-    )
 
 
 def resume_folder(cfg: DictConfig) -> Path | None:

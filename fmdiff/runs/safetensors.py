@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmdiff import atomic, checkpoint
+from fmdiff import files
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
 
 SUFFIX, VERSION = ".safetensors", 1
 
@@ -42,7 +43,7 @@ def write(path: Path, content: dict, name: str, state: dict[str, Tensor], overwr
     about["sha256"] = _sha256(about, tensors)
     data = save(tensors, {checkpoint.FORMAT: json.dumps(about)})  # one key: else of any order
     try:
-        with atomic.whole(path) as file:
+        with files.whole(path) as file:
             file.write(data)
     except OSError as error:
         raise FmdiffError(f"export={path} cannot be written: {error.strerror}") from error

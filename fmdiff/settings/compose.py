@@ -28,11 +28,11 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fmdiff import schema
 from fmdiff.build import config_folder
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.resume import OUTPUTS
-from fmdiff.run import claim_sweep, new_folder
+from fmdiff.runs.folder import claim_sweep, new_folder
+from fmdiff.runs.resume import OUTPUTS
+from fmdiff.settings import schema
 
 # Hydra 1.4 deprecates what 1.3 needs, here and below
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import shlex
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +15,6 @@ FLAGS = {
     "--hydra-help": "Hydra's other flags",
 }
 INSTALL = 'eval "$(fmdiff -sc install=bash)"'
-
-
-def word(key: str, value: object) -> str:
-    """KEY=VALUE as it is typed in a shell, with both kinds of quotes where Hydra needs them."""
-    text = str(value)
-    if re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
-        return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{escaped}"')
 
 
 def overview(commands: Mapping[str, Callable]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from fmdiff import combinations
 from fmdiff.errors import FmdiffError
+from fmdiff.runs.config import leaves, seconds
+from fmdiff.settings import combinations
 
 
 class Rule(NamedTuple):
@@ -114,25 +115,6 @@ WIDTHS = Rule(
     lambda v: _is_list(v, _is_width) and len(set(v)) == len(v),
     "a list of relative widths between 0 and 1/sqrt(12) = 0.2887 like [0.05,0.1]",
 )
-
-
-def seconds(value: Any) -> float | None:
-    """A duration, seconds or "hours:minutes:seconds", in seconds; None for null.
-
-    Raises ValueError for anything else.
-    """
-    if value is None:
-        return None
-    if _is_number(value) and value > 0:
-        return float(value)
-    parts = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", str(value))
-    if parts is None:
-        raise ValueError(value)
-    hours, minutes, rest = map(int, parts.groups())
-    total = 3600 * hours + 60 * minutes + rest
-    if total <= 0:
-        raise ValueError(value)
-    return float(total)
 
 
 def _is_duration(value: Any) -> bool:
@@ -342,15 +324,6 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
                         f"{key}={_shown(value)}: must be {says} like its default {_shown(usual)}"
                     )
                 break
-
-
-def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, value) of all that is not a mapping."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _value(cfg: DictConfig, key: str) -> Any:

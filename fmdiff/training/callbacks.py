@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 
-from fmdiff import checkpoint, plots, reconstruction
-from fmdiff.clock import PARTS
-from fmdiff.cost import operations, peak
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
+from fmdiff.machine.clock import PARTS
+from fmdiff.machine.cost import operations, peak
+from fmdiff.metrics.results import MORE
+from fmdiff.pictures import plots
 from fmdiff.randomness import generator
-from fmdiff.results import MORE
-from fmdiff.rows import Rows, rows_up_to
+from fmdiff.runs import averages, checkpoint
+from fmdiff.runs.rows import Rows, rows_up_to
 from fmdiff.sampling import generate
 
 log = logging.getLogger("fmdiff")
@@ -309,7 +310,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer, module) -> None:
         self.before = module.step
         if trainer.is_global_zero:
-            reconstruction.forget(self.folder, after=module.step)
+            averages.forget(self.folder, after=module.step)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         every = module.options["snapshot_every"] or self.every
@@ -318,7 +319,7 @@ class Checkpoints(Callback):
         self.before = module.step
         try:
             if due and module.averages.widths and trainer.is_global_zero:
-                reconstruction.save(self.folder, module.step, module.averages)
+                averages.save(self.folder, module.step, module.averages)
             if module.step % self.every == 0 and not last:
                 self.save(trainer, module)
         except OSError as error:

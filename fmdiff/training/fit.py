@@ -14,16 +14,17 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from omegaconf import OmegaConf
 from torch import nn
 
-from fmdiff import checkpoint, device, processes, schema, speed
 from fmdiff.build import build
-from fmdiff.callbacks import Checkpoints, Judged, Log, Pictures, Profile
-from fmdiff.errors import FmdiffError
-from fmdiff.help import word
+from fmdiff.errors import FmdiffError, word
+from fmdiff.machine import device, precision, processes
 from fmdiff.path import from_spec
 from fmdiff.randomness import key
-from fmdiff.run import write_config
-from fmdiff.stop import Stop
-from fmdiff.training import Training
+from fmdiff.runs import checkpoint
+from fmdiff.runs.config import seconds
+from fmdiff.runs.folder import write_config
+from fmdiff.training.callbacks import Checkpoints, Judged, Log, Pictures, Profile
+from fmdiff.training.module import Training
+from fmdiff.training.stop import Stop
 
 log = logging.getLogger("fmdiff")
 INTERVALS = ("log", "validate", "picture", "metrics", "checkpoint")  # of steps: NAME_every
@@ -68,8 +69,8 @@ def prepared(cfg) -> tuple[Training, torch.device]:
     device.enough(where, options["devices"], "trainer.devices")
     processes.join(where)
     ranks = max(processes.world(), options["devices"])  # those of this machine may yet be started
-    speed.precise(options["precision"], where, "trainer.")
-    speed.compiles(options["compile"], where, "trainer.")
+    precision.precise(options["precision"], where, "trainer.")
+    precision.compiles(options["compile"], where, "trainer.")
     data = build(settings["data"])
     if data.batch_size % (ranks * options["accumulate"]):
         raise FmdiffError(
@@ -116,7 +117,7 @@ def judged(module: Training, where: torch.device) -> None:
     if processes.rank():
         return
     if options["metrics"] and not module.classifies:
-        from fmdiff.judge import judge
+        from fmdiff.metrics.judge import judge
 
         said = {name: settings.get(name) for name in ("features", "against")}
         said["metrics"] = options["metrics"]
@@ -169,7 +170,7 @@ def train(cfg, folder: Path) -> None:
         return
 
     quiet()
-    stop = Stop(schema.seconds(options["max_time"]))
+    stop = Stop(seconds(options["max_time"]))
     callbacks = [
         Judged(folder, options),
         Log(folder, options),

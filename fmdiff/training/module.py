@@ -12,17 +12,17 @@ from lightning import pytorch as pl
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fmdiff import speed
-from fmdiff.ahead import Ahead
 from fmdiff.build import build
-from fmdiff.clock import Clock
 from fmdiff.coupling import transport_cost
 from fmdiff.data.base import joined
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
 from fmdiff.loading import check_form
+from fmdiff.machine import precision
+from fmdiff.machine.ahead import Ahead
+from fmdiff.machine.clock import Clock
 from fmdiff.randomness import generator, key
-from fmdiff.resume import differences, listed
+from fmdiff.runs.config import differences, listed
 
 log = logging.getLogger("fmdiff")
 FITTING = ("data.shape", "data.classes")  # beside the model's keys: what its weights depend on
@@ -63,7 +63,7 @@ class Training(pl.LightningModule):
         self.measured: dict[str, float] = {}  # its figures, until they are written down
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
         if self.options["recompute"]:
-            speed.recompute(net)
+            precision.recompute(net)
 
     def field(self, y: Tensor | None = None) -> Any:
         """The averaged network (the first decay; raw where there is none) as a field or, of
@@ -81,16 +81,16 @@ class Training(pl.LightningModule):
         self.rate = self.settings["optim"]["lr"]
         if self.optimizer_state is not None:
             self.optimizer.load_state_dict(self.optimizer_state)
-        self.dtype_of_products = speed.precise(options["precision"], where)
+        self.dtype_of_products = precision.precise(options["precision"], where)
         self.scaler = torch.amp.GradScaler(
             where.type, enabled=self.dtype_of_products == torch.float16
         )
         if self.scaler_state:
             self.scaler.load_state_dict(self.scaler_state)
-        if speed.by_pixel(options["channels_last"], self.net, where):
+        if precision.by_pixel(options["channels_last"], self.net, where):
             self.net.to(memory_format=torch.channels_last)
         self.mean_loss = self.eager_loss
-        if speed.compiles(options["compile"], where):
+        if precision.compiles(options["compile"], where):
             self.mean_loss = torch.compile(self.eager_loss)
         self.clock = Clock(where, options["log_every"])
         return self.optimizer
@@ -184,7 +184,7 @@ class Training(pl.LightningModule):
     def eager_loss(self, *terms: Tensor | None) -> Tensor:
         *terms, a = terms  # type: ignore[assignment]
         net = self.net if a is None else partial(self.net, augment=a)
-        with speed.cast(self.device, self.dtype_of_products):
+        with precision.cast(self.device, self.dtype_of_products):
             loss = self.compare(net, *terms).mean()
         parts = self.options["accumulate"]
         return loss if parts == 1 else loss / parts

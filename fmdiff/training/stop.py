@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from fmdiff import signals
-from fmdiff.errors import Interrupted
-from fmdiff.help import word
+from fmdiff.errors import Interrupted, word
+from fmdiff.machine import signals
 
 
 class Stop(Callback):

@@ -12,9 +12,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from fmdiff import cli, schema
-from fmdiff.compose import config_folder, key_of, parse
+from fmdiff import cli
 from fmdiff.errors import Diverged, Failed, FmdiffError, Interrupted
+from fmdiff.runs.config import seconds
+from fmdiff.settings.compose import config_folder, key_of, parse
 
 # a choice of each group the commands name, should fmdiff have none of that name
 STAND_INS = (
@@ -277,13 +278,13 @@ def test_accepted_values(fmdiff, calls):
     ("given", "expected"), [(None, None), (90, 90.0), ("00:01:30", 90.0), ("100:00:00", 360000.0)]
 )
 def test_seconds(given, expected):
-    assert schema.seconds(given) == expected
+    assert seconds(given) == expected
 
 
 @pytest.mark.parametrize("given", [0, -1, "00:00:00", "1:2", "x", math.nan, math.inf, True])
 def test_seconds_refuses(given):
     with pytest.raises(ValueError):
-        schema.seconds(given)
+        seconds(given)
 
 
 # Choices that follow from others

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from fmdiff.build import config_folder
-from fmdiff.compose import Composer, key_of, parse
+from fmdiff.settings.compose import Composer, key_of, parse
 
 TEXT = (config_folder().parent / "docs" / "clusters.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.S)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import PLAIN, POINTS, _trained
 
-from fmdiff import combinations, load
+from fmdiff import load
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Straight
 from fmdiff.path import VP
 from fmdiff.sampling import view
+from fmdiff.settings import combinations
 
 SMALL = (*PLAIN, "data.batch_size=64", "trainer.max_steps=1", "trainer.warmup=0")
 OT = ("coupling=ot", "data=moons")

@@ -14,9 +14,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import fmdiff
-from fmdiff import callbacks, checkpoint, sampling
+from fmdiff import sampling
 from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
+from fmdiff.training import callbacks
 
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")

@@ -19,13 +19,17 @@ import pytest
 import torch
 from conftest import CLOCKED, PLAIN, POINTS, metrics, vector
 
-from fmdiff import checkpoint, cli, processes
+from fmdiff import cli
 from fmdiff.errors import FmdiffError
-from fmdiff.training import Training
+from fmdiff.machine import processes
+from fmdiff.runs import checkpoint
+from fmdiff.training.module import Training
 
 # processes that have imported all there is to import
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["fmdiff.fit", "fmdiff.evaluate", "fmdiff.report", "tensorboard"])
+FORK.set_forkserver_preload(
+    ["fmdiff.training.fit", "fmdiff.commands.evaluate", "fmdiff.report", "tensorboard"]
+)
 HUNG = 500  # seconds; of a machine that does much else
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
 RUN = (
@@ -37,7 +41,8 @@ RUN = (
 
 def planted(place, at, action):
     """Let action() happen, once, where a run comes to `place` (at step `at`)."""
-    from fmdiff import callbacks, fit, sampling
+    from fmdiff import sampling
+    from fmdiff.training import callbacks, fit
 
     def around(owner, name, due):
         call, done = getattr(owner, name), []

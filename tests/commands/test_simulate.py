@@ -8,9 +8,9 @@ from PIL import Image
 from scipy.integrate import solve_ivp
 
 from fmdiff.build import build, config_folder, named
+from fmdiff.commands.simulate import order, paths
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import noise
-from fmdiff.simulate import order, paths
 from fmdiff.systems import Additive, truth
 
 DECAY = ("system=linear", "system.theta=2", "system.x0=4")

@@ -13,7 +13,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import exact
 from fmdiff.path import CondOT
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "data"
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 N = 50_000
 
 

@@ -12,10 +12,10 @@ from conftest import IMAGES, PLAIN
 from PIL import Image
 from test_data import make
 
-from fmdiff import checkpoint
 from fmdiff.data import files, folder
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
 
 REAL = Path(os.environ.get("FMDIFF_DATA", "absent"))
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0", *IMAGES[1:])

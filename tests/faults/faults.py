@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmdiff import checkpoint, run
 from fmdiff.data.files import SOURCES
-from fmdiff.training import Training
+from fmdiff.runs import checkpoint
+from fmdiff.runs import folder as run_folder
+from fmdiff.training.module import Training
 
 Broken = Callable[[pytest.MonkeyPatch], Any]
 
@@ -190,7 +191,7 @@ def stopped_clock(patch: pytest.MonkeyPatch) -> None:
         def now(cls, tz=None):
             return cls(2026, 1, 31, 12, tzinfo=tz)
 
-    patch.setattr(run, "datetime", Clock)
+    patch.setattr(run_folder, "datetime", Clock)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from faults import RUNS, prepared
 from fmdiff import cli
 
 ROWS = (*fault_inputs.ROWS, *fault_surroundings.ROWS)
-DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def in_process(case):

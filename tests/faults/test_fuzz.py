@@ -27,10 +27,12 @@ from PIL import Image
 from test_checkpoint import content, same
 from test_data import make
 
-from fmdiff import checkpoint, cli, compose, npz
+from fmdiff import cli, files
 from fmdiff.data import saved
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import reference
+from fmdiff.runs import checkpoint
+from fmdiff.settings import compose
 
 
 def sizes(short, long, name):
@@ -521,7 +523,7 @@ def test_an_archive_that_would_fill_the_memory(tmp_path, monkeypatch):
     zeros = np.zeros((3, 2000, 2000, 1), np.uint8)
     np.savez_compressed(path, arr_0=zeros, mu=np.zeros(10**6), sigma=np.eye(2))
     assert saved.read(path, "samples")[0].shape == zeros.shape
-    monkeypatch.setattr(npz, "LARGE", 10**6)
+    monkeypatch.setattr(files, "LARGE", 10**6)
     for read in (lambda: saved.read(path, "samples"), lambda: reference.load(path)):
         with pytest.raises(FmdiffError, match="would unpack to"):
             read()

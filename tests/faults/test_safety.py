@@ -12,7 +12,6 @@ import torch
 from conftest import PLAIN, POINTS
 from safetensors.torch import save_file
 
-from fmdiff import checkpoint
 from fmdiff.build import FUNCTIONS, SAFE, build, locate, named
 from fmdiff.data import saved
 from fmdiff.data.folder import opened
@@ -20,6 +19,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.formula import Formula
 from fmdiff.loading import restore
 from fmdiff.metrics import features, inception, reference
+from fmdiff.runs import checkpoint
 
 
 class Evil:
@@ -119,7 +119,7 @@ FOREIGN = [
     ("fmdiff.metrics.inception.urlopen", {"url": "http://localhost:9"}),
     ("fmdiff.data.folder.Path", {}),
     ("fmdiff.data.folder.np.load", {"file": "MARKER", "allow_pickle": True}),
-    ("fmdiff.run.new_folder", {"parent": "MARKER"}),
+    ("fmdiff.runs.folder.new_folder", {"parent": "MARKER"}),
     ("torch.optim.swa_utils.deepcopy", {"x": 1}),
     ("torch.load", {"f": "MARKER", "weights_only": False}),
     (["os.mkdir"], {}),

@@ -20,9 +20,10 @@ from test_checkpoint import survive_kills
 from test_training import interrupt
 
 import fmdiff
-from fmdiff import checkpoint, cli
-from fmdiff.rows import Rows
-from fmdiff.training import Training
+from fmdiff import cli
+from fmdiff.runs import checkpoint
+from fmdiff.runs.rows import Rows
+from fmdiff.training.module import Training
 
 FORK = multiprocessing.get_context("fork")
 EVERY = ("trainer.log_every=50", "trainer.validate_every=1000", "trainer.picture_every=100000")
@@ -116,7 +117,7 @@ def test_five_hundred_kills_of_a_training(train, tmp_path):
 @pytest.mark.fault(count=2)
 def test_two_sweeps_in_one_folder_of_outputs(command, tmp_path):
     """Two sweeps started at once: each job has a folder of its own, complete"""
-    import fmdiff.fit  # noqa: F401  # before the children are forked
+    import fmdiff.training.fit  # noqa: F401  # before the children are forked
 
     words = ("train", "-m", *PLAIN, *POINTS, "trainer.max_steps=20", "seed=1,2")
     children = [forked(*words) for _ in range(2)]

@@ -17,7 +17,7 @@ from fmdiff.sampling import integrate, plan
 from fmdiff.solvers.multistep import Adams, newton
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import adams_guidance
 import targets
 

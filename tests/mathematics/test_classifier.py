@@ -5,7 +5,7 @@ import torch
 from conftest import PLAIN, every_path
 from test_guidance import KINDS, MEANS, SOLVERS, STD, WEIGHTS, Answers, Y, at, mixture, scores
 
-from fmdiff import checkpoint, load
+from fmdiff import load
 from fmdiff.build import named
 from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError
@@ -14,6 +14,7 @@ from fmdiff.field import NetField
 from fmdiff.guidance import ByClassifier, Strength, Tilted
 from fmdiff.loading import load_classifier
 from fmdiff.path import VP, CondOT, Cosine
+from fmdiff.runs import checkpoint
 from fmdiff.sampling import generate
 
 

@@ -15,7 +15,7 @@ from fmdiff.coupling import OT, Independent, Sinkhorn, potentials, transport_cos
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, noise
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "coupling"
+CONFIGS = Path(__file__).parents[2] / "configs" / "coupling"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 

@@ -13,9 +13,9 @@ from test_training import interrupt, module
 from torch import nn
 
 import fmdiff
-from fmdiff import checkpoint, reconstruction
 from fmdiff.ema import Averages, gamma, power
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import averages, checkpoint
 
 WIDTHS = [0.05, 0.1]
 RUN = (*POINTS, "trainer.max_steps=200", "trainer.power_ema=[0.05,0.10]", "trainer.ema=[0.9]")
@@ -118,7 +118,7 @@ def doubles(*values):
 def test_inner_products_are_the_integrals():
     cases = [(0.05, 300.0), (0.1, 300.0), (0.1, 500.0), (0.28, 80.0)]
     t, g = doubles(*(t for _, t in cases)), doubles(*(gamma(w) for w, _ in cases))
-    got = reconstruction.products(t, g, t, g)
+    got = averages.products(t, g, t, g)
 
     def both(tau, a, s, b, u):
         return profile(tau, a, s) * profile(tau, b, u)
@@ -134,9 +134,7 @@ def test_factors_are_the_least_squares_of_the_profiles_on_a_grid(width):
     """Written out with numpy: midpoints for the integrals, the sum eliminated."""
     steps, end = [250.0, 500.0, 750.0, 1000.0], 1000
     t = doubles(*(s for s in steps for _ in WIDTHS))
-    factors, off = reconstruction.combine(
-        t, doubles(*map(gamma, WIDTHS * len(steps))), end, [width]
-    )
+    factors, off = averages.combine(t, doubles(*map(gamma, WIDTHS * len(steps))), end, [width])
     tau = (np.arange(40_000) + 0.5) / 40
     columns = [np.where(tau < s, profile(tau, w, s), 0) for s in steps for w in WIDTHS]
     basis, wanted = np.stack(columns, 1), profile(tau, width, end)
@@ -150,7 +148,7 @@ def test_factors_are_the_least_squares_of_the_profiles_on_a_grid(width):
 
 def test_a_width_that_is_there_is_given_back():
     t, g = doubles(50, 50, 100, 100), doubles(*map(gamma, WIDTHS * 2))
-    factors, off = reconstruction.combine(t, g, 100, WIDTHS)
+    factors, off = averages.combine(t, g, 100, WIDTHS)
     torch.testing.assert_close(factors, torch.eye(4, dtype=torch.float64)[:, 2:])
     assert off.max() < 1e-6
 
@@ -167,14 +165,14 @@ def walked(tmp_path_factory):
         kept.update(net.parameters(), k)
         followed.update(net.parameters(), k)
         if k % 50 == 0:
-            reconstruction.save(run, k, kept)
+            averages.save(run, k, kept)
     return run, {"step": 1000, "weights": kept.named(net)}, followed
 
 
 @pytest.mark.parametrize(("i", "width"), list(enumerate([0.04, 0.07, 0.15])))
 def test_a_width_in_between_is_reconstructed(walked, i, width):
     run, content, followed = walked
-    state = reconstruction.reconstruct(content, run, width)
+    state = averages.reconstruct(content, run, width)
     truth = followed[i].state_dict()
     weights = [name for name, _ in followed[i].named_parameters()]
 
@@ -189,26 +187,26 @@ def test_a_width_in_between_is_reconstructed(walked, i, width):
 
 def test_snapshots_of_later_steps_are_not_asked(walked):
     run, content, _ = walked
-    assert reconstruction.reach(content, run)[0] == 19  # and the checkpoint's own averages
-    assert reconstruction.reach(content | {"step": 500}, run)[0] == 9
+    assert averages.reach(content, run)[0] == 19  # and the checkpoint's own averages
+    assert averages.reach(content | {"step": 500}, run)[0] == 9
 
 
 def test_more_snapshots_reach_further(walked):
     run, content, _ = walked
-    [(low, high)] = reconstruction.reach(content, run)[1]
-    [(less_low, less_high)] = reconstruction.reach(content | {"step": 150}, run)[1]
+    [(low, high)] = averages.reach(content, run)[1]
+    [(less_low, less_high)] = averages.reach(content | {"step": 150}, run)[1]
     assert low < less_low < 0.05 and 0.1 < less_high < high
 
 
 def test_what_cannot_be_reconstructed_is_said(walked, tmp_path):
     run, content, _ = walked
     with pytest.raises(FmdiffError, match=r"power:0\.01: the 19 snapshots.*they give widths of"):
-        reconstruction.reconstruct(content, run, 0.01)
+        averages.reconstruct(content, run, 0.01)
     for missing in (tmp_path, None):
         with pytest.raises(FmdiffError, match=r"power:0\.07: .*no snapshots of earlier steps"):
-            reconstruction.reconstruct(content, missing, 0.07)
+            averages.reconstruct(content, missing, 0.07)
     with pytest.raises(FmdiffError, match=r"power:0\.07: this checkpoint holds raw; .*power_ema"):
-        reconstruction.reconstruct({"step": 9, "weights": {"raw": {}}}, run, 0.07)
+        averages.reconstruct({"step": 9, "weights": {"raw": {}}}, run, 0.07)
 
 
 def test_a_damaged_snapshot_is_named(walked, tmp_path):
@@ -219,7 +217,7 @@ def test_a_damaged_snapshot_is_named(walked, tmp_path):
     broken = tmp_path / "averages" / "0000500.pt"
     broken.write_bytes(broken.read_bytes()[:900])
     with pytest.raises(FmdiffError, match=r"0000500\.pt is damaged"):
-        reconstruction.reconstruct(content, tmp_path, 0.07)
+        averages.reconstruct(content, tmp_path, 0.07)
 
 
 # Runs

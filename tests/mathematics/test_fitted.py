@@ -11,15 +11,16 @@ import torch
 from conftest import PLAIN
 from test_schedules import mixture, network
 
-from fmdiff import checkpoint, fitted
+from fmdiff import fitted
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.fitted import FIXED, Fitted, Model, Trajectories
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.loading import load
+from fmdiff.machine.progress import Bar
 from fmdiff.path import EDM, VP, CondOT
-from fmdiff.progress import Bar
+from fmdiff.runs import checkpoint
 from fmdiff.sampling import generate, plan
 from fmdiff.schedules import Explicit, NoiseLevels, Power
 from fmdiff.solvers.runge_kutta import Euler

@@ -7,13 +7,14 @@ import torch
 from conftest import every_path
 from torch import nn
 
-from fmdiff import checkpoint, load
+from fmdiff import load
 from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
 from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, clipped
 from fmdiff.path import VP, CondOT, Cosine
+from fmdiff.runs import checkpoint
 from fmdiff.sampling import generate, plan, view
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")

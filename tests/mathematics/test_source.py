@@ -13,7 +13,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.randomness import noise
 from fmdiff.source import Hypersphere, Normal, Source, Truncated
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "source"
+CONFIGS = Path(__file__).parents[2] / "configs" / "source"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 N = 20_000
 

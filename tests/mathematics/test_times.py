@@ -18,7 +18,7 @@ from fmdiff.path import Path as Curve
 from fmdiff.randomness import generator
 from fmdiff.times import Beta, Law
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "time"
+CONFIGS = Path(__file__).parents[2] / "configs" / "time"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 N = 20_000
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from conftest import IMAGES, POINTS, metrics
 
-from fmdiff import checkpoint, evaluate, results
 from fmdiff.build import named
+from fmdiff.commands import evaluate
 from fmdiff.data.images import Digits
 from fmdiff.errors import FmdiffError
-from fmdiff.judge import against
+from fmdiff.metrics import results
 from fmdiff.metrics.frechet import Moments
 from fmdiff.metrics.images import ImageMetrics, Real
+from fmdiff.metrics.judge import against
 from fmdiff.metrics.metric import Metric
+from fmdiff.runs import checkpoint
 
 CPU = ("device=cpu", "threads=1")
 

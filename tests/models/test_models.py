@@ -10,7 +10,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Attention, Sinusoid, group_norm
 from fmdiff.models.unet import resolutions
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "model"
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 CIFAR = (3, 32, 32)
 SMALL = {"channels": 16}  # enough for every law below
 CASES = [  # name, shape, classes, overrides

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmdiff import animate, plots
 from fmdiff.errors import FmdiffError
+from fmdiff.pictures import animate, plots
 
 
 @pytest.fixture

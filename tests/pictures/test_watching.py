@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fmdiff import animate
 from fmdiff.build import config_folder, named
+from fmdiff.commands.sample import pictured
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.path import VE, VP, CondOT
-from fmdiff.sample import pictured
+from fmdiff.pictures import animate
 from fmdiff.sampling import generate, view
-from fmdiff.watching import velocities
+from fmdiff.trajectory import velocities
 
 SOLVERS = sorted(path.stem for path in (config_folder() / "solver").glob("*.yaml"))
 MEANS = torch.tensor([[-2.0, -2], [-2, 2], [2, -2], [2, 2]], dtype=torch.float64)

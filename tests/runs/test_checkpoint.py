@@ -19,8 +19,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fmdiff import checkpoint
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
 
 
 def content(step=7, size=50):

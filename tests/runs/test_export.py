@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fmdiff
-from fmdiff import atomic, checkpoint, export
+from fmdiff import files
 from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint, safetensors
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_it_is_not_overwritten_unasked(exported, capfd, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "sync", fail)
+        patch.setattr(files, "sync", fail)
         exported("overwrite=true", code=2)
     assert "cannot be written: No space left" in capfd.readouterr().err
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
@@ -155,7 +156,7 @@ def test_files_of_others(tmp_path, command, capfd):
         said = capfd.readouterr().err
         assert said.count("\n") == 1 and str(path) in said
     about = {"version": 2, "step": 1, "weights": "raw", "spec": {}}
-    about["sha256"] = export._sha256(about, {"a": torch.ones(2)})
+    about["sha256"] = safetensors._sha256(about, {"a": torch.ones(2)})
     save_file({"a": torch.ones(2)}, path, {"fmdiff": json.dumps(about)})
     with pytest.raises(FmdiffError, match="newer fmdiff"):
         checkpoint.read(path)

@@ -8,9 +8,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from fmdiff import resume
 from fmdiff.errors import FmdiffError
-from fmdiff.run import load_config, new_folder, open_run, write_config
+from fmdiff.runs import resume
+from fmdiff.runs.config import differences
+from fmdiff.runs.folder import load_config, new_folder, open_run, write_config
 
 BASE = {
     "trust": [],
@@ -210,7 +211,7 @@ def test_one_run_at_a_time(cwd):
 HOLD = """
 import sys, time
 from omegaconf import OmegaConf
-from fmdiff.run import open_run
+from fmdiff.runs.folder import open_run
 run = open_run(OmegaConf.load("config.yaml"), "train")
 print("held", flush=True)
 time.sleep(60)
@@ -235,14 +236,14 @@ def test_a_killed_run_lets_go(cwd):
 
 def test_differences():
     saved, now = config(), config(seed=1, optim__betas=[0.9, 0.99], choices__data="rings")
-    assert resume.differences(saved, now) == {
+    assert differences(saved, now) == {
         "seed": (0, 1),
         "optim.betas": ([0.9, 0.999], [0.9, 0.99]),
     }
     more = OmegaConf.merge(OmegaConf.to_container(config()), {"data": {"noise": 0.1}})
-    assert resume.differences(config(), more) == {"data.noise": ("(absent)", 0.1)}
-    assert resume.differences(more, config()) == {"data.noise": (0.1, "(absent)")}
-    assert resume.differences(config(), config()) == {}
+    assert differences(config(), more) == {"data.noise": ("(absent)", 0.1)}
+    assert differences(more, config()) == {"data.noise": (0.1, "(absent)")}
+    assert differences(config(), config()) == {}
 
 
 def test_resume_in_out(cwd):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fmdiff.ahead import Ahead
+from fmdiff.machine.ahead import Ahead
 
 
 def threads():

@@ -12,13 +12,14 @@ import torch
 from conftest import PLAIN, POINTS, metrics, vector
 from omegaconf import OmegaConf
 
-from fmdiff import checkpoint, generate, load
+from fmdiff import generate, load
 from fmdiff.build import build, config_folder, named
 from fmdiff.coupling import transport_cost
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator, noise
-from fmdiff.training import Training
+from fmdiff.runs import checkpoint
+from fmdiff.training.module import Training
 
 BRIEF = ("trainer.warmup=0", "trainer.picture_every=1000")
 OT = (*POINTS, *BRIEF, "coupling=ot")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import IMAGES, PLAIN, POINTS
 
-from fmdiff import cost, plan, speed
 from fmdiff.build import named
+from fmdiff.commands import plan
+from fmdiff.machine import cost, precision
 
 
 @pytest.mark.parametrize(
@@ -57,14 +58,14 @@ def test_activations_are_those_of_a_real_pass(name):
     assert cost.activations(net, shape, classes) == pytest.approx(real / 8, rel=0.1)
     before = cost.memory(net, shape, classes, 64, 1, False)
     if name != "mlp":
-        speed.recompute(net)
+        precision.recompute(net)
         assert cost.memory(net, shape, classes, 64, 1, False) < before
 
 
 def test_peaks_are_found_by_the_name_of_the_device(monkeypatch):
     assert cost.peak(torch.device("cpu"), "fp32") is None
     cuda = torch.device("cuda")
-    for name, precision, rate in (
+    for name, units, rate in (
         ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
         ("NVIDIA H100 PCIe", "fp16", 756e12),
         ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
@@ -73,7 +74,7 @@ def test_peaks_are_found_by_the_name_of_the_device(monkeypatch):
         ("Some other card", "bf16", None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
-        assert cost.peak(cuda, precision) == rate
+        assert cost.peak(cuda, units) == rate
 
 
 @pytest.fixture

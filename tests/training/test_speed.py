@@ -15,13 +15,15 @@ import torch
 from conftest import IMAGES, PLAIN, POINTS, vector
 from torch.nn.functional import scaled_dot_product_attention
 
-from fmdiff import checkpoint, load, speed
+from fmdiff import load
 from fmdiff.build import named
-from fmdiff.clock import PARTS, Clock
 from fmdiff.errors import FmdiffError
+from fmdiff.machine import precision
+from fmdiff.machine.clock import PARTS, Clock
 from fmdiff.models.layers import attend
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
+from fmdiff.runs import checkpoint
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -50,7 +52,7 @@ def batch(n=16):
 
 def loss_and_gradient(net, dtype=None, call=None):
     objective = FlowMatching(CondOT(), 0.5, "v", None, 0.0, 0.0)
-    with speed.cast(CPU, dtype):
+    with precision.cast(CPU, dtype):
         loss = objective(net if call is None else call, *batch()).mean()
     return loss.item(), torch.cat(
         [g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]
@@ -80,7 +82,7 @@ def test_recomputed_activations_give_the_same_gradient(name):
     net = network(name)
     copied = copy.deepcopy(net)
     calls = []
-    speed.recompute(net)
+    precision.recompute(net)
     blocks = [m for m in net.modules() if "forward" in vars(m)]
     assert blocks
     blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
@@ -104,13 +106,13 @@ def kept(net):
 def test_recomputing_keeps_less(name):
     net = network(name)
     before = kept(net)
-    speed.recompute(net)
+    precision.recompute(net)
     assert kept(net) < 0.6 * before
 
 
 def test_a_copy_of_a_recomputing_network_is_its_own():
     net = network("dit_cifar10")
-    speed.recompute(net)
+    precision.recompute(net)
     other = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -127,7 +129,7 @@ def test_dropout_is_repeated_when_recomputed():
         net = named("model", "unet", shape=(1, 8, 8), classes=3, **SMALL["unet"], dropout=0.5)
         torch.nn.init.ones_(net.last[-1].weight)
         if recomputed:
-            speed.recompute(net)
+            precision.recompute(net)
         torch.manual_seed(3)
         net(x, t, y).square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
@@ -138,12 +140,12 @@ def test_dropout_is_repeated_when_recomputed():
 def test_channels_last_agrees(name):
     net = network(name)
     loss, gradient = loss_and_gradient(net)
-    assert speed.by_pixel(True, net, CPU) and not speed.by_pixel(None, net, CPU)
+    assert precision.by_pixel(True, net, CPU) and not precision.by_pixel(None, net, CPU)
     net.to(memory_format=torch.channels_last)
     other, its = loss_and_gradient(net)
     assert other == pytest.approx(loss, rel=1e-5) and far(its, gradient) < 1e-4
     with pytest.raises(FmdiffError, match=r"channels_last=true: \w+ has no convolutions"):
-        speed.by_pixel(True, network("dit_cifar10"), CPU)
+        precision.by_pixel(True, network("dit_cifar10"), CPU)
 
 
 @pytest.mark.slow
@@ -174,7 +176,7 @@ def test_a_bfloat16_run_keeps_float32_weights(train, tmp_path):
 
 def half(monkeypatch):
     """fp16 as on CUDA; the CPU can do it, only slowly."""
-    monkeypatch.setattr(speed, "precise", lambda name, *_: speed.DTYPES[name])
+    monkeypatch.setattr(precision, "precise", lambda name, *_: precision.DTYPES[name])
 
 
 def test_fp16_scales_its_loss_and_resumes(train, tmp_path, monkeypatch):
@@ -223,11 +225,11 @@ def test_a_precision_this_device_lacks(command, capfd, words, said):
 
 
 def test_compiling_needs_a_compiler(monkeypatch):
-    assert not speed.compiles(None, CPU) and not speed.compiles(False, CPU)
-    assert speed.compiles(True, CPU)
-    monkeypatch.setattr(speed.shutil, "which", lambda name: None)
+    assert not precision.compiles(None, CPU) and not precision.compiles(False, CPU)
+    assert precision.compiles(True, CPU)
+    monkeypatch.setattr(precision.shutil, "which", lambda name: None)
     with pytest.raises(FmdiffError, match="needs a C\\+\\+ compiler"):
-        speed.compiles(True, CPU, "trainer.")
+        precision.compiles(True, CPU, "trainer.")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -236,7 +238,7 @@ def test_attention_is_softmax_of_products(dtype):
     q, k, v = (torch.randn(2, 3, 17, 8, generator=draws).to(dtype) for _ in range(3))
     scores = q.double() @ k.double().mT / math.sqrt(8)
     wanted = scores.softmax(-1) @ v.double()
-    with speed.cast(CPU, None if dtype == torch.float32 else dtype):
+    with precision.cast(CPU, None if dtype == torch.float32 else dtype):
         mixed = attend(q, k, v)
     assert mixed.dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3
@@ -332,23 +334,23 @@ def test_a_network_in_bfloat16_moves_a_float32_state(train, command, tmp_path):
 
 def test_the_state_stays_float32_under_bfloat16(moons_run):
     field = load(moons_run)
-    speed.hasten(field, "bf16", False, CPU)
+    precision.hasten(field, "bf16", False, CPU)
     x_t = torch.randn(8, 2)
     v = field(x_t, torch.tensor(0.5))
     assert v.dtype == torch.float32
     assert not torch.equal(v, v.bfloat16().float())  # converted after the network, in float32
-    speed.hasten(field, "bf16", False, CPU)
-    assert not isinstance(field.net.net, speed.Hastened)  # once is enough
+    precision.hasten(field, "bf16", False, CPU)
+    assert not isinstance(field.net.net, precision.Hastened)  # once is enough
 
 
 def test_both_models_of_a_guided_pair_are_hastened(moons_run, command, tmp_path, monkeypatch):
     seen = []
-    hasten = speed.hasten
-    monkeypatch.setattr(speed, "hasten", lambda f, *a: (seen.append(f), hasten(f, *a)))
+    hasten = precision.hasten
+    monkeypatch.setattr(precision, "hasten", lambda f, *a: (seen.append(f), hasten(f, *a)))
     guide = ("guidance=autoguidance", f"guidance.ckpt={moons_run}", "guidance.w=2")
     words = (f"ckpt={moons_run}", "n=8", "steps=2", "precision=bf16", *guide, "device=cpu")
     drawn(command, tmp_path / "out", *words)
-    assert sum(isinstance(getattr(f, "net", None), speed.Hastened) for f in seen) == 2
+    assert sum(isinstance(getattr(f, "net", None), precision.Hastened) for f in seen) == 2
 
 
 @pytest.mark.slow

@@ -13,14 +13,16 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fmdiff import callbacks, checkpoint, generate
+from fmdiff import generate
 from fmdiff.build import build, config_folder, named
 from fmdiff.ema import Averages
 from fmdiff.errors import FmdiffError
-from fmdiff.fit import Chunks, inner_steps, quiet
 from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.path import from_spec
-from fmdiff.training import Training
+from fmdiff.runs import checkpoint
+from fmdiff.training import callbacks
+from fmdiff.training.fit import Chunks, inner_steps, quiet
+from fmdiff.training.module import Training
 
 PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
 INTERVALS = tuple(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint"))
