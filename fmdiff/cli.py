@@ -89,7 +89,7 @@ def likelihood(cfg: Any, folder: Path) -> None:
     fmdiff likelihood ckpt=outputs/mnist n=256 probes=4 label=none
     fmdiff likelihood model=exact data=gmm4 solver=rk4 steps=50
     """
-    from fmdiff.likelihood import likelihood
+    from fmdiff.commands.likelihood import likelihood
 
     likelihood(cfg, folder)
 

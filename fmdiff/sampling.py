@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Along, Field, Straight, need_gaussian
 from fmdiff.guidance import Unguided, clipped
+from fmdiff.integration import integrate
 from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
 from fmdiff.trajectory import Watched, gathered, watched_samples
@@ -157,29 +157,6 @@ class _Rehearsal:
     def predict(self, x_t: Tensor, t: Tensor, kind: str) -> Tensor:
         self.paid += self.field.price(t)
         return torch.zeros_like(x_t)
-
-
-def integrate(
-    solver,
-    field,
-    x: Tensor,
-    times: Tensor,
-    noise: Callable | None = None,
-    observe: Callable[[Tensor, Tensor], None] | None = None,
-    jump: bool = False,
-) -> Tensor:
-    """Carry the states x (B, *shape) along times (S+1,): the one loop.
-
-    noise(t, s) gives the Brownian increment W_s - W_t of these samples, observe(t, x) sees every
-    state but the first; with `jump` the caller takes one more step, of order 1, afterwards. A
-    solver that wants to know all that first has a `begin(times, jump)`.
-    """
-    state = solver.begin(times, jump) if hasattr(solver, "begin") else None
-    for t, s in pairwise(times):
-        x, state = solver.step(field, x, t, s, state, noise)
-        if observe:
-            observe(s, x)
-    return x
 
 
 @dataclass

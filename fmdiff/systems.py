@@ -17,9 +17,9 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture, exact
 from fmdiff.field import Field
 from fmdiff.formula import Formula
+from fmdiff.integration import integrate
 from fmdiff.path import CondOT, Kind
 from fmdiff.randomness import noise
-from fmdiff.sampling import integrate
 from fmdiff.solvers.runge_kutta import RK4
 
 REFERENCE = 1000  # Runge-Kutta steps, at least, where no exact flow is known

@@ -8,7 +8,7 @@ python scripts/benchmark.py solvers [--targets NAME,...] [--nfe 5,10,20,50] [--w
 python scripts/benchmark.py networks --ckpt RUN,... [--nfe 5,10,20,50] [--w 1,2] [--fd 500]
 
 sampling: CPU time of one process with one thread, per evaluation of a field that returns its
-input, float32, 28 uniform steps along CondOT through fmdiff.sampling.integrate. The cases take
+input, float32, 28 uniform steps along CondOT through fmdiff.integration.integrate. The cases take
 turns, so that a ratio compares what ran side by side.
 
 frechet: CPU time of one Frechet distance at 2,048 dimensions from means and covariances, beside
@@ -38,9 +38,9 @@ from torch import Tensor
 
 from fmdiff.build import config_folder, named
 from fmdiff.field import Field
+from fmdiff.integration import integrate
 from fmdiff.path import CondOT
 from fmdiff.randomness import Brownian
-from fmdiff.sampling import integrate
 from fmdiff.solvers.exponential import Multistep
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.stochastic import DPMppSDE

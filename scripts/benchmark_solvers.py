@@ -35,7 +35,7 @@ from torch import Tensor
 
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
-from fmdiff.sampling import integrate
+from fmdiff.integration import integrate
 from fmdiff.schedules import UNIFORM
 
 ONE = torch.ones((), dtype=torch.float64)

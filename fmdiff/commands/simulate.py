@@ -25,8 +25,8 @@ from tqdm import tqdm
 from fmdiff import randomness
 from fmdiff.build import build, named
 from fmdiff.errors import FmdiffError
+from fmdiff.integration import integrate
 from fmdiff.pictures import flowplots, plots
-from fmdiff.sampling import integrate
 from fmdiff.solvers.runge_kutta import Euler
 from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.systems import Additive, Mixed, OrnsteinUhlenbeck, System, Velocities, truth

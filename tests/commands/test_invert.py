@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from fmdiff.build import named
-from fmdiff.commands.invert import decode, encode, inpaint, outside, slerp, straightness
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture
+from fmdiff.inversion import decode, encode, inpaint, outside, slerp, straightness
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
 from fmdiff.sampling import view

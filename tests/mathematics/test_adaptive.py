@@ -11,8 +11,8 @@ from test_solvers import RungeKutta, eight_gaussians, noise
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, Straight
+from fmdiff.integration import integrate
 from fmdiff.path import VP, CondOT, Cosine
-from fmdiff.sampling import integrate
 from fmdiff.solvers.adaptive import Dopri5
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)

@@ -13,9 +13,10 @@ from fmdiff.build import build, config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Straight
+from fmdiff.integration import integrate
 from fmdiff.path import EDM, VE, VP, CondOT, Cosine
 from fmdiff.randomness import Brownian
-from fmdiff.sampling import generate, integrate
+from fmdiff.sampling import generate
 from fmdiff.solvers.exponential import DPMpp
 from fmdiff.solvers.runge_kutta import Euler, Heun
 from fmdiff.solvers.stochastic import (

@@ -1,0 +1,145 @@
+r"""Inversion: data to noise by the ODE run backwards, and what can be done with it.
+
+encode       the state at the noise end, from x by the ODE in the time -t
+decode       the way back; what encode and decode change of x is the solver's error
+slerp        between two codes, along the sphere they lie on
+straightness of the trajectories, and how much they turn
+inpaint      a box drawn anew, given the rest
+
+Where a model ends with noise (hi < 1) its state there is alpha(hi) x, as for the likelihood, and
+a round trip begins and ends there.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmdiff import randomness
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
+from fmdiff.integration import Backward, integrate
+from fmdiff.likelihood import ode_times
+from fmdiff.sampling import plan
+
+Observe = Callable[[Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def encode(field: Field, x: Tensor, solver, steps: int | None) -> Tensor:
+    """The state (B, *shape) at the field's first time that the ODE leads to x (B, *shape)."""
+    times = ode_times(field, solver, steps)
+    return integrate(solver, Backward(field), field.path.alpha(times[-1]) * x, -times.flip(0))
+
+
+@torch.no_grad()
+def decode(
+    field: Field, z: Tensor, solver, steps: int | None, observe: Observe | None = None
+) -> Tensor:
+    """x (B, *shape) from the state z at the field's first time: x_hi / alpha(hi), no jump."""
+    times = ode_times(field, solver, steps)
+    return integrate(solver, field, z, times, observe=observe) / field.path.alpha(times[-1])
+
+
+def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    r"""[sin((1 - s) w) a + sin(s w) b] / sin w, w the angle between a and b (B, *): (S, B, *).
+
+    Of equal norms all have that norm (Shoemake 1985). s (S,) in [0, 1]. Where a and b are
+    parallel it is the straight line.
+    """
+    flat = torch.stack([a, b]).flatten(2)
+    unit = torch.nn.functional.normalize(flat, dim=2)
+    w = angle(*unit)
+    s = s.to(a)[:, None]
+    bent = w.sin().abs() > 1e-6
+    parts = [
+        torch.where(bent, (share * w).sin() / w.sin(), share.expand(-1, len(a)))
+        for share in (1 - s, s)
+    ]
+    return (
+        torch.einsum("nb,bd->nbd", parts[0], flat[0])
+        .add_(torch.einsum("nb,bd->nbd", parts[1], flat[1]))
+        .reshape(len(s), *a.shape)
+    )
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Between unit vectors, along the last dimension; exact for small angles, unlike arccos."""
+    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
+
+
+class Shape(NamedTuple):
+    """What trajectories look like, averaged over them; all 0 for straight ones."""
+
+    straightness: float  # the mean over time of E |z_hi - z_lo - (hi - lo) v|^2
+    relative: float  # the same over E |z_hi - z_lo|^2
+    turning: float  # the angle a trajectory turns by on its way, in radians
+    curvature: float  # that angle per length of the trajectory
+
+
+def straightness(states: Tensor, times: Tensor) -> Shape:
+    """Of trajectories z (S + 1, B, *) at times (S + 1,), after Liu et al. 2023, arXiv:2209.03003.
+
+    S = (1 / (hi - lo)) integral of E |z_hi - z_lo - (hi - lo) v|^2 dt, v the mean velocity of each
+    step; the turning is the sum of the angles between one step and the next.
+    """
+    z = states.flatten(2).double()
+    steps, h = z.diff(dim=0), times.to(z).diff()
+    whole, span = z[-1] - z[0], times[-1] - times[0]
+    off = (whole - span * steps / h[:, None, None]).square().sum(2).mean(1)
+    missed = ((h * off).sum() / span).item()
+    unit = torch.nn.functional.normalize(steps, dim=2)
+    angles = 2 * torch.atan2(
+        (unit[1:] - unit[:-1]).norm(dim=2), (unit[1:] + unit[:-1]).norm(dim=2)
+    )
+    turning, length = angles.sum(0), steps.norm(dim=2).sum(0)
+    return Shape(
+        missed,
+        missed / whole.square().sum(1).mean().item(),
+        turning.mean().item(),
+        (turning / length).mean().item(),
+    )
+
+
+def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Which pixels lie outside box = [top, left, bottom, right]: bool (H, W).
+
+    Raises FmdiffError for data that are no images, and a box that is not in them.
+    """
+    if len(shape) != 3:
+        raise FmdiffError("inpaint= needs images, and these data are points")
+    top, left, bottom, right = box
+    if not (0 <= top < bottom <= shape[1] and 0 <= left < right <= shape[2]):
+        raise FmdiffError(
+            f"inpaint=[{top},{left},{bottom},{right}]: [top,left,bottom,right] must lie in images "
+            f"of {shape[1]} x {shape[2]} pixels, top above bottom and left before right"
+        )
+    known = torch.ones(shape[1:], dtype=torch.bool)
+    known[top:bottom, left:right] = False
+    return known
+
+
+@torch.no_grad()
+def inpaint(
+    field: Field, x: Tensor, known: Tensor, solver, steps: int | None, seed: int, first: int = 0
+) -> Tensor:
+    """x (B, C, H, W) with the pixels that are not known (H, W) drawn anew.
+
+    The replacement method (Song et al. 2021, arXiv:2011.13456, section 5): before each step the
+    known pixels are put on their path, alpha x + beta eps, eps the noise the sample began with. It
+    is an approximation of p(unknown | known), as what is unknown hears of the rest only through
+    the network. Sample i depends on (seed, first + i).
+    """
+    laid_out = plan(field, solver, steps)
+    times, path = laid_out.times, field.path
+    noise = randomness.noise(first, first + len(x), tuple(x.shape[1:]), seed, "inpaint").to(x)
+    z = field.start(noise, times[0], first, seed)
+    eps, known = z / path.beta(times[0]), known.to(x.device)
+    for t, s in pairwise(times):
+        z = torch.where(known, path.mix(x, eps, t), z)
+        z = integrate(solver, field, z, torch.stack([t, s]))
+    if laid_out.jump:
+        z = field.predict(torch.where(known, path.mix(x, eps, times[-1]), z), times[-1], "x")
+    return torch.where(known, x, z)
