@@ -87,7 +87,7 @@ def _of_files(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
         stop = min(start + 1000, n)
         judged.add(x[start:stop], None if y is None else y[start:stop])
     metrics = judged.results()
-    print(results.shown(metrics))
+    print(results.as_text(metrics))
     shown = x[:n] if images else None
     conclude(folder, "evaluate", settings, judged, metrics, shown, samples=str(path))
     return metrics
@@ -127,12 +127,12 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
                         raise FmdiffError(refused)
                     say(f"{_words(cell)}: left out, {refused}")
                     continue
-                metrics = results.combined([row.restored() for row in of_cell], seeds)
+                metrics = results.over_seeds([row.restored() for row in of_cell], seeds)
                 nfe, seconds = of_cell[0].nfe, sum(row.seconds for row in of_cell)
                 rows.append((cell, nfe, seconds, metrics))
                 head = f"{_words(cell)}: " if cell else ""
                 costs = f"{nfe:g} evaluations per sample, {seconds:.1f} s"
-                say(f"{head}{costs}\n{results.shown(metrics)}")
+                say(f"{head}{costs}\n{results.as_text(metrics)}")
     if not rows:
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
     if not lead:

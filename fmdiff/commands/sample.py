@@ -131,7 +131,7 @@ def sample(cfg, folder: Path) -> None:
         from fmdiff.commands.evaluate import conclude
         from fmdiff.metrics import results
 
-        print(results.shown(metrics))
+        print(results.as_text(metrics))
         pixels = kept.x if images else None
         more = {"checkpoint": about, "nfe_counted": counted}
         conclude(folder, "sample", settings, judged, metrics, pixels, **more)

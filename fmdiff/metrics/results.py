@@ -1,43 +1,66 @@
-"""results.json: metrics with what they were taken of, and the recipe that gives them again."""
+"""results.json: the metrics of a command, what they were measured on, and how to repeat it.
+
+sample metrics=, evaluate and evaluate against=exact all write this one form:
+
+    format       1
+    command      the command that wrote it: sample or evaluate
+    metrics      {name: Metric.as_dict()}; of a grid those of its first setting
+    warnings     what a reader of the figures must know
+    config       the settings of the command, enough to repeat it
+    versions     {package: version}
+
+and, where they apply:
+
+    checkpoint   path, step, weights and average of the model
+    nfe_counted  network evaluations per sample
+    grid         [{settings, nfe_counted, seconds, metrics}] of every setting
+    samples      the file or folder of samples=
+    kind, rows   of against=exact: the quantity compared, and its errors at each time
+"""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.metric import Metric
 
-FORMAT = 1
+NAME, FORMAT = "results.json", 1
+EXACT = "the exact field"  # the reference of against=exact
 # metrics of which more is better; of the others less is
 MORE = ("is", "precision", "recall", "agreement", "confidence")
 PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity")
 
 
-def combined(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[str, Metric]:
-    """Of several seeds: means, standard errors and 95 % intervals over the seeds (Student)."""
+def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[str, Metric]:
+    """The mean of each metric over several seeds, with its standard error and 95 % interval.
+
+    runs: the metrics of each of `seeds`, all of the same names. The interval is Student's.
+    """
     if len(runs) == 1:
         return dict(runs[0])
     from scipy.special import stdtrit
 
-    found = {}
+    means = {}
     for name, first in runs[0].items():
         values = [run[name].value for run in runs]
         k, mean = len(values), sum(values) / len(values)
         se = math.sqrt(sum((v - mean) ** 2 for v in values) / (k - 1) / k)
         reach = float(stdtrit(k - 1, 0.975)) * se
         extra = {"values": values, "seeds": list(seeds)}
-        found[name] = replace(
+        means[name] = replace(
             first, value=mean, se=se, interval=(mean - reach, mean + reach), extra=extra
         )
-    return found
+    return means
 
 
-def shown(metrics: dict[str, Metric], indent: str = "  ") -> str:
-    """A line per metric: value, error or interval, n, floor, reference."""
+def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
+    """The metrics as text, a line each: value, error or interval, n, floor, reference."""
     width = max(map(len, metrics))
     lines = []
     for name, metric in metrics.items():
@@ -55,45 +78,79 @@ def shown(metrics: dict[str, Metric], indent: str = "  ") -> str:
     return "\n".join(lines)
 
 
+def over_time(rows: Sequence[Mapping[str, float]], n: int) -> dict[str, Metric]:
+    """The metrics of a field against the exact one: the means of its errors over time.
+
+    rows: `field_error.Errors` as dicts, each of n pairs. The same data points are used at every
+    time, so the standard error of fm is the mean of those of the rows; that of the gap, whose
+    noise is drawn anew at each time, is taken as of independent rows.
+    """
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    errors = {
+        "fm": means["fm_error"],
+        "gap": math.sqrt(sum(row["gap_error"] ** 2 for row in rows)) / len(rows),
+    }
+    metrics = {
+        name: Metric(means[name], n, se=errors.get(name), reference=EXACT)
+        for name in ("fm", "cfm", "irreducible", "gap")
+    }
+    metrics["fm"].extra["size"] = means["size"]
+    return metrics
+
+
 def write(
     folder: Path,
     command: str,
     settings: dict[str, Any],
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     warnings: Sequence[str] = (),
-    **more: Any,
+    *,
+    checkpoint: dict[str, Any] | None = None,
+    nfe_counted: float | None = None,
+    grid: list[dict[str, Any]] | None = None,
+    samples: str | None = None,
+    kind: str | None = None,
+    rows: Sequence[Mapping[str, float]] | None = None,
 ) -> Path:
-    """Write folder/results.json, the old one whole until the new one is; its path."""
+    """Write folder/results.json in the form above and return its path. Raises OSError."""
+    optional = {
+        "checkpoint": checkpoint,
+        "nfe_counted": nfe_counted,
+        "grid": grid,
+        "samples": samples,
+        "kind": kind,
+        "rows": rows,
+    }
     content = {
         "format": FORMAT,
         "command": command,
         "metrics": {name: metric.as_dict() for name, metric in metrics.items()},
         "warnings": list(dict.fromkeys(warnings)),
-        **{key: value for key, value in more.items() if value is not None},
+        **{key: value for key, value in optional.items() if value is not None},
         "config": settings,
         "versions": versions(),
     }
-    path = folder / "results.json"
-    part = path.with_name(".part-results.json")
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    part.replace(path)
+    path = folder / NAME
+    files.write_json(path, content)
     return path
 
 
 def recipe(file: Path) -> dict[str, Any]:
     """The content of a results.json that `fmdiff evaluate result=FILE` is to repeat.
 
-    Raises FmdiffError for a file that is none.
+    Raises FmdiffError for a file that cannot be read or that fmdiff evaluate did not write.
     """
     try:
         content = json.loads(file.read_text())
-        known = content["format"] == FORMAT and content["command"] == "evaluate"
+        if "format" not in content and content["against"] == "exact":
+            content = _upgraded(content)
+        repeatable = content["format"] == FORMAT and content["command"] == "evaluate"
         _ = {**content["config"], **content["metrics"]}
     except OSError as error:
         raise FmdiffError(f"result={file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FmdiffError(f"result={file} is no results.json of fmdiff evaluate") from error
-    if not known:
+    if not repeatable:
         raise FmdiffError(
             f"result={file} is of format {content['format']} by fmdiff {content['command']}; "
             f"format {FORMAT} by fmdiff evaluate can be repeated"
@@ -101,28 +158,41 @@ def recipe(file: Path) -> dict[str, Any]:
     return content
 
 
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file that against=exact wrote before it used the common form."""
+    rows = [dict(row) for row in content["rows"]]
+    metrics = over_time(rows, content["config"]["n"] or 10_000)
+    return content | {
+        "format": FORMAT,
+        "command": "evaluate",
+        "metrics": {name: metric.as_dict() for name, metric in metrics.items()},
+    }
+
+
 def versions() -> dict[str, str]:
-    found = {}
+    """The versions of the installed packages that a metric may depend on."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def front(points: Sequence[tuple[float, float]], more: bool = False) -> list[int]:
-    """The Pareto front of (cost, value): the indices of those that no other is better than.
+    """The Pareto front of (cost, value): the indices of the points that no other one beats.
 
-    Less cost is better; less value, or with `more` more of it.
+    Less cost is better, and so is less value or, with `more`, more of it. The indices are
+    sorted by cost; points whose value is not finite are left out.
     """
     sign = -1 if more else 1
-    kept = []
+    best = []
     for i, (cost, value) in enumerate(points):
         worse = any(
             c <= cost and sign * v <= sign * value and (c < cost or sign * v < sign * value)
             for c, v in points
         )
         if not worse and math.isfinite(value):
-            kept.append(i)
-    return sorted(kept, key=lambda i: points[i])
+            best.append(i)
+    return sorted(best, key=lambda i: points[i])

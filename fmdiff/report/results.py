@@ -189,6 +189,8 @@ def metrics_table(result: Result) -> str:
         if metrics and mapping(row).get("metrics") == metrics:
             caption += f"; {_settings(mapping(mapping(row).get('settings')))}"
             break
+    if result.results.get("kind"):  # of against=exact
+        caption += f"; errors of {result.results['kind']}"
     rows = []
     for name, metric in metrics.items():
         given = mapping(metric)
@@ -213,7 +215,7 @@ def metrics_table(result: Result) -> str:
 
 
 def _against(result: Result) -> str:
-    """The means of `evaluate against=exact`."""
+    """The means of `evaluate against=exact` as it wrote them before it had metrics."""
     mean = mapping(result.results.get("mean"))
     rows = [
         (text(name), short(number))
