@@ -10,7 +10,7 @@ from fmdiff.errors import FmdiffError, nearest
 # All that a `_target_` found in a file may name: classes defined here, and a few functions. Others
 # would read configs, command lines or files of the author's choice.
 PARTS: tuple[str, ...] = ("path", "custom", "source", "coupling", "times", "objectives")
-PARTS += ("models", "optim", "data.toy", "data.images", "data.folder", "exact", "solvers")
+PARTS += ("models", "optim", "data", "exact", "solvers")
 PARTS += ("schedules", "fitted", "guidance", "systems", "metrics.features", "metrics.inception")
 SAFE = (*(f"fmdiff.{part}." for part in PARTS), "torch.optim.")
 FUNCTIONS: tuple[str, ...] = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")

@@ -225,12 +225,13 @@ def exact(data, path: Path) -> Mixture:
 
     Raises FmdiffError when the data set has no closed form.
     """
-    if not hasattr(data, "mixture"):
+    mixture = None if data is None else data.mixture()
+    if mixture is None:
         raise FmdiffError(
             "the exact field needs data with a closed form (gmm, gmm4, 8gaussians or two_modes), "
             f"and {'this' if data is None else type(data).__name__} has none"
         )
-    weights, means, covs = data.mixture()
+    weights, means, covs = mixture
     labels = torch.arange(len(weights)) if data.classes else None
     field = Mixture(path, weights, means, covs, labels)
     field.kept = tuple(data.only or ())

@@ -261,7 +261,8 @@ class Mixed(System):
 
     def __init__(self, t_end: float, data: str, x0) -> None:
         source = named("data", data)
-        if not hasattr(source, "mixture"):
+        mixture = source.mixture()
+        if mixture is None:
             raise FmdiffError(
                 f"system.data={data} is no Gaussian mixture, gmm4 and 8gaussians are"
             )
@@ -269,7 +270,7 @@ class Mixed(System):
             raise FmdiffError(f"t_end={t_end}: a mixture is reached at t=1, choose at most 1")
         self.path = CondOT()
         self.mixture: Mixture = exact(source, self.path)
-        self.weights, self.means, self.covs = (part.double() for part in source.mixture())
+        self.weights, self.means, self.covs = (part.double() for part in mixture)
         self.dimension = self.means.shape[1]
         super().__init__(t_end, x0)
 

@@ -95,7 +95,7 @@ def slips(module: Training, seconds: float) -> Iterator[str]:
     options, data, settings = module.options, module.data, module.settings
     steps, batch = options["max_steps"], data.batch_size
     names, per_class = settings["choices"], batch // max(1, data.classes)
-    size = _size(data)
+    size = data.training_size
     if options["warmup"] >= steps:
         yield f"trainer.warmup={options['warmup']} is not over when the run ends"
     for decay in options["ema"]:
@@ -116,7 +116,7 @@ def slips(module: Training, seconds: float) -> Iterator[str]:
         yield f"data.batch_size={batch} is more than the {size:,} training samples"
     if size and steps * batch < size:
         yield f"the run ends before it has seen all {size:,} training samples"
-    if getattr(data, "flip", False) and names["data"] in ("mnist", "digits"):
+    if data.flip and names["data"] in ("mnist", "digits"):
         yield "data.flip=true mirrors digits, and a mirrored 2 is none"
     if data.classes and not module.classifies and not options["label_dropout"]:
         yield "trainer.label_dropout=0: guidance will have no unconditional branch"
@@ -162,13 +162,8 @@ def _averages(options: dict[str, Any], batch: int, steps: int) -> dict[str, str]
 
 
 def _epochs(data, samples: int) -> str:
-    size = _size(data)
+    size = data.training_size
     return f" = {samples / size:,.3g} epochs of {size:,}" if size else ", each drawn anew"
-
-
-def _size(data) -> int | None:
-    """Training samples, None where they are drawn without end."""
-    return len(data.train[1]) if hasattr(data, "train") else None
 
 
 def _noun(shape) -> str:

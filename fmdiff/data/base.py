@@ -1,22 +1,30 @@
-"""What every data set offers to training, sampling and evaluation."""
+"""The contract of a data set: what training, sampling and evaluation ask of one, with defaults.
+
+A data set is a class below `Data` and a YAML in configs/data. Points are easiest as a `Toy` with
+`draw` (data/toy.py), images as an `Images` with `read` (data/images.py).
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from types import UnionType
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fmdiff.errors import FmdiffError
+from fmdiff.randomness import BLOCK, generator
 
 Batch = tuple[Tensor, Tensor | None]
 Batches = tuple[Tensor, Tensor | None, Tensor | None]
+Device = torch.device | str
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after another, without a copy of a single one."""
+    """Concatenates tensors along their first axis; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -28,14 +36,25 @@ class Data(ABC):
     Raises FmdiffError for a key of the wrong type or range.
     """
 
-    batch_size: int  # samples per optimiser step, over all devices
-    conditional: bool | None  # None: as the data have it, where `undecided`
+    batch_size: int = 256  # samples per optimiser step, over all devices
+    conditional: bool | None = False  # None: as the data have it, where `undecided`
     only: list[int] | None = None  # checkpoints of 0.1.0 lack it
 
+    shape: tuple[int, ...] = field(init=False)  # of one sample: (d,) or (C, H, W)
+    labels: int = field(init=False, default=1)  # kinds of label the data come with
+
+    points: ClassVar[bool] = True  # samples are points (d,) rather than images (C, H, W)
+    name: ClassVar[str | None] = None  # of the YAML of a set whose files fmdiff looks after
     undecided: ClassVar[bool] = False  # whether conditional may be null
     references: ClassVar[int | None] = None  # how many `sample` can give; None: any number
-    shape: tuple[int, ...] = field(init=False)
-    labels: int = field(init=False, default=1)  # kinds of label the data come with
+    splits: ClassVar[tuple[str, ...]] = ()  # what `against=NAME:SPLIT` may name
+    flip = False  # whether half of the training images are mirrored
+
+    def __init_subclass__(cls) -> None:
+        """A class with a `shape` says by it whether its samples are points."""
+        shape = vars(cls).get("shape")
+        if isinstance(shape, tuple):
+            cls.points = len(shape) == 1
 
     def __post_init__(self) -> None:
         self.require("batch_size", int, "an integer >= 1", lambda v: v >= 1)
@@ -44,7 +63,7 @@ class Data(ABC):
         self.check_labels()
 
     def check_labels(self) -> None:
-        """Raises FmdiffError for labels asked for that the data do not come with."""
+        """Raises FmdiffError if the keys name labels that the data do not come with."""
         if self.conditional and self.labels == 1:
             raise FmdiffError(
                 f"data.conditional=true: {type(self).__name__} has no classes; "
@@ -58,7 +77,14 @@ class Data(ABC):
                 lambda v: v and all(type(k) is int and 0 <= k < self.labels for k in v),
             )
 
-    def require(self, name: str, kind, allowed: str, test=lambda value: True) -> None:
+    def require(
+        self,
+        name: str,
+        kind: type | UnionType,
+        allowed: str,
+        test: Callable[[Any], bool] = lambda value: True,
+    ) -> None:
+        """Raises FmdiffError unless the key `name` is of a type and passes a test."""
         value = getattr(self, name)
         # bool is an int in Python, but `true` is no batch size
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -71,12 +97,31 @@ class Data(ABC):
         return self.labels if self.conditional else 0
 
     @cached_property
-    def kept(self) -> Tensor:
+    def label_numbers(self) -> Tensor:
         """The labels the samples have, in increasing order: int64."""
         return torch.tensor(sorted(set(self.only or range(self.labels))))
 
+    @property
+    def training_size(self) -> int | None:
+        """Number of training samples; None if they are drawn without end."""
+        return None
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Weights (K,), means (K, d) and covariances (K, d, d), float64, of a Gaussian mixture.
+
+        None for a data set that is none.
+        """
+        return None
+
+    def off_support(self, x: Tensor) -> Tensor | None:
+        """Which of x (B, *shape) lie where (almost) no real sample does: bool (B,).
+
+        None for a data set that cannot tell.
+        """
+        return None
+
     def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to fetch
-        """Fetch what is missing: call once per machine before several processes read it."""
+        """Fetches what is missing: call it once per machine before several processes read it."""
 
     @cached_property
     @abstractmethod
@@ -84,38 +129,136 @@ class Data(ABC):
         """Standard deviation of all elements of the training data as the network sees them."""
 
     @abstractmethod
-    def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
+    def batch(
+        self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
+    ) -> Batch:
         """`rows` of the global batch of training step `step`: a pure function of (seed, step)."""
 
     def augmented(
         self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None]:
-        """The x of `batch` as a network that is told so may train on it: x changed at random, and
-        labels (B, 9) float32 that say how; x itself and None without augmentation."""
+        """x of `batch` changed at random, and labels (B, 9) float32 that say how.
+
+        A network that is told so may train on it. Without augmentation: x itself and None.
+        """
         return x, None
 
-    def batches(self, seed: int, steps: range, rows: slice = slice(None), device="cpu") -> Batches:
+    def batches(
+        self, seed: int, steps: range, rows: slice = slice(None), device: Device = "cpu"
+    ) -> Batches:
         """x, y and the augmentation's labels of `rows` of these steps, one step after another."""
-        drawn: list[Batches] = []
+        parts: list[Batches] = []
         for k in steps:
             plain, y = self.batch(seed, k, rows, device)
             x, a = self.augmented(plain, seed, k, rows)
-            drawn.append((x, y, a))
-        columns = zip(*drawn, strict=True)
+            parts.append((x, y, a))
+        columns = zip(*parts, strict=True)
         return tuple(None if c[0] is None else joined(c) for c in columns)  # type: ignore
 
     @abstractmethod
-    def held_out(self, n: int, device="cpu") -> Batch:
-        """The first n of fixed data never trained on (fewer if there are fewer)."""
+    def held_out(self, n: int, device: Device = "cpu") -> Batch:
+        """The first n samples of fixed data never trained on (fewer if there are fewer)."""
 
     @abstractmethod
     def sample(self, start: int, stop: int, seed: int) -> Batch:
-        """Real data number start ... stop - 1 of a seed, as a reference; row i depends on
-        (seed, i) alone."""
+        """Real samples number start ... stop - 1 of a seed, as a reference.
+
+        Row i depends on (seed, i) alone.
+        """
 
     @abstractmethod
     def examples(self, n: int) -> Batch:
         """The first n training examples (fewer if there are fewer)."""
 
-    def labelled(self, x: Tensor, label: Tensor, device) -> Batch:
+    def labelled(self, x: Tensor, label: Tensor, device: Device) -> Batch:
+        """x and its labels on a device; None in place of the labels without classes."""
         return x.to(device), label.to(device) if self.classes else None
+
+
+class Toy(Data):
+    """Points drawn from a formula, as many as anyone asks for: a class with `draw`.
+
+    `shape` (d,) and the number `labels` of kinds of label are attributes of the class.
+    """
+
+    shape = (2,)
+
+    @abstractmethod
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor] | Tensor:
+        """n i.i.d. points, a function of the generator's state: x (n, *shape) and label (n,).
+
+        The labels are int64 and among `label_numbers`; a set without labels returns x alone.
+        """
+
+    def draw_labels(self, n: int, generator: Generator) -> Tensor:
+        """n labels (n,) int64, those the samples have equally likely."""
+        numbers = self.label_numbers
+        return numbers[torch.randint(len(numbers), (n,), generator=generator)]
+
+    def pairs(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """What `draw` returns, as x float32 and label int64; labels that it leaves out are 0.
+
+        Raises FmdiffError for what is no such pair.
+        """
+        value = self.draw(n, generator)
+        x, label = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+        if label is None and self.labels == 1:
+            label = torch.zeros(n, dtype=torch.int64)
+        return self.check_points(n, x, label)
+
+    def check_points(
+        self, n: int, x: Any, label: Any, method: str = "draw"
+    ) -> tuple[Tensor, Tensor]:
+        """x as float32 and label as int64. Raises FmdiffError if they are not n points."""
+        shape, where = (n, *self.shape), f"data: {type(self).__name__}.{method} of {n} points"
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape:
+            raise FmdiffError(
+                f"{where} must return x, floats of shape {shape}, and returned {_kind(x)}; "
+                "points of another dimension d need shape = (d,) in the class"
+            )
+        if not isinstance(label, Tensor) or label.dtype not in INTEGERS or label.shape != (n,):
+            raise FmdiffError(
+                f"{where} must return labels beside x, integers of shape ({n},), as the class has "
+                f"labels = {self.labels}, and returned {_kind(label)}"
+            )
+        if n and not 0 <= label.min() <= label.max() < self.labels:
+            raise FmdiffError(
+                f"{where} returned labels from {label.min()} to {label.max()}: the class has "
+                f"labels = {self.labels}, and they must lie from 0 to {self.labels - 1}"
+            )
+        return x.float(), label.long()
+
+    @cached_property
+    def std(self) -> float:
+        return self.pairs(65_536, generator(0, "std"))[0].std().item()
+
+    def batch(
+        self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
+    ) -> Batch:
+        x, label = self.pairs(self.batch_size, generator(seed, "data", step))
+        return self.labelled(x[rows], label[rows], device)
+
+    def held_out(self, n: int, device: Device = "cpu") -> Batch:
+        x, label = self._rows(0, n, 0, "held_out")
+        return self.labelled(x, label, device)
+
+    def sample(self, start: int, stop: int, seed: int) -> Batch:
+        x, label = self._rows(start, stop, seed, "reference")
+        return self.labelled(x, label, "cpu")
+
+    def examples(self, n: int) -> Batch:
+        x, label = self._rows(0, n, 0, "examples")
+        return self.labelled(x, label, "cpu")
+
+    def _rows(self, start: int, stop: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
+        parts = [self.pairs(BLOCK, generator(seed, purpose, block)) for block in blocks]
+        rows = slice(start - blocks.start * BLOCK, stop - blocks.start * BLOCK)
+        return torch.cat([x for x, _ in parts])[rows], torch.cat([y for _, y in parts])[rows]
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "None" if value is None else f"{type(value).__name__}, which is no tensor"

@@ -130,7 +130,7 @@ class Folder(Images):
                 "images, one a class, and no image beside them; set data.conditional=false"
             )
         super().check_labels()
-        wanted = {self.names[k] for k in self.kept.tolist()} if self.names else {""}
+        wanted = {self.names[k] for k in self.label_numbers.tolist()} if self.names else {""}
         kept = [file for file in self.found if not self.names or file.top in wanted]
         kept.sort(key=lambda file: file.order)
         out = {file for file in kept if file.order % HELD_OUT == 0}
@@ -154,7 +154,7 @@ class Folder(Images):
         split = slice(None, whole.train) if train else slice(whole.train, None)
         return whole.images[split], labels[split]
 
-    def _keep(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return images, labels  # the listing has them alone
 
     @cached_property

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
 from importlib.resources import files as package_files
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fmdiff.data import augment, files
-from fmdiff.data.base import Batch, Data
+from fmdiff.data.base import Batch, Data, Device
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, positions
 
@@ -36,9 +36,12 @@ class Images(Data):
     network is told, take the place of `flip`.
     """
 
-    flip: bool
+    batch_size: int = 64
+    flip: bool = False
     augment: float = 0.0  # checkpoints of 0.1.0 lack it
 
+    points: ClassVar[bool] = False
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     resident: ClassVar[int] = 2 << 30  # bytes of training images that are moved to the device
 
     labels = 10
@@ -54,17 +57,38 @@ class Images(Data):
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        return self._keep(*self.read(True))
+        """The training images (N, C, H, W), uint8, and their labels, of those that `only` keeps.
+
+        Raises FmdiffError if `read` returns something else.
+        """
+        return self._split(True)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        return self._keep(*self.read(False))
+        """The images held out and their labels, like `train`."""
+        return self._split(False)
 
-    def _keep(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, train: bool) -> tuple[Tensor, Tensor]:
+        images, labels = self.read(train)
+        shape = tuple(images.shape[1:])
+        if images.dtype != torch.uint8 or shape != self.shape or labels.shape != images.shape[:1]:
+            raise FmdiffError(
+                f"data: {type(self).__name__}.read(train={train}) must return images uint8 "
+                f"{('N', *self.shape)} and labels int64 ('N',), and returned {images.dtype} "
+                f"{tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
+            )
+        return self.select(images, labels)
+
+    def select(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of the labels that `only` keeps."""
         if self.only is None:
             return images, labels
-        chosen = torch.isin(labels, self.kept)
-        return images[chosen], labels[chosen]
+        rows = torch.isin(labels, self.label_numbers)
+        return images[rows], labels[rows]
+
+    @property
+    def training_size(self) -> int:
+        return len(self.train[1])
 
     @cached_property
     def levels(self) -> Tensor:
@@ -78,7 +102,9 @@ class Images(Data):
         mean = (count * value).sum() / count.sum()
         return ((count * (value - mean) ** 2).sum() / count.sum()).sqrt().item()
 
-    def batch(self, seed: int, step: int, rows: slice = slice(None), device="cpu") -> Batch:
+    def batch(
+        self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
+    ) -> Batch:
         images, labels = self.train
         if images.nbytes <= self.resident:
             images, labels = self.train = images.to(device), labels.to(device)
@@ -98,7 +124,7 @@ class Images(Data):
         labels = augment.draw(self.batch_size, self.augment, draws)[rows]
         return augment.transform(x, labels), labels.to(x.device)
 
-    def held_out(self, n: int, device="cpu") -> Batch:
+    def held_out(self, n: int, device: Device = "cpu") -> Batch:
         images, labels = self.test
         return self.labelled(from_uint8(images[:n]), labels[:n], device)
 
@@ -113,7 +139,7 @@ class Images(Data):
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         """Test images start ... stop - 1 in the order of a seed.
 
-        Raises FmdiffError when the split has fewer.
+        Raises FmdiffError if the split has fewer.
         """
         images, labels = self.test
         if stop > self.references:
@@ -148,7 +174,7 @@ class Downloaded(Images):
     Raises FmdiffError when its files are missing and cannot be downloaded, or are damaged.
     """
 
-    root: str | None
+    root: str | None = None
 
     name: ClassVar[str]  # in files.SOURCES, and of the YAML; the class is named as torchvision's
 
@@ -169,7 +195,7 @@ class Downloaded(Images):
         images = torch.as_tensor(split.data).view(-1, height, width, channels)
         return images.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(split.targets)
 
-    def _torchvision(self, train: bool, download: bool):
+    def _torchvision(self, train: bool, download: bool) -> Any:
         # here, not above: it takes seconds to import, and sampling does without
         from torchvision import datasets
 
@@ -178,15 +204,21 @@ class Downloaded(Images):
 
 
 class MNIST(Downloaded):
+    """60,000 training and 10,000 test digits of 28 x 28 pixels (LeCun et al. 1998)."""
+
     name = "mnist"
     shape = (1, 28, 28)
 
 
 class FashionMNIST(Downloaded):
+    """60,000 training and 10,000 test garments of 28 x 28 pixels (Xiao et al. 2017)."""
+
     name = "fashion_mnist"
     shape = (1, 28, 28)
 
 
 class CIFAR10(Downloaded):
+    """50,000 training and 10,000 test photographs of 32 x 32 pixels (Krizhevsky 2009)."""
+
     name = "cifar10"
     shape = (3, 32, 32)

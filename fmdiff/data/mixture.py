@@ -1,12 +1,164 @@
-"""From the lists of a config to the weights, means and covariances of a Gaussian mixture."""
+"""Gaussian mixtures as data: those of a pattern, and data=gmm from the lists of a config."""
 
+import math
 import reprlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from fmdiff.data.base import Toy
 from fmdiff.errors import FmdiffError
+
+
+def plane(*coordinates: Tensor) -> Tensor:
+    """Points (..., d) of their d coordinates (...)."""
+    return torch.stack(coordinates, dim=-1)
+
+
+class GaussianMixture(Toy):
+    """p(x) = sum_k w_k N(x; m_k, C_k); label k."""
+
+    @abstractmethod
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """w (K,), m (K, d) and C (K, d, d) of every label, float64."""
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64.
+
+        Component k is label k whatever `only` keeps: the other weights are 0.
+        """
+        weights, means, covs = self.components()
+        own = self.label_numbers
+        weights = torch.zeros_like(weights).index_copy(0, own, weights[own])
+        return weights / weights.sum(), means, covs
+
+    @cached_property
+    def std(self) -> float:
+        weights, means, covs = self.mixture()
+        square = weights @ (means.square() + covs.diagonal(dim1=1, dim2=2)).mean(1)
+        return (square - (weights @ means.mean(1)) ** 2).sqrt().item()
+
+    @cached_property
+    def _means(self) -> Tensor:
+        return self.components()[1].float()
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        """L_k with C_k = L_k L_k^T: (K, d, d), or (K, 1) numbers if they are multiples of I."""
+        factors = torch.linalg.cholesky(self.components()[2])
+        stds = factors[:, 0, 0]
+        round_ones = torch.equal(factors, stds[:, None, None] * torch.eye(*self.shape))
+        return (stds[:, None] if round_ones else factors).float()
+
+    def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        label = self.draw_labels(n, generator)
+        eps = torch.randn(n, *self.shape, generator=generator)
+        if self._factors.ndim == 2:
+            return self._means[label] + self._factors[label] * eps, label
+        moved = torch.einsum("kde,ne->nkd", self._factors, eps)
+        return self._means[label] + moved[torch.arange(n), label], label
+
+    def off_support(self, x: Tensor) -> Tensor:
+        """Which of x (B, d) lie at a Mahalanobis distance > 4 from every component: bool (B,).
+
+        Of exact draws of distant components this is P(chi^2_d > 16): 0.034 % in the plane,
+        0.006 % on the line, and 100 % in hundreds of dimensions.
+        """
+        own = self.label_numbers
+        means, factors = self._means[own].to(x), self._factors[own].to(x)
+        near = []
+        for part in x.split(1024):
+            offset = part - means[:, None]  # (K, B, d)
+            if factors.ndim == 2:
+                offset = offset / factors[:, None]
+            else:
+                offset = torch.linalg.solve_triangular(factors, offset.mT, upper=False).mT
+            near.append(offset.norm(dim=-1).amin(0))
+        return torch.cat(near) > 4
+
+
+@dataclass(kw_only=True, eq=False)
+class GMM(GaussianMixture):
+    """The mixture of any `means`, `weights` and `cov`, in any dimension: see mixture.components.
+
+    Raises FmdiffError for what describes no mixture.
+    """
+
+    means: list[list[float]]
+    weights: list[float] | None
+    cov: float | list
+
+    def __post_init__(self) -> None:
+        self._components = components(self.means, self.weights, self.cov)
+        self.labels, dimension = self._components[1].shape
+        self.shape = (dimension,)
+        super().__post_init__()
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._components
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self.mixture()[0]
+
+    def draw_labels(self, n: int, generator: Generator) -> Tensor:
+        return torch.multinomial(self._weights, n, replacement=True, generator=generator)
+
+
+@dataclass(kw_only=True, eq=False)
+class Pattern(GaussianMixture):
+    """p(x) = 1/K sum_k N(x; scale m_k, noise^2 I), m_k the rows of `pattern`."""
+
+    scale: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("scale", int | float, "a number > 0", lambda v: v > 0)
+        self.require("noise", int | float, "a number > 0", lambda v: v > 0)
+
+    @abstractmethod
+    def pattern(self) -> Tensor:
+        """The means (K, d) at scale 1, float64."""
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        means = self.scale * self.pattern()
+        k, d = means.shape
+        covs = self.noise**2 * torch.eye(d, dtype=torch.float64).repeat(k, 1, 1)
+        return torch.full((k,), 1 / k, dtype=torch.float64), means, covs
+
+
+class EightGaussians(Pattern):
+    """m_k = (cos(pi k / 4), sin(pi k / 4)), k = 0 ... 7."""
+
+    labels = 8
+
+    def pattern(self) -> Tensor:
+        angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
+        return plane(angle.cos(), angle.sin())
+
+
+class FourGaussians(Pattern):
+    """m_k = (+-1, +-1)."""
+
+    labels = 4
+
+    def pattern(self) -> Tensor:
+        return torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)
+
+
+class TwoModes(Pattern):
+    """m_k = +-1 on the line: shape (1,)."""
+
+    shape = (1,)
+    labels = 2
+
+    def pattern(self) -> Tensor:
+        return torch.tensor([[-1], [1]], dtype=torch.float64)
 
 
 def components(means: Any, weights: Any, cov: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,11 +109,10 @@ def against(said: str | None, data: Any) -> Against:
             f"{nearest(name, sets)}"
         )
     found = data if name == _name(data) else named("data", name)
-    splits = SPLITS if isinstance(found, Images) else ()
-    if split and split not in splits:
+    if split and split not in found.splits:
         raise FmdiffError(
             f"against={said}: {name} has no split {split!r}; "
-            + (f"choose {name}:train or {name}:test" if splits else f"say against={name}")
+            + (f"choose {name}:train or {name}:test" if found.splits else f"say against={name}")
         )
     return Against(found, split or "train")
 
@@ -135,7 +134,7 @@ def judge(
     Raises FmdiffError for what does not go together.
     """
     real, names = against(settings["against"], data), settings["metrics"]
-    other = tuple(getattr(real.data, "shape", shape))
+    other = tuple(shape if real.data is None else real.data.shape)
     if real.samples is not None:
         if len(real.samples) < 2:
             raise FmdiffError(
@@ -210,4 +209,4 @@ def split_features(extractor: Features, data: Images, split: str) -> Real:
 
 def _name(data: Any) -> str | None:
     """The name of the YAML of a data set that is downloaded, or None."""
-    return getattr(data, "name", None)
+    return None if data is None else data.name

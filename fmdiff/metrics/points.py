@@ -113,8 +113,12 @@ def measures(data) -> dict[str, Measure]:
     for name in ("mmd2", "energy"):
         kernel = getattr(distances, name)
         found[name] = Measure(kernel, partial(_size, kernel), 8)
-    allowed = [nll, modes] if hasattr(data, "mixture") else []
-    for metric in allowed + [off_support] * hasattr(data, "off_support"):
+    allowed = []
+    if data is not None and data.mixture() is not None:
+        allowed += [nll, modes]
+    if data is not None and data.off_support(torch.zeros(1, *data.shape)) is not None:
+        allowed.append(off_support)
+    for metric in allowed:
         bound = partial(metric, data=data)
         found[metric.__name__] = Measure(bound, partial(_value, bound), 32)
     return found

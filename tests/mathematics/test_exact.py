@@ -7,6 +7,7 @@ import torch
 from conftest import every_path
 from torch.distributions import MultivariateNormal
 
+from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData, exact
 from fmdiff.path import VE, VP, CondOT, Cosine
@@ -255,7 +256,7 @@ def test_exact_takes_the_densities_of_a_data_set():
     torch.testing.assert_close(field.log_prob(x_t, t), mixture(CondOT()).log_prob(x_t, t))
     assert field.classes == 3
     with pytest.raises(FmdiffError, match="gmm4"):
-        exact(object(), CondOT())
+        exact(named("data", "moons"), CondOT())
 
 
 def test_real_data_are_already_at_the_end():
