@@ -5,12 +5,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as fmdiff does; read when to
 import contextlib
 import csv
 import logging
+import pickle
 from itertools import chain
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import flag_override
 
 from fmdiff import cli
+from fmdiff.build import config_folder
 from fmdiff.custom import Custom
 from fmdiff.machine.clock import PARTS
 from fmdiff.path import (
@@ -80,6 +84,36 @@ def pytest_terminal_summary(terminalreporter):
     if tried:
         told = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
         terminalreporter.write_line(f"faults: {tried:,} tried, {told}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compositions():
+    """Composes the same words once: a command asks Hydra for its config five times.
+
+    Only where all YAML files are fmdiff's own, which no test changes.
+    """
+    original, memo = ConfigLoaderImpl._load_configuration_impl, {}
+
+    def load(self, config_name, overrides, run_mode, *flags, **named):
+        places = {
+            source.path.removeprefix("file://") for source in self.config_search_path.get_path()
+        }
+        ours = {"pkg://hydra.conf", "structured://", str(config_folder())}
+        if places != ours or "hydra.searchpath" in str(overrides):
+            return original(self, config_name, overrides, run_mode, *flags, **named)
+        key = (config_name, tuple(overrides), run_mode, *flags, *named.items())
+        if key not in memo:
+            memo[key] = pickle.dumps(
+                original(self, config_name, overrides, run_mode, *flags, **named)
+            )
+        cfg = pickle.loads(memo[key])
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            cfg.hydra.runtime.cwd = os.getcwd()
+        return cfg
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "_load_configuration_impl", load)
+        yield
 
 
 @pytest.fixture(autouse=True)
