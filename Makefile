@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTS := $(VENV)/.ready-tests
 
 # real MNIST and CIFAR-10 for the tests that need them, where a copy lies beside the project
 ifneq ($(wildcard ../shared/data/unpack.py),)
@@ -10,12 +11,16 @@ export FMDIFF_DATA ?= $(CURDIR)/.data
 DATA := .data/.ready
 endif
 
-.PHONY: help install demo test test-slow test-faults test-soak lint format clean
+.PHONY: help install demo test test-slow test-faults test-browser test-soak check lint format clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(TESTS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
@@ -23,30 +28,36 @@ $(READY): pyproject.toml
 	$(BIN)/python ../shared/data/unpack.py .data >/dev/null
 	touch $@
 
-install: $(READY)  ## set everything up in .venv
+install: $(READY)  ## set up in .venv what running needs
 
 demo: $(READY)  ## train and sample moons and handwritten digits, in about three minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: $(READY) $(DATA)  ## run the test suite
+test: $(TESTS) $(DATA)  ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: $(READY) $(DATA)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m 'slow and not fault'
+test-slow: $(TESTS) $(DATA)  ## the tests that take minutes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow and not fault'
 
-test-faults: $(READY) $(DATA)  ## everything fmdiff must survive, a line per fault
+test-faults: $(TESTS) $(DATA)  ## everything fmdiff must survive, a line per fault
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'fault and not soak'
 
-test-soak: $(READY)  ## hundreds of killed trainings, for hours
+test-browser: $(TESTS)  ## the pages in a real browser, where chromium is installed
+	$(BIN)/python -m pytest -m slow tests/report/test_report_browser.py || test $$? = 5
+
+check: $(TESTS) $(DATA)  ## lint, types, tests, slow tests and faults in one go; one table at the end
+	$(BIN)/python scripts/check.py
+
+test-soak: $(TESTS)  ## hundreds of killed trainings, for hours
 	$(BIN)/python -m pytest -m soak
 
-lint: $(READY)  ## ruff, mypy and the layers of the package
+lint: $(TESTS)  ## ruff, mypy and the layers of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## let ruff format and sort
+format: $(TESTS)  ## let ruff format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

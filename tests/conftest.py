@@ -43,6 +43,15 @@ PATHS = {
     "vp_shifted": Shifted(VP(), 3.0),
 }
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+# the others are slow: for laws that hold along a path by the same lines as along any
+SOME = ("condot", "vp", "edm")
+some_paths = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=name, marks=[pytest.mark.slow] * (name not in SOME))
+        for name, path in PATHS.items()
+    ],
+)
 
 POINTS = ("data=moons", "model.hidden=16", "data.batch_size=64")
 IMAGES = (

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from fmdiff.training import callbacks
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
 LABELLED = ("model.label_tokens=2", "model.start=1", "model.bottleneck=8")
-LARGE = [f"cifar10_{name}" for name in ("cfm", "ot", "edm", "ddpm", "dit")]
+LARGE = [path.stem for path in (config_folder() / "experiment").glob("cifar10_*.yaml")]
+LARGE += ["mnist_unet", "mnist_cond"]
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
@@ -93,43 +95,58 @@ def few_pictures(monkeypatch):
     monkeypatch.setattr(callbacks, "generate", generate)
 
 
-def words_of(group, choice):
-    """The words that train two steps with this choice, all else small."""
-    data, model = ("digits", "unet") if group == "data" and of_images(choice) else ("moons", "mlp")
-    if group == "data":
-        data = choice
-    elif group == "model":
-        data, model = ("moons" if choice in OF_POINTS else "digits"), choice
-    if choice == "classification":
-        model = "mlp_classifier"
-    words = {"data": data, "model": model, group: choice}
-    if (group, choice) == ("source", "data"):
-        words["source.data"] = "8gaussians"
-    if "classifier" in model:
-        words |= CLASSIFY
-    own = [f"data.root={OWN}", "data.size=8"] if data == "folder" else []
-    return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *SMALL[model], *own]
+def named(group):
+    """The names of the YAML files of a group."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def of_network(model):
+    return not str(spec("model", model)["_target_"]).startswith("fmdiff.exact")
+
+
+def every_choice():
+    """Words of runs that make every choice of training, what goes together in one run."""
+    images = [data for data in named("data") if of_images(data)]
+    points = [data for data in named("data") if data not in images]
+    along = {group: cycle(named(group)) for group in ("path", "time", "coupling", "optim")}
+    assert all(len(named(group)) <= len(points) for group in along)
+    runs = [{"data": data, **{g: next(names) for g, names in along.items()}} for data in points]
+    runs += [{"data": "moons", "source": source} for source in named("source")]
+    runs += [{"data": data, "model": "unet"} for data in images]
+    runs += [
+        {"data": "moons" if model in OF_POINTS else "digits", "model": model}
+        for model in filter(of_network, named("model"))
+    ]
+    return [*runs, *({"data": "moons", group: name} for group in ONE for name in named(group))]
+
+
+ONE = ("objective", "trainer")  # groups of few choices
+
+
+def in_small(words):
+    """The words of a run of two steps, all else small."""
+    if words.get("objective") == "classification":
+        words = words | {"model": "mlp_classifier"}
+    if "classifier" in words.get("model", ""):
+        words = words | CLASSIFY
+    if words.get("source") == "data":
+        words = words | {"source.data": "8gaussians"}
+    own = [f"data.root={OWN}", "data.size=8"] if words["data"] == "folder" else []
+    small = SMALL[words.get("model", "mlp")]
+    return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *small, *own]
 
 
 # Every choice
 
 
 @pytest.mark.parametrize(
-    ("group", "choice"),
-    choices(
-        "data", "source", "coupling", "path", "time", "model", "objective", "optim", "trainer"
-    ),
+    "choice", [pytest.param(c, id=" ".join(c.values())) for c in every_choice()]
 )
-def test_every_choice_of_training_runs(
-    command, few_pictures, own_images, monkeypatch, group, choice
-):
-    if choice == "folder":
+def test_every_choice_of_training_runs(command, few_pictures, own_images, monkeypatch, choice):
+    need(choice["data"])
+    if choice["data"] == "folder":
         monkeypatch.setenv("FMDIFF_DATA", "cache")
-    if group == "data":
-        need(choice)
-    if group == "model" and str(spec(group, choice)["_target_"]).startswith("fmdiff.exact"):
-        pytest.skip("nothing to train: a model of fmdiff sample")
-    words = words_of(group, choice)
+    words = in_small(choice)
     assert command("train", *PLAIN, *BRIEF, *words, "out=run") == 0
     assert checkpoint.read(checkpoint.find("run"))["step"] == 2
     code = 2 if "objective=classification" in words else 0  # a classifier gives no samples
@@ -167,11 +184,14 @@ def test_every_experiment_runs(command, few_pictures, group, choice):
     assert command("train", *words) == 0
 
 
-@pytest.mark.parametrize(("group", "choice"), choices("solver", "schedule"))
-def test_every_solver_and_schedule_runs(command, moons_run, group, choice):
-    words = ("n=8", "steps=3", "device=cpu", "out=samples")
-    words = [w for w in words if choice != "dopri5" or w != "steps=3"]
-    assert command("sample", f"ckpt={moons_run}", f"{group}={choice}", *words) == 0
+@pytest.mark.parametrize(
+    ("solver", "schedule"), list(zip(named("solver"), cycle(named("schedule")), strict=False))
+)
+def test_every_solver_and_schedule_runs(command, moons_run, solver, schedule):
+    words = [f"solver={solver}", f"schedule={schedule}", "n=8", "device=cpu", "out=samples"]
+    words += [] if solver == "dopri5" else ["steps=3"]
+    assert len(named("schedule")) <= len(named("solver"))
+    assert command("sample", f"ckpt={moons_run}", *words) == 0
     assert np.isfinite(np.load("samples/samples.npz")["arr_0"]).all()
 
 

@@ -71,10 +71,7 @@ def test_the_errors_lie_with_the_samples_of_a_run(command, gmm4_run):
     assert len(list(gmm4_run.glob("samples/*/results.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [0, 1],
-)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_field_of_a_finite_data_set_is_near_the_exact_one(command, seed):
     """The pairs are fresh ones: on its own members the field would know more than x_t tells."""
     means = []
@@ -134,7 +131,9 @@ def moments_of_the_error(path: Curve, kind: str, t: float):
 
 
 @pytest.mark.parametrize("kind", ["v", "x", "eps"])
-@pytest.mark.parametrize("path", [CondOT(), VP()], ids=["condot", "vp"])
+@pytest.mark.parametrize(
+    "path", [pytest.param(CondOT(), marks=pytest.mark.slow), VP()], ids=["condot", "vp"]
+)
 def test_the_irreducible_part_is_an_integral(path, kind):
     data, n = named("data", "two_modes"), 8000
     truth = exact(data, path)

@@ -333,6 +333,7 @@ def test_a_wrong_word_is_one_sentence(command, root, capfd, words, said):
 # Through the commands
 
 
+@pytest.mark.slow
 def test_train_then_sample_and_evaluate_without_the_folder(command, train, root, capfd):
     words = ("data=folder", "data.root=mine", "data.size=28", "data.channels=1")
     spec = train("run", *BRIEF, *words)["spec"]["data"]

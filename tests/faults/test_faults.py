@@ -90,6 +90,7 @@ def check(case, code, said, before):
         assert contents() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", tries(shell=False))
 def test_fault(cases, command, folder, capfd):
     for case in cases:

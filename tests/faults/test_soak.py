@@ -114,6 +114,7 @@ def test_five_hundred_kills_of_a_training(train, tmp_path):
 # In company
 
 
+@pytest.mark.slow
 @pytest.mark.fault(count=2)
 def test_two_sweeps_in_one_folder_of_outputs(command, tmp_path):
     """Two sweeps started at once: each job has a folder of its own, complete"""
@@ -180,7 +181,7 @@ FULL += ("trainer.checkpoint_every=10", "trainer.max_steps=40", "trainer.inner_s
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+@pytest.mark.parametrize("logger", ["csv", pytest.param("tensorboard", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_for_a_while(train, tmp_path, small_disk, monkeypatch, capfd, logger):
     """A full disk: the checkpoint before it is kept, the run goes on, and nothing is lost"""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -287,6 +288,7 @@ def test_a_leak_is_seen(train, tmp_path, monkeypatch, digits_run):
     assert sampling_growth(digits_run, 200, leak=6_000_000) > 20
 
 
+@pytest.mark.slow
 @flat
 def test_memory_is_flat_for_a_while(train, tmp_path, monkeypatch, digits_run):
     assert training_growth(train, monkeypatch, tmp_path / "a", 1000) < 10

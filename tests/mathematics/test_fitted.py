@@ -201,6 +201,7 @@ def test_a_file_that_cannot_be_read_is_replaced(command, run, capfd, text):
     assert file.read_text() == whole and (drawn("a") == drawn("b")).all()
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_times_are_used_all_the_same(command, run, capfd):
     (run / "schedules").write_text("in the way")
     assert command("sample", f"ckpt={run}", *BRIEF, "out=a") == 0

@@ -325,7 +325,7 @@ KINDS_OF_GUIDANCE = {
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("guidance", KINDS_OF_GUIDANCE.values(), ids=KINDS_OF_GUIDANCE)
-@pytest.mark.parametrize("clip", ["none", "dynamic"])
+@pytest.mark.parametrize("clip", ["none", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_planned_is_counted_for_every_solver(solver, guidance, clip):
     keys = {"rtol": 1e-2, "atol": 1e-2} if solver == "dopri5" else {}
     solver = named("solver", solver, **keys)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import every_path
+from conftest import every_path, some_paths
 from torch import nn
 
 from fmdiff.build import named
@@ -90,7 +90,7 @@ def test_a_schedule_is_a_law_of_u():
     assert named("schedule", "uniform")(torch.tensor(0.3)) == torch.tensor(0.3)
 
 
-@every_path
+@some_paths
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_the_plan_states_what_is_paid(path, solver):
     for field in (gmm4(path), network(path, "x")):

@@ -33,17 +33,20 @@ def script(name):
     return module
 
 
+@pytest.mark.parametrize("count", [1000, pytest.param(None, marks=pytest.mark.slow)])
 @embedded
-def test_accuracy_is_the_stated_one(name):
-    """Recomputed on all real test images; other machines may round otherwise."""
+def test_accuracy_is_the_stated_one(name, count):
+    """Recomputed on real test images; other machines may round otherwise."""
     if not found(name):
         pytest.skip(f"needs {name} in FMDIFF_DATA")
     extractor = named("features", name)
-    images, labels = named("data", name).test
+    images, labels = (part[:count] for part in named("data", name).test)
     read = [extractor(part)[1].argmax(1) for part in images.permute(0, 2, 3, 1).split(500)]
     accuracy = (torch.cat(read) == labels).double().mean().item()
-    assert accuracy >= {"mnist": 0.99, "fashion_mnist": 0.91, "cifar10": 0.88}[name]
-    assert accuracy == pytest.approx(extractor.about["accuracy"], abs=1e-3)
+    assert accuracy >= {"mnist": 0.98, "fashion_mnist": 0.89, "cifar10": 0.86}[name]
+    stated = extractor.about["accuracy"]
+    spread = 3 * (stated * (1 - stated) / count) ** 0.5 if count else 1e-3  # of a share of count
+    assert accuracy == pytest.approx(stated, abs=spread)
 
 
 @embedded

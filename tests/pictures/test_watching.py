@@ -218,7 +218,9 @@ def test_the_arrows_of_a_frame_are_the_ones_at_its_time(monkeypatch):
 # --- films
 
 
-@pytest.mark.parametrize("form", ["gif", "apng", "webp"])
+@pytest.mark.parametrize(
+    "form", ["gif", *(pytest.param(name, marks=pytest.mark.slow) for name in ("apng", "webp"))]
+)
 def test_films_of_points(command, capfd, form):
     words = ("model=exact", "data=gmm4", "n=40", "steps=4", "device=cpu", "solver=euler")
     assert command("sample", *words, "out=plain") == 0

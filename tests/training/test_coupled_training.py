@@ -129,7 +129,7 @@ def test_pairs_found_ahead_are_those_found_at_once(coupling, source, size):
 # Runs
 
 
-@pytest.mark.parametrize("coupling", ["ot", "sinkhorn"])
+@pytest.mark.parametrize("coupling", ["ot", pytest.param("sinkhorn", marks=pytest.mark.slow)])
 def test_a_coupling_saves_transport(train, tmp_path, coupling):
     words = (*OT[:-1], f"coupling={coupling}", "trainer.log_every=5", "trainer.max_steps=10")
     content = train(tmp_path / "run", *words)
@@ -149,11 +149,15 @@ def test_a_coupling_saves_transport(train, tmp_path, coupling):
 @pytest.mark.parametrize(
     "words",
     [
-        ("coupling=ot",),
-        ("coupling=sinkhorn", "data.conditional=true"),
-        ("coupling=ot", "source=data", "source.data=8gaussians"),
+        pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] * (i > 0))
+        for i, words in enumerate(
+            (
+                ("coupling=ot", "source=data", "source.data=8gaussians"),
+                ("coupling=ot",),
+                ("coupling=sinkhorn", "data.conditional=true"),
+            )
+        )
     ],
-    ids=" ".join,
 )
 def test_a_resumed_run_is_bit_identical(train, tmp_path, words):
     words = (*POINTS, *BRIEF, *words, "trainer.decay=constant", "trainer.log_every=4")
@@ -169,6 +173,7 @@ def test_a_resumed_run_is_bit_identical(train, tmp_path, words):
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_paired_as_one_batch(train, tmp_path):
     words = (*OT, "trainer.max_steps=6", "trainer.log_every=2")
     one = train(tmp_path / "one", *words)
@@ -208,7 +213,7 @@ def test_two_processes_pair_the_global_batch(train, tmp_path, words):
 # Sources
 
 
-@pytest.mark.parametrize("coupling", ["independent", "ot"])
+@pytest.mark.parametrize("coupling", [pytest.param("independent", marks=pytest.mark.slow), "ot"])
 def test_data_to_data(train, command, tmp_path, coupling):
     words = ("source=data", "source.data=8gaussians", f"coupling={coupling}")
     train(tmp_path / "run", *POINTS, *BRIEF, *words, "trainer.max_steps=3")
@@ -231,7 +236,9 @@ def test_data_to_data(train, command, tmp_path, coupling):
     assert not torch.equal(other, start)
 
 
-@pytest.mark.parametrize("source", ["hypersphere", "truncated"])
+@pytest.mark.parametrize(
+    "source", [pytest.param("hypersphere", marks=pytest.mark.slow), "truncated"]
+)
 def test_other_sources_train_and_sample(train, command, tmp_path, source):
     words = (f"source={source}", "trainer.max_steps=3")
     content = train(tmp_path / "run", *POINTS, *BRIEF, *words)
@@ -255,6 +262,7 @@ def test_digits_of_one_label_to_another(train, command, tmp_path):
     images_to_images(train, command, tmp_path, *words)
 
 
+@pytest.mark.slow
 def test_mnist_of_one_label_to_another(train, command, tmp_path):
     if not os.environ.get("FMDIFF_DATA"):
         pytest.skip("data=mnist needs $FMDIFF_DATA")

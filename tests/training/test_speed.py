@@ -157,6 +157,7 @@ def test_compiled_agrees(name):
     assert fast == pytest.approx(loss, rel=1e-5) and far(its, gradient) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_compiled_run_agrees_with_one_that_is_not(train, tmp_path):
     words = (*POINTS, "trainer.max_steps=20", "trainer.warmup=0", "trainer.checkpoint_every=20")
     runs = [train(tmp_path / str(on), *words, f"trainer.compile={on}") for on in ("false", "true")]
@@ -179,6 +180,7 @@ def half(monkeypatch):
     monkeypatch.setattr(precision, "precise", lambda name, *_: precision.DTYPES[name])
 
 
+@pytest.mark.slow
 def test_fp16_scales_its_loss_and_resumes(train, tmp_path, monkeypatch):
     half(monkeypatch)
     words = (*POINTS, "trainer.precision=fp16", "trainer.checkpoint_every=10")
