@@ -29,6 +29,7 @@ from fmdiff.path import (
     Shifted,
 )
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 
 PATHS = {
     "condot": CondOT(),
@@ -159,7 +160,7 @@ def train(command):
 
     def run(folder, *words, code=0):
         assert command("train", *PLAIN, *words, f"out={folder}") == code
-        return checkpoint.read(checkpoint.find(folder))
+        return checkpoint.read(find(folder))
 
     return run
 

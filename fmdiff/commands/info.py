@@ -7,8 +7,10 @@ from pathlib import Path
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
 from fmdiff.errors import word
-from fmdiff.loading import named, restore, weights_of
+from fmdiff.loading import restore
 from fmdiff.runs import averages, checkpoint, safetensors
+from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.find import find
 
 # guidance scales of other code and papers at our w; theirs is off at the value of w = 1
 SCALES = {
@@ -30,17 +32,17 @@ def _print(rows: Mapping[str, object], indent: str = "") -> None:
         print(f"{indent}{name:<{width}}  {value}")
 
 
-def described_averages(content: dict, run: Path) -> dict[str, str]:
+def described_averages(content: Checkpoint, run: Path) -> dict[str, str]:
     """Each average in a checkpoint, and those that can be reconstructed, in a line of words.
 
     The half-life of a decay d is log 2 / log(1/d) steps; d is less during warm-up.
     """
-    step, data = content["step"], content["spec"]["data"]
-    trainer = content.get("training", {}).get("config", {}).get("trainer", {})
+    step, data = content.step, content.spec["data"]
+    trainer = (content.training or {}).get("config", {}).get("trainer", {})
     size = data["source"].get("batch_size")
     what = "images" if len(data["shape"]) == 3 else "points"
     rows = {}
-    for name in content["weights"]:
+    for name in content.weights:
         if name.startswith(POWER):
             width = float(name.removeprefix(POWER))
             centre = (gamma(width) + 1) / (gamma(width) + 2)
@@ -57,46 +59,48 @@ def described_averages(content: dict, run: Path) -> dict[str, str]:
                 rows[name] += f"; warming up, {math.log(2) / -math.log(now):,.3g} steps now"
     count, ranges = averages.reach(content, run)
     if count:
-        shown = averages.shown(ranges) or "none"
+        shown = averages.ranges_text(ranges) or "none"
         rows[f"{POWER}WIDTH"] = f"by {count} snapshots, widths {shown}"
     return rows
 
 
 def info(cfg) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
-    path = checkpoint.find(cfg.ckpt)
-    content = checkpoint.read(path)
+    path = find(cfg.ckpt)
+    content = Checkpoint.of(checkpoint.read(path))
     if cfg.export is not None:
         restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # it is one that can be used
-        file, name = Path(cfg.export).expanduser(), named(content, cfg.weights)
-        state = weights_of(content, cfg.weights, path.parent)
+        file, name = Path(cfg.export).expanduser(), content.name_of(cfg.weights)
+        state = averages.weights_of(content, cfg.weights, path.parent)
         safetensors.write(file, content, name, state, cfg.overwrite)
-        print(f"{file}: weights={name} at step {content['step']:,}")
+        print(f"{file}: weights={name} at step {content.step:,}")
         print(f"fmdiff sample ckpt={file}")
         return
     field = restore(content, trust=tuple(cfg.trust), run=path.parent)
-    spec, data = content["spec"], content["spec"]["data"]
+    spec, data = content.spec, content.spec["data"]
+    assert field.net is not None
     parameters = sum(p.numel() for p in field.net.parameters())
-    classifier = isinstance(field, Classifier)
-    span = None if classifier else "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
-    rows = {
-        "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content['version']})",
-        "step": content["step"],
+    interval: dict[str, object] = {}
+    if not isinstance(field, Classifier):
+        interval["interval"] = "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
+    rows: dict[str, object] = {
+        "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content.version})",
+        "step": content.step,
         "model": f"{described(spec['model'])}, {parameters:,} parameters",
         "path": described(spec["path"]),
         "objective": described(spec["objective"]),
         **{group: described(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
         f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
-        **({} if span is None else {"interval": span}),
-        "weights": ", ".join(content["weights"]) + " (weights=ema takes the first average)",
-        "resumable": "yes" if "training" in content else "no, weights only",
+        **interval,
+        "weights": ", ".join(content.weights) + " (weights=ema takes the first average)",
+        "resumable": "no, weights only" if content.training is None else "yes",
     }
     _print(rows)
     if of := described_averages(content, path.parent):
         print("\naverages, as weights=")
         _print(of, "  ")
-    if classifier:
+    if isinstance(field, Classifier):
         led = f"guidance=classifier {word('guidance.ckpt', path)} guidance.w=2"
         print(f"\nfmdiff sample ckpt=RUN {led}")
         return

@@ -1,4 +1,4 @@
-"""Power averages of any width after training, from snapshots of those that were kept.
+"""Power averages of any width after training, combined from snapshots of a few widths.
 
 RUN/averages/{step:07d}.pt   format, version and checksums as in a checkpoint, and
     step       int, optimiser steps done
@@ -9,14 +9,14 @@ RUN/averages/{step:07d}.pt   format, version and checksums as in a checkpoint, a
 import logging
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmdiff.ema import POWER, WIDEST, Averages, gamma, power
 from fmdiff.errors import FmdiffError
-from fmdiff.runs import checkpoint
+from fmdiff.runs.checkpoint import read, write
+from fmdiff.runs.content import Checkpoint
 
 FOLDER = "averages"
 TOLERANCE = 0.05  # relative L2 error of a profile that still counts as that of the width
@@ -30,23 +30,23 @@ log = logging.getLogger("fmdiff")
 
 def snapshots(run: Path) -> dict[int, Path]:
     """The snapshots in a run folder by step, the earliest first."""
-    found = (run / FOLDER).glob("*.pt")
-    return dict(sorted((int(file.stem), file) for file in found if file.stem.isdigit()))
+    files = (run / FOLDER).glob("*.pt")
+    return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
 def save(run: Path, step: int, averages: Averages) -> None:
-    """Write the snapshot of a step; float32, as combining multiplies rounding by up to 10.
+    """Write the snapshot of a step, in float32: combining multiplies rounding errors by up to 10.
 
-    Raises OSError. The extension keeps it apart from checkpoints, which `ckpt=` looks for.
+    Its extension keeps it apart from checkpoints, which `ckpt=` looks for. Raises OSError.
     """
     (run / FOLDER).mkdir(exist_ok=True)
     states = averages.states(powers=True)
     content = {"step": step, "widths": averages.widths, "weights": states}
-    checkpoint.write(run / FOLDER / f"{step:07d}.pt", content)
+    write(run / FOLDER / f"{step:07d}.pt", content)
 
 
 def forget(run: Path, after: int) -> None:
-    """Delete the snapshots of later steps: the run goes on from `after`."""
+    """Delete the snapshots of steps later than `after`, from where the run goes on."""
     for step, file in snapshots(run).items():
         if step > after:
             file.unlink(missing_ok=True)
@@ -79,94 +79,111 @@ def combine(t: Tensor, g: Tensor, step: int, widths: list[float]) -> tuple[Tenso
     unit = gram.diagonal().rsqrt()
     inverse = torch.linalg.pinv(unit[:, None] * gram * unit, hermitian=True, rtol=1e-13)
     inverse = unit[:, None] * inverse * unit
-    wanted = products(t, g, s, h)
-    c = inverse @ wanted
+    target = products(t, g, s, h)
+    c = inverse @ target
     ones = inverse.sum(1, keepdim=True)
     c = c + ones * (1 - c.sum(0)) / ones.sum()
     square = (h + 1) ** 2 / (2 * h + 1) / step
-    off = square - 2 * (c * wanted).sum(0) + (c * (gram @ c)).sum(0)
+    off = square - 2 * (c * target).sum(0) + (c * (gram @ c)).sum(0)
     return c, (off.clamp(min=0) / square).sqrt()
 
 
 # From a checkpoint
 
 
-def stored(content: dict[str, Any]) -> list[float]:
+def weights_of(
+    checkpoint: Checkpoint, weights: str | float, run: Path | None
+) -> dict[str, Tensor]:
+    """The state dict that `weights=` means: a stored one, or a power average reconstructed.
+
+    run: the folder of the checkpoint. Raises FmdiffError for weights that it does not give.
+    """
+    name = checkpoint.name_of(weights)
+    if name in checkpoint.weights:
+        return checkpoint.weights[name]
+    if name.startswith(POWER):
+        return reconstruct(checkpoint, run, float(name.removeprefix(POWER)))
+    held = ", ".join(checkpoint.weights)
+    raise FmdiffError(f"weights={weights}: this checkpoint holds {held}")
+
+
+def _widths(checkpoint: Checkpoint) -> list[float]:
     """The widths of the power averages in a checkpoint."""
-    names = (name for name in content["weights"] if name.startswith(POWER))
+    names = (name for name in checkpoint.weights if name.startswith(POWER))
     return [float(name.removeprefix(POWER)) for name in names]
 
 
-def _sources(
-    content: dict[str, Any], run: Path | None
-) -> tuple[list[Path | None], Tensor, Tensor]:
+def _sources(checkpoint: Checkpoint, run: Path | None) -> tuple[list[Path | None], Tensor, Tensor]:
     """Where averages lie up to the checkpoint's step (None: in itself), and their profiles.
 
     One profile (t, gamma) per place and width, the widths running fastest.
     """
-    files: dict[int, Path | None] = {content["step"]: None}
+    files: dict[int, Path | None] = {checkpoint.step: None}
     for step, file in snapshots(run).items() if run else ():
-        if 0 < step < content["step"]:
+        if 0 < step < checkpoint.step:
             files[step] = file
-    gammas = [gamma(width) for width in stored(content)]
+    gammas = [gamma(width) for width in _widths(checkpoint)]
     t = torch.tensor([float(step) for step in files for _ in gammas], dtype=torch.float64)
     return list(files.values()), t, torch.tensor(gammas * len(files), dtype=torch.float64)
 
 
-def reach(content: dict[str, Any], run: Path | None) -> tuple[int, list[tuple[float, float]]]:
-    """How many snapshots a checkpoint has, and the ranges of widths that they give."""
-    files, t, g = _sources(content, run)
+def reach(checkpoint: Checkpoint, run: Path | None) -> tuple[int, list[tuple[float, float]]]:
+    """How many snapshots a checkpoint has, and the ranges of widths that they can give."""
+    files, t, g = _sources(checkpoint, run)
     if not len(g) or len(files) == 1:
         return 0, []
-    good = combine(t, g, content["step"], WIDTHS)[1] <= TOLERANCE
+    good = combine(t, g, checkpoint.step, WIDTHS)[1] <= TOLERANCE
     pairs = zip(good.tolist(), WIDTHS, strict=True)
     ranges = [[width for _, width in part] for ok, part in groupby(pairs, lambda p: p[0]) if ok]
     return len(files) - 1, [(part[0], part[-1]) for part in ranges]
 
 
-def shown(ranges: list[tuple[float, float]]) -> str:
+def ranges_text(ranges: list[tuple[float, float]]) -> str:
+    """Ranges of widths in words: "0.05 to 0.1, 0.2"."""
     return ", ".join(f"{low:g} to {high:g}" if low < high else f"{low:g}" for low, high in ranges)
 
 
-def reconstruct(content: dict[str, Any], run: Path | None, width: float) -> dict[str, Tensor]:
-    """The state dict of the power average of `width` at the step of a checkpoint's content.
+def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[str, Tensor]:
+    """The state dict of the power average of `width` at the step of a checkpoint.
 
-    run: the folder beside whose checkpoints the snapshots lie. Raises FmdiffError where there are
-    none, or where they do not give the profile to within 5 %.
+    run: the folder of the checkpoint, in which the snapshots lie. Raises FmdiffError where there
+    are none, and where they do not give the profile to within 5 %.
     """
     gamma(width)  # refuses what is no width
-    said, widths = f"weights={power(width)}", stored(content)
-    holds = f"{said}: this checkpoint holds {', '.join(content['weights'])}"
+    option, widths = f"weights={power(width)}", _widths(checkpoint)
+    holds = f"{option}: this checkpoint holds {', '.join(checkpoint.weights)}"
     if not widths:
         raise FmdiffError(
             f"{holds}; widths are reconstructed from runs of trainer.power_ema=[0.05,0.1]"
         )
-    files, t, g = _sources(content, run)
+    files, t, g = _sources(checkpoint, run)
     if len(files) == 1:
         raise FmdiffError(
             f"{holds}, and {(run or Path()) / FOLDER} no snapshots of earlier steps, from which "
             "other widths are reconstructed"
         )
-    factors, off = combine(t, g, content["step"], [width])
+    factors, off = combine(t, g, checkpoint.step, [width])
     if off.item() > TOLERANCE:
         raise FmdiffError(
-            f"{said}: the {len(files) - 1} snapshots in {run}/{FOLDER} give its profile only to "
+            f"{option}: the {len(files) - 1} snapshots in {run}/{FOLDER} give its profile only to "
             f"within {off.item():.1%}, and {TOLERANCE:.0%} is allowed; they give widths of "
-            f"{shown(reach(content, run)[1])}"
+            f"{ranges_text(reach(checkpoint, run)[1])}"
         )
     names = [power(w) for w in widths]
     total: dict[str, Tensor] = {}
     for file, row in zip(files, factors.reshape(len(files), -1).tolist(), strict=True):
-        weights = (content if file is None else checkpoint.read(file))["weights"]
+        weights = checkpoint.weights if file is None else read(file)["weights"]
         if missing := [name for name in names if name not in weights]:
-            raise FmdiffError(f"{said}: {file} lacks {missing[0]}, which the checkpoint holds")
+            raise FmdiffError(f"{option}: {file} lacks {missing[0]}, which the checkpoint holds")
         for name, factor in zip(names, row, strict=True):
             for key, value in weights[name].items():
                 if value.is_floating_point():
                     total[key] = total.get(key, 0) + factor * value.double()
     log.info(
         "%s: reconstructed from %d snapshots, its profile to within %.2g %%",
-        *(said, len(files) - 1, 100 * off.item()),
+        option,
+        len(files) - 1,
+        100 * off.item(),
     )
-    like = content["weights"][names[0]]
+    like = checkpoint.weights[names[0]]
     return {k: total[k].to(v.dtype) if k in total else v for k, v in like.items()}

@@ -1,21 +1,10 @@
 """Checkpoint files: written whole or not at all, verified when read, never able to run code.
 
-A checkpoint is `torch.save` of one dict of plain containers and tensors:
-
-    format     "fmdiff"
-    version    1
-    step       int, optimiser steps done
-    spec       nested dict, everything needed to rebuild the field
-    weights    {"raw": state_dict, "0.9999": state_dict of that EMA, ...}
-    training   optimizer, loops, config ...; absent in an exported file
-    checksums  {dotted path of a tensor: SHA-256 of its dtype, shape and bytes}
+What they hold is in `fmdiff.runs.content`.
 """
 
 import contextlib
-import ctypes
 import errno
-import hashlib
-import logging
 import os
 import pickle
 import re
@@ -32,19 +21,10 @@ from torch import Tensor
 from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import safetensors
+from fmdiff.runs.content import FORMAT, VERSION, Damaged, digest
 
-FORMAT, VERSION = "fmdiff", 1
 LAST = "last.ckpt"
 NUMBERED = re.compile(r"(\d{7,})\.ckpt")
-
-logger = logging.getLogger(__name__)
-
-
-class Damaged(FmdiffError):
-    """A checkpoint whose bytes are not those that were written."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"checkpoint {path} is damaged: {reason}")
 
 
 def name(step: int) -> str:
@@ -143,51 +123,6 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
     return content
 
 
-def newest_good(folder: str | Path) -> tuple[Path, dict] | None:
-    """The undamaged checkpoint of the highest step in a run folder and its content.
-
-    None if the folder holds no checkpoint. Each damaged one passed over is logged as a warning.
-    Raises FmdiffError if all are damaged, or if the newest is readable by another fmdiff only.
-    """
-    damages: list[str] = []
-    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
-        try:
-            content = read(path)
-        except Damaged as error:
-            damages.append(str(error))
-            continue
-        for damage in damages:
-            logger.warning("%s; falling back to %s", damage, path)
-        return path, content
-    if damages:
-        raise FmdiffError(f"no checkpoint in {folder} can be read: {damages[0]}")
-    return None
-
-
-def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
-    """The checkpoint file that `ckpt=spec` means.
-
-    spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
-    (the newest run under outputs). Raises FmdiffError naming spec and checkpoints found nearby.
-    """
-    outputs = Path(outputs)
-    if str(spec) == "last":
-        files = _newest_first(_in_outputs(outputs))
-        if not files:
-            raise FmdiffError(f"ckpt=last: no run under {outputs} holds a checkpoint")
-        path = files[0].parent
-    else:
-        path = Path(spec).expanduser()
-    if path.is_file():
-        return path
-    good = newest_good(path) if path.exists() else None
-    if good is None:
-        what = "is a folder without checkpoints" if path.exists() else "does not exist"
-        raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
-    logger.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
-    return good[0]
-
-
 # Content
 
 
@@ -237,14 +172,6 @@ def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for k, v in items:
             yield from _tensors(v, f"{key}.{k}" if key else str(k))
-
-
-def digest(tensor: Tensor) -> str:
-    tensor = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    if tensor.nbytes:
-        digest.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
-    return digest.hexdigest()
 
 
 def _tensor_fault(content: dict) -> str | None:
@@ -330,47 +257,3 @@ def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise
         raise Damaged(path, f"torch cannot read it ({type(error).__name__})") from error
-
-
-# Looking for
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The numbered checkpoints of a run folder, and last.ckpt unless it is a link to one."""
-    numbered = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name)]
-    last = folder / LAST
-    if last.exists() and not any(last.samefile(p) for p in numbered):
-        numbered.append(last)
-    return numbered
-
-
-def _step(path: Path) -> float:
-    """The step of a checkpoint, without reading its tensors; inf if it cannot be told."""
-    match = NUMBERED.fullmatch(path.name)
-    if match:
-        return int(match[1])
-    try:
-        return float(torch.load(path, mmap=True, weights_only=True)["step"])
-    except Exception:
-        return float("inf")  # tried first, so that its damage is reported
-
-
-def _in_outputs(outputs: Path) -> list[Path]:
-    """The checkpoints of runs (NAME/DATE) and of the jobs of sweeps (NAME/DATE/N)."""
-    found = [*outputs.glob("*/*/*.ckpt"), *outputs.glob("*/*/*/*.ckpt")]
-    return [p for p in found if p.name == LAST or NUMBERED.fullmatch(p.name)]
-
-
-def _newest_first(paths) -> list[Path]:
-    return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
-
-
-def _nearby(path: Path, outputs: Path) -> str:
-    """Up to five checkpoints around a path that was not one, the nearest folder first."""
-    found: dict[Path, None] = {}
-    for folder in (path, path.parent, path.parent.parent):
-        found |= dict.fromkeys(_newest_first([*folder.glob("*.ckpt"), *folder.glob("*/*.ckpt")]))
-    found |= dict.fromkeys(_newest_first(_in_outputs(outputs)))
-    if not found:
-        return f"no checkpoint was found nearby or under {outputs}"
-    return "checkpoints nearby: " + ", ".join(map(str, list(found)[:5]))

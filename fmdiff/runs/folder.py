@@ -185,7 +185,7 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
 def _parent(cfg: DictConfig) -> Path:
     """Where a new folder goes if `out` does not say."""
     if cfg.get("ckpt") is not None:
-        from fmdiff.runs.checkpoint import find
+        from fmdiff.runs.find import find
 
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"

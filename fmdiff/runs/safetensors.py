@@ -1,4 +1,4 @@
-"""Weights as a .safetensors file that any program can read, and that is a checkpoint here.
+"""Weights as a .safetensors file that any program can read and fmdiff takes as a checkpoint.
 
 Its metadata are JSON under the one key `fmdiff`:
 
@@ -6,7 +6,7 @@ Its metadata are JSON under the one key `fmdiff`:
     step       optimiser steps done
     weights    the name of the average, or raw
     spec       as in a checkpoint, everything needed to rebuild the field
-    sha256     of all this and of every tensor's SHA-256 (`checkpoint.digest`), see `_sha256`
+    sha256     of all this and of every tensor's SHA-256 (`content.digest`), see `_sha256`
 """
 
 import hashlib
@@ -19,16 +19,18 @@ from torch import Tensor
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError
-from fmdiff.runs import checkpoint
+from fmdiff.runs.content import FORMAT, Checkpoint, Damaged, digest
 
 SUFFIX, VERSION = ".safetensors", 1
 
 
-def write(path: Path, content: dict, name: str, state: dict[str, Tensor], overwrite: bool) -> None:
-    """Write state, the weights of that name of a checkpoint's content, and what it is.
+def write(
+    path: Path, checkpoint: Checkpoint, name: str, state: dict[str, Tensor], overwrite: bool
+) -> None:
+    """Write state, the weights of that name of a checkpoint, and what they are weights of.
 
     At every instant path is the old file or the whole new one. Raises FmdiffError for a path that
-    cannot be written, of another extension, or taken and not to be overwritten.
+    cannot be written, has another extension, or exists and is not to be overwritten.
     """
     from safetensors.torch import save
 
@@ -38,10 +40,10 @@ def write(path: Path, content: dict, name: str, state: dict[str, Tensor], overwr
         raise FmdiffError(f"export={path} exists: choose another name or say overwrite=true")
     # what is shared is stored twice, as the format wants it
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    about = {"version": VERSION, "step": content["step"], "weights": name}
-    about["spec"] = content["spec"]
+    about = {"version": VERSION, "step": checkpoint.step, "weights": name}
+    about["spec"] = checkpoint.spec
     about["sha256"] = _sha256(about, tensors)
-    data = save(tensors, {checkpoint.FORMAT: json.dumps(about)})  # one key: else of any order
+    data = save(tensors, {FORMAT: json.dumps(about)})  # one key: else of any order
     try:
         with files.whole(path) as file:
             file.write(data)
@@ -49,10 +51,11 @@ def write(path: Path, content: dict, name: str, state: dict[str, Tensor], overwr
         raise FmdiffError(f"export={path} cannot be written: {error.strerror}") from error
 
 
-def read(path: Path, map_location: str | torch.device = "cpu") -> dict:
-    """The content of an exported file as of a checkpoint without `training`, verified.
+def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of an exported file, in the form of a checkpoint without `training`.
 
-    Raises FmdiffError: missing, damaged (Damaged), of another program or of a newer format.
+    Raises FmdiffError for a file that is missing, damaged (Damaged), of another program or of a
+    newer format.
     """
     from safetensors.torch import load
 
@@ -65,29 +68,27 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict:
         raise FmdiffError(f"checkpoint {path} cannot be opened: {error.strerror}") from error
     except MemoryError:
         raise
-    except Exception as error:  # what is wrong with the file has many kinds
-        raise checkpoint.Damaged(
-            path, f"it is no {SUFFIX} file ({type(error).__name__})"
-        ) from error
-    said = (header.get("__metadata__") or {}).get(checkpoint.FORMAT)
-    if said is None:
+    except Exception as error:  # damage raises many kinds of exception
+        raise Damaged(path, f"it is no {SUFFIX} file ({type(error).__name__})") from error
+    metadata = (header.get("__metadata__") or {}).get(FORMAT)
+    if metadata is None:
         some = ", ".join(list(tensors)[:4]) or "nothing"
         raise FmdiffError(f"{path} was not exported by fmdiff (it holds {some})")
     try:
-        about: dict[str, Any] = json.loads(said)
+        about: dict[str, Any] = json.loads(metadata)
         version, sha256 = about["version"], about.pop("sha256")
         right = _sha256(about, tensors) == sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise checkpoint.Damaged(path, "its metadata cannot be read") from error
+        raise Damaged(path, "its metadata cannot be read") from error
     if not right:
-        raise checkpoint.Damaged(path, "it does not match its checksum")
+        raise Damaged(path, "it does not match its checksum")
     if version != VERSION:
         raise FmdiffError(f"{path} was written by a newer fmdiff (version {version})")
     weights = {key: value.to(map_location) for key, value in tensors.items()}
-    return about | {"format": checkpoint.FORMAT, "weights": {about["weights"]: weights}}
+    return about | {"format": FORMAT, "weights": {about["weights"]: weights}}
 
 
 def _sha256(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """SHA-256 of the JSON, its keys sorted, of about and {name: digest} of the tensors."""
-    digests = {key: checkpoint.digest(value) for key, value in tensors.items()}
+    digests = {key: digest(value) for key, value in tensors.items()}
     return hashlib.sha256(json.dumps([about, digests], sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,7 @@ from fmdiff.path import from_spec
 from fmdiff.randomness import key
 from fmdiff.runs import checkpoint
 from fmdiff.runs.config import seconds
+from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
 from fmdiff.training.callbacks import Checkpoints, Judged, Log, Pictures, Profile
 from fmdiff.training.module import Training
@@ -159,12 +160,12 @@ def train(cfg, folder: Path) -> None:
     module, where = prepared(cfg)
     judged(module, where)
     settings, options, net, data = module.settings, module.options, module.net, module.data
-    found = checkpoint.newest_good(folder) if settings["resume"] else None
+    found = newest_good(folder) if settings["resume"] else None
     if found:
         module.restore(found[1])
         log.info("resuming %s at step %d", found[0], module.step)
     elif settings["init"]:
-        module.restore(checkpoint.read(checkpoint.find(settings["init"])), optimizer=False)
+        module.restore(checkpoint.read(find(settings["init"])), optimizer=False)
     if module.step >= options["max_steps"]:
         log.info("%s has its %d steps already; raise trainer.max_steps", folder, module.step)
         return

@@ -17,12 +17,12 @@ from fmdiff.coupling import transport_cost
 from fmdiff.data.base import joined
 from fmdiff.ema import Averages
 from fmdiff.errors import Diverged, FmdiffError
-from fmdiff.loading import check_form
 from fmdiff.machine import precision
 from fmdiff.machine.ahead import Ahead
 from fmdiff.machine.clock import Clock
 from fmdiff.randomness import generator, key
 from fmdiff.runs.config import differences, listed
+from fmdiff.runs.content import Checkpoint
 
 log = logging.getLogger("fmdiff")
 FITTING = ("data.shape", "data.classes")  # beside the model's keys: what its weights depend on
@@ -271,24 +271,21 @@ class Training(pl.LightningModule):
 
     def content(self) -> dict[str, Any]:
         """The checkpoint: what sampling needs, and what going on needs."""
-        return {
-            "step": self.step,
-            "spec": self.spec(),
-            "weights": self.averages.named(self.net),
-            "training": {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "sums": torch.tensor(self.sums, dtype=torch.float64),
-                "config": self.settings,
-            },
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "sums": torch.tensor(self.sums, dtype=torch.float64),
+            "config": self.settings,
         }
+        weights = self.averages.named(self.net)
+        return Checkpoint(self.step, self.spec(), weights, training).content()
 
     def restore(self, content: dict[str, Any], optimizer: bool = True) -> None:
         """Take weights and averages (and with `optimizer` step and optimiser) from a checkpoint.
 
         Raises FmdiffError when the weights do not fit this network.
         """
-        check_form(content)
+        Checkpoint.of(content)
         stored = content["weights"]
         raw = stored.get("raw") or next(iter(stored.values()))  # an exported file has one
         try:

@@ -19,6 +19,7 @@ from fmdiff import sampling
 from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.training import callbacks
 
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
@@ -148,7 +149,7 @@ def test_every_choice_of_training_runs(command, few_pictures, own_images, monkey
         monkeypatch.setenv("FMDIFF_DATA", "cache")
     words = in_small(choice)
     assert command("train", *PLAIN, *BRIEF, *words, "out=run") == 0
-    assert checkpoint.read(checkpoint.find("run"))["step"] == 2
+    assert checkpoint.read(find("run"))["step"] == 2
     code = 2 if "objective=classification" in words else 0  # a classifier gives no samples
     assert command("sample", "ckpt=run", "n=3", "steps=2", "device=cpu", "out=samples") == code
 
@@ -316,7 +317,7 @@ def test_a_run_samples_along_another_path(command, moons_run):
 
 
 def test_weights_are_chosen(command, moons_run, capfd):
-    stored = checkpoint.read(checkpoint.find(moons_run))["weights"]
+    stored = checkpoint.read(find(moons_run))["weights"]
     for weights, name in (("ema", "0.9999"), ("raw", "raw"), (0.9, "0.9"), ("0.9", "0.9")):
         state = fmdiff.load(moons_run, weights=weights).net.state_dict()
         assert all(torch.equal(state[key], stored[name][key]) for key in state)
@@ -357,7 +358,7 @@ def test_load_and_generate(digits_run):
 
 
 def test_code_named_by_a_checkpoint_is_not_run(tmp_path, moons_run, command, capfd):
-    content = checkpoint.read(checkpoint.find(moons_run))
+    content = checkpoint.read(find(moons_run))
     content["spec"]["model"]["_target_"] = "os.system"
     checkpoint.write(tmp_path / "other.ckpt", content)
     with pytest.raises(FmdiffError, match=r"os\.system.*trust"):

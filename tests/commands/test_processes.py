@@ -23,6 +23,7 @@ from fmdiff import cli
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.training.module import Training
 
 # processes that have imported all there is to import
@@ -152,7 +153,7 @@ def said(cwd):
 
 
 def newest(folder):
-    return checkpoint.read(checkpoint.find(folder))
+    return checkpoint.read(find(folder))
 
 
 def same(run, whole):
@@ -256,7 +257,7 @@ def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path
     wait_for(process, run / checkpoint.name(100), run / checkpoint.name(200))
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert 100 <= checkpoint.read(checkpoint.find(run))["step"] < 1000
+    assert 100 <= checkpoint.read(find(run))["step"] < 1000
     resumed = train(run, *words, "resume=last")
     whole = train(tmp_path / "whole", *words)
     assert resumed["step"] == 1000 and resumed["checksums"] == whole["checksums"]

@@ -16,6 +16,7 @@ from fmdiff.data import files, folder
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 
 REAL = Path(os.environ.get("FMDIFF_DATA", "absent"))
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0", *IMAGES[1:])
@@ -342,7 +343,7 @@ def test_train_then_sample_and_evaluate_without_the_folder(command, train, root,
     assert "found in the cache" in "".join(capfd.readouterr())
     assert spec["shape"] == [1, 28, 28] and spec["classes"] == 3
     assert spec["std"] == pytest.approx(own(root, size=28).std, rel=1e-6)
-    assert checkpoint.read(checkpoint.find("run"))["step"] == 4
+    assert checkpoint.read(find("run"))["step"] == 4
     root.rename("moved")
     words = ("ckpt=run", "n=6", "steps=2", "device=cpu")
     assert command("sample", *words, "classes=[2]", "out=samples") == 0

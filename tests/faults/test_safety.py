@@ -20,6 +20,8 @@ from fmdiff.formula import Formula
 from fmdiff.loading import restore
 from fmdiff.metrics import features, inception, reference
 from fmdiff.runs import checkpoint
+from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.find import find
 
 
 class Evil:
@@ -379,13 +381,13 @@ def altered(tree, depth=3, key=()):
 @pytest.mark.fault(count=400)
 def test_forged_checkpoints_with_right_checksums(moons_run):
     """A checkpoint that was written by others ends in one sentence, or in a model"""
-    whole = checkpoint.read(checkpoint.find(moons_run))
+    whole = checkpoint.read(find(moons_run))
     content = {key: whole[key] for key in ("step", "weights", "spec")}
     count, refused = 0, 0
     for key, forged in altered(content):
         count += 1
         try:
-            restore(forged)
+            restore(Checkpoint.of(forged))
         except FmdiffError as error:
             refused += 1
             assert "\n" not in str(error), key
@@ -394,7 +396,7 @@ def test_forged_checkpoints_with_right_checksums(moons_run):
 
 @pytest.mark.fault
 def test_a_forged_checkpoint_by_command(moons_run, tmp_path, command, capfd):
-    content = checkpoint.read(checkpoint.find(moons_run))
+    content = checkpoint.read(find(moons_run))
     del content["spec"]["model"]
     checkpoint.write(tmp_path / "forged.ckpt", content)
     ckpt = f"{tmp_path}/forged.ckpt"

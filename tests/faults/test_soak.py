@@ -22,6 +22,7 @@ from test_training import interrupt
 import fmdiff
 from fmdiff import cli
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.runs.rows import Rows
 from fmdiff.training.module import Training
 
@@ -85,7 +86,7 @@ def survive(train, tmp_path, kills, seed):
         child.join()
         assert child.exitcode == -signal.SIGKILL and newest(run) >= before
     assert wait(forked("train", *PLAIN, *words, "resume=last", f"out={run}")) == 0
-    ended = checkpoint.read(checkpoint.find(run))
+    ended = checkpoint.read(find(run))
     assert ended["step"] == whole["step"] and ended["checksums"] == whole["checksums"]
     assert metrics(run) == metrics(tmp_path / "whole")
     assert not [path for path in run.iterdir() if ".tmp-" in path.name]

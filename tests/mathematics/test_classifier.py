@@ -15,6 +15,7 @@ from fmdiff.guidance import ByClassifier, Strength, Tilted
 from fmdiff.loading import load_classifier
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.sampling import generate
 
 
@@ -225,4 +226,4 @@ def test_an_image_classifier_trains_and_info_tells_what_it_is(command, capfd):
     assert "guidance=classifier guidance.ckpt=" in told and "Classification" in told
     found = load_classifier("run")
     assert found.logits(torch.zeros(3, 1, 8, 8), torch.tensor(0.5)).shape == (3, 10)
-    assert checkpoint.read(checkpoint.find("run"))["step"] == 2
+    assert checkpoint.read(find("run"))["step"] == 2

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import fmdiff
 from fmdiff.ema import Averages, gamma, power
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import averages, checkpoint
+from fmdiff.runs.content import Checkpoint
 
 WIDTHS = [0.05, 0.1]
 RUN = (*POINTS, "trainer.max_steps=200", "trainer.power_ema=[0.05,0.10]", "trainer.ema=[0.9]")
@@ -166,7 +168,7 @@ def walked(tmp_path_factory):
         followed.update(net.parameters(), k)
         if k % 50 == 0:
             averages.save(run, k, kept)
-    return run, {"step": 1000, "weights": kept.named(net)}, followed
+    return run, Checkpoint(1000, {}, kept.named(net)), followed
 
 
 @pytest.mark.parametrize(("i", "width"), list(enumerate([0.04, 0.07, 0.15])))
@@ -179,7 +181,7 @@ def test_a_width_in_between_is_reconstructed(walked, i, width):
     def distance(other):
         return sum((other[k].double() - truth[k].double()).square().sum() for k in weights) ** 0.5
 
-    nearest = min(distance(content["weights"][power(w)]) for w in WIDTHS)
+    nearest = min(distance(content.weights[power(w)]) for w in WIDTHS)
     assert distance(state) < 0.01 * nearest
     assert torch.equal(state["scale"], truth["scale"]) and state["count"] == 3
     assert all(state[k].dtype == v.dtype for k, v in truth.items())
@@ -188,13 +190,13 @@ def test_a_width_in_between_is_reconstructed(walked, i, width):
 def test_snapshots_of_later_steps_are_not_asked(walked):
     run, content, _ = walked
     assert averages.reach(content, run)[0] == 19  # and the checkpoint's own averages
-    assert averages.reach(content | {"step": 500}, run)[0] == 9
+    assert averages.reach(replace(content, step=500), run)[0] == 9
 
 
 def test_more_snapshots_reach_further(walked):
     run, content, _ = walked
     [(low, high)] = averages.reach(content, run)[1]
-    [(less_low, less_high)] = averages.reach(content | {"step": 150}, run)[1]
+    [(less_low, less_high)] = averages.reach(replace(content, step=150), run)[1]
     assert low < less_low < 0.05 and 0.1 < less_high < high
 
 
@@ -206,7 +208,7 @@ def test_what_cannot_be_reconstructed_is_said(walked, tmp_path):
         with pytest.raises(FmdiffError, match=r"power:0\.07: .*no snapshots of earlier steps"):
             averages.reconstruct(content, missing, 0.07)
     with pytest.raises(FmdiffError, match=r"power:0\.07: this checkpoint holds raw; .*power_ema"):
-        averages.reconstruct({"step": 9, "weights": {"raw": {}}}, run, 0.07)
+        averages.reconstruct(Checkpoint(9, {}, {"raw": {}}), run, 0.07)
 
 
 def test_a_damaged_snapshot_is_named(walked, tmp_path):

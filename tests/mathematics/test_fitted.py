@@ -21,6 +21,7 @@ from fmdiff.loading import load
 from fmdiff.machine.progress import Bar
 from fmdiff.path import EDM, VP, CondOT
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.sampling import generate, plan
 from fmdiff.schedules import Explicit, NoiseLevels, Power
 from fmdiff.solvers.runge_kutta import Euler
@@ -175,7 +176,7 @@ def test_times_of_other_weights_are_not_used(command, run, capfd):
     assert command(*words, "out=a") == 0
     [file] = (run / "schedules").iterdir()
     old = json.loads(file.read_text())
-    content = checkpoint.read(newest := checkpoint.find(run))
+    content = checkpoint.read(newest := find(run))
     for state in content["weights"].values():
         for tensor in state.values():
             tensor.mul_(1.5) if tensor.is_floating_point() else None

@@ -15,6 +15,7 @@ from fmdiff.field import Along, NetField, Straight
 from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, clipped
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.sampling import generate, plan, view
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
@@ -293,7 +294,7 @@ def test_autoguidance_with_a_checkpoint(moons_run, digits_run):
 def test_a_newer_checkpoint_of_the_same_name_is_read_anew(moons_run, tmp_path):
     file = tmp_path / "guide.ckpt"
     field, t, x_t = load(moons_run), torch.tensor(0.4).double(), images(5, (2,))
-    file.write_bytes(checkpoint.find(moons_run).read_bytes())
+    file.write_bytes(find(moons_run).read_bytes())
     before = Autoguidance(3.0, file, "raw")(field, None)(x_t, t)
     content = checkpoint.read(file)
     content["weights"]["raw"] = {k: 0.5 * v for k, v in content["weights"]["raw"].items()}

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find, newest_good
 
 
 def content(step=7, size=50):
@@ -296,7 +297,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, how):
         path, "refused: it asks for code .*mkdir" if how in ("zip", "key") else "no checkpoint"
     )
     with pytest.raises(FmdiffError):
-        checkpoint.newest_good(path.rename(tmp_path / checkpoint.LAST).parent)
+        newest_good(path.rename(tmp_path / checkpoint.LAST).parent)
     assert not marker.exists()
 
 
@@ -406,7 +407,7 @@ def survive_kills(folder, count):
         for path in folder.glob("*.ckpt"):
             good = checkpoint.read(path)
             assert (good["weights"]["w"] == good["step"]).all()
-        newest, good = checkpoint.newest_good(folder)
+        newest, good = newest_good(folder)
         assert good["step"] >= step
         step = good["step"]
         for path in set(folder.glob("0*.ckpt")) - {newest}:
@@ -443,55 +444,55 @@ def cut(path):
 
 @pytest.mark.fault
 def test_newest_good_goes_by_step_and_falls_back(tmp_path, caplog):
-    assert checkpoint.newest_good(tmp_path) is None
+    assert newest_good(tmp_path) is None
     run = run_folder(tmp_path / "run", 9, 10_000_000, 800)  # last.ckpt is step 800
     (run / "0000900.ckpt.tmp-1").write_bytes(b"half")
     (run / "other.ckpt").write_bytes(b"not ours")
-    path, read = checkpoint.newest_good(run)
+    path, read = newest_good(run)
     assert (path.name, read["step"]) == ("10000000.ckpt", 10_000_000)
     assert not caplog.records
     cut(path)
-    path, read = checkpoint.newest_good(run)
+    path, read = newest_good(run)
     assert (path.name, read["step"]) == ("0000800.ckpt", 800)
     assert "10000000.ckpt is damaged" in caplog.text and "falling back to" in caplog.text
     cut(path)  # last.ckpt is now the only good copy of step 800
-    path, read = checkpoint.newest_good(run)
+    path, read = newest_good(run)
     assert (path.name, read["step"]) == ("last.ckpt", 800)
     cut(path)
-    assert checkpoint.newest_good(run)[0].name == "0000009.ckpt"
+    assert newest_good(run)[0].name == "0000009.ckpt"
     cut(run / "0000009.ckpt")
     with pytest.raises(FmdiffError, match=r"no checkpoint in .*run can be read: .*damaged"):
-        checkpoint.newest_good(run)
+        newest_good(run)
 
 
 def test_a_newer_format_is_not_passed_over(tmp_path):
     run = run_folder(tmp_path / "run", 1)
     torch.save({"format": "fmdiff", "version": 2, "step": 2}, run / checkpoint.name(2))
     with pytest.raises(FmdiffError, match="newer fmdiff"):
-        checkpoint.newest_good(run)
+        newest_good(run)
 
 
 def test_find_a_file_or_a_run(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run = run_folder(tmp_path / "run = ünï", 1, 20)
-    assert checkpoint.find(str(run / "0000001.ckpt")) == run / "0000001.ckpt"
-    assert checkpoint.find(run) == run / "0000020.ckpt"
+    assert find(str(run / "0000001.ckpt")) == run / "0000001.ckpt"
+    assert find(run) == run / "0000020.ckpt"
     assert "using" in caplog.text and "0000020.ckpt" in caplog.text and "step 20" in caplog.text
     for path in run.glob("0*.ckpt"):
         path.unlink()
-    assert checkpoint.find(run) == run / "last.ckpt"
+    assert find(run) == run / "last.ckpt"
 
 
 def test_find_last(tmp_path):
     outputs = tmp_path / "outputs"
     with pytest.raises(FmdiffError, match="no run under"):
-        checkpoint.find("last", outputs)
+        find("last", outputs)
     run_folder(outputs / "moons" / "2025-01-01_00-00-00", 5000, age=300)
     run_folder(outputs / "mnist" / "2025-01-02_00-00-00", 10, age=200)
     run_folder(outputs / "a" / "2024-01-02_00-00-00", age=0)  # started, no checkpoint yet
-    assert checkpoint.find("last", outputs).parts[-3:-1] == ("mnist", "2025-01-02_00-00-00")
+    assert find("last", outputs).parts[-3:-1] == ("mnist", "2025-01-02_00-00-00")
     job = run_folder(outputs / "sweep" / "2025-01-03_00-00-00" / "1", 3, age=100)
-    assert checkpoint.find("last", str(outputs)) == job / "0000003.ckpt"
+    assert find("last", str(outputs)) == job / "0000003.ckpt"
 
 
 def test_what_is_not_found_lists_what_is_near(tmp_path):
@@ -500,10 +501,10 @@ def test_what_is_not_found_lists_what_is_near(tmp_path):
     run_folder(tmp_path / "elsewhere" / "run", 4)
     for spec in (outputs / "moons" / "typo", outputs / "moons", outputs / "mons" / "b" / "x.ckpt"):
         with pytest.raises(FmdiffError) as caught:
-            checkpoint.find(spec, outputs)
+            find(spec, outputs)
         text = str(caught.value)
         assert f"ckpt={spec} " in text and text.count(".ckpt, ") == 4 and "moons/b/" in text
     with pytest.raises(FmdiffError, match=r"does not exist; .*nearby: .*run/0000004\.ckpt"):
-        checkpoint.find(tmp_path / "elsewhere" / "run" / checkpoint.name(5), outputs)
+        find(tmp_path / "elsewhere" / "run" / checkpoint.name(5), outputs)
     with pytest.raises(FmdiffError, match="no checkpoint was found nearby"):
-        checkpoint.find(tmp_path / "no" / "such" / "place" / "x.ckpt", tmp_path / "no")
+        find(tmp_path / "no" / "such" / "place" / "x.ckpt", tmp_path / "no")

@@ -24,6 +24,7 @@ from fmdiff.models.layers import attend
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -191,7 +192,7 @@ def test_fp16_scales_its_loss_and_resumes(train, tmp_path, monkeypatch):
     assert 0 < far(a, b) < 2e-2
 
     train(tmp_path / "part", *words, "trainer.max_steps=20", "trainer.max_time=0.01")
-    step = checkpoint.read(checkpoint.find(tmp_path / "part"))["step"]
+    step = checkpoint.read(find(tmp_path / "part"))["step"]
     assert step < 20
     resumed = train(tmp_path / "part", *words, "trainer.max_time=null", "resume=true")
     assert torch.equal(vector(resumed["weights"]["raw"]), a)

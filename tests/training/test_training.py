@@ -20,6 +20,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.path import from_spec
 from fmdiff.runs import checkpoint
+from fmdiff.runs.find import find
 from fmdiff.training import callbacks
 from fmdiff.training.fit import Chunks, inner_steps, quiet
 from fmdiff.training.module import Training
@@ -337,7 +338,7 @@ def test_a_longer_run_goes_on(train, command, tmp_path):
 def test_init_takes_the_weights_and_starts_at_zero(train, tmp_path, moons_run):
     words = (*POINTS, "trainer.max_steps=1", "optim.lr=1e-12", "trainer.ema=[0.9999,0.5]")
     begun = train(tmp_path / "run", *words, f"init={moons_run}")
-    source = checkpoint.read(checkpoint.find(moons_run))["weights"]
+    source = checkpoint.read(find(moons_run))["weights"]
     assert begun["step"] == 1
     for name, origin in (("raw", "raw"), ("0.5", "raw")):
         torch.testing.assert_close(vector(begun["weights"][name]), vector(source[origin]))

@@ -1,0 +1,121 @@
+"""What a checkpoint holds: its form, stated once.
+
+A checkpoint file is `torch.save` of one dict of plain containers and tensors:
+
+    step       int, optimiser steps done
+    spec       nested dict, everything needed to rebuild the field: see FORM
+    weights    {"raw": state_dict, "0.9999": state_dict of that EMA, ...}
+    training   optimizer, loops, config ...; absent in an exported file
+    checksums  {dotted path of a tensor: SHA-256 of its dtype, shape and bytes}
+    format     "fmdiff"
+    version    1
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fmdiff.ema import POWER, power
+from fmdiff.errors import FmdiffError
+
+FORMAT, VERSION = "fmdiff", 1
+# the parts that sampling needs and their types; each _target_ beside them names a class
+FORM: dict[str, Any] = {
+    "step": int,
+    "weights": dict,
+    "spec": {
+        "model": dict,
+        "path": dict,
+        "objective": dict,
+        "data": {
+            "name": str,
+            "shape": list,
+            "classes": int,
+            "std": (int, float),
+            "source": dict,  # the settings of the data set
+        },
+    },
+}
+
+
+class Damaged(FmdiffError):
+    """A checkpoint whose bytes are not those that were written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"checkpoint {path} is damaged: {reason}")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The content of a checkpoint; `of` checks its form, `content` is what is written.
+
+    spec may hold `source` and `coupling` too: checkpoints of the first versions lack them.
+    """
+
+    step: int
+    spec: dict[str, Any]
+    weights: dict[str, dict[str, Tensor]]
+    training: dict[str, Any] | None = None  # None where the run cannot be resumed
+    version: int = VERSION
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Checkpoint":
+        """The checkpoint that the content of a file is.
+
+        A file whose checksums match may still be written by others. Raises FmdiffError, naming the
+        first part that is missing or of another type, and for a snapshot of averages.
+        """
+        if "spec" not in content:
+            raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
+        _check(content, FORM)
+        return cls(
+            content["step"],
+            content["spec"],
+            content["weights"],
+            content.get("training"),
+            content.get("version", VERSION),
+        )
+
+    def content(self) -> dict[str, Any]:
+        """The dict to write; format, version and checksums are added on the way to the disk."""
+        content = {"step": self.step, "spec": self.spec, "weights": self.weights}
+        return content if self.training is None else content | {"training": self.training}
+
+    def name_of(self, weights: str | float = "ema") -> str:
+        """The name here of the weights that `weights=` means, whether they are stored or not.
+
+        ema: the first average, raw where there is none. Raises FmdiffError for power:WIDTH with a
+        width that is no number.
+        """
+        if weights == "ema":
+            return next((name for name in self.weights if name != "raw"), "raw")
+        name = str(weights)
+        if not name.startswith(POWER):
+            return name
+        try:
+            return power(float(name.removeprefix(POWER)))  # 0.10 is 0.1
+        except ValueError:
+            raise FmdiffError(f"weights={weights}: power:WIDTH takes a number") from None
+
+
+def _check(content: Mapping[str, Any], form: Mapping[str, Any], parent: str = "") -> None:
+    for name, kind in form.items():
+        part, key = content.get(name), parent + name
+        if not isinstance(part, dict if isinstance(kind, dict) else kind):
+            raise FmdiffError(f"this checkpoint is not as fmdiff writes it: {key} is {part!r:.60}")
+        if isinstance(kind, dict):
+            _check(part, kind, f"{key}.")
+
+
+def digest(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's dtype, shape and bytes, in hexadecimal."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    if tensor.nbytes:
+        digest.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
+    return digest.hexdigest()

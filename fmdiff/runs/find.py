@@ -1,0 +1,101 @@
+"""Finding a checkpoint: what `ckpt=` means, the newest good one of a run, those nearby."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmdiff.errors import FmdiffError
+from fmdiff.runs import checkpoint
+from fmdiff.runs.checkpoint import LAST, NUMBERED
+from fmdiff.runs.content import Damaged
+
+logger = logging.getLogger(__name__)
+
+
+def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
+    """The checkpoint file that `ckpt=spec` means.
+
+    spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
+    (the newest run under outputs). Raises FmdiffError naming spec and checkpoints nearby.
+    """
+    outputs = Path(outputs)
+    if str(spec) == "last":
+        files = _newest_first(_in_outputs(outputs))
+        if not files:
+            raise FmdiffError(f"ckpt=last: no run under {outputs} holds a checkpoint")
+        path = files[0].parent
+    else:
+        path = Path(spec).expanduser()
+    if path.is_file():
+        return path
+    good = newest_good(path) if path.exists() else None
+    if good is None:
+        what = "is a folder without checkpoints" if path.exists() else "does not exist"
+        raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
+    logger.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
+    return good[0]
+
+
+def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The undamaged checkpoint of the highest step in a run folder and its content.
+
+    None if the folder holds no checkpoint. Each damaged one passed over is logged as a warning.
+    Raises FmdiffError if all are damaged, or if the newest is readable by another fmdiff only.
+    """
+    damages: list[str] = []
+    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+        try:
+            content = checkpoint.read(path)
+        except Damaged as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            logger.warning("%s; falling back to %s", damage, path)
+        return path, content
+    if damages:
+        raise FmdiffError(f"no checkpoint in {folder} can be read: {damages[0]}")
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run folder, and last.ckpt unless it is a link to one."""
+    numbered = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name)]
+    last = folder / LAST
+    if last.exists() and not any(last.samefile(p) for p in numbered):
+        numbered.append(last)
+    return numbered
+
+
+def _step(path: Path) -> float:
+    """The step of a checkpoint, without reading its tensors; inf if it cannot be told."""
+    match = NUMBERED.fullmatch(path.name)
+    if match:
+        return int(match[1])
+    try:
+        return float(torch.load(path, mmap=True, weights_only=True)["step"])
+    except Exception:
+        return float("inf")  # tried first, so that its damage is reported
+
+
+def _in_outputs(outputs: Path) -> list[Path]:
+    """The checkpoints of runs (NAME/DATE) and of the jobs of sweeps (NAME/DATE/N)."""
+    paths = [*outputs.glob("*/*/*.ckpt"), *outputs.glob("*/*/*/*.ckpt")]
+    return [p for p in paths if p.name == LAST or NUMBERED.fullmatch(p.name)]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _nearby(path: Path, outputs: Path) -> str:
+    """Up to five checkpoints around a path that was not one, the nearest folder first."""
+    nearby: dict[Path, None] = {}
+    for folder in (path, path.parent, path.parent.parent):
+        nearby |= dict.fromkeys(_newest_first([*folder.glob("*.ckpt"), *folder.glob("*/*.ckpt")]))
+    nearby |= dict.fromkeys(_newest_first(_in_outputs(outputs)))
+    if not nearby:
+        return f"no checkpoint was found nearby or under {outputs}"
+    return "checkpoints nearby: " + ", ".join(map(str, list(nearby)[:5]))
