@@ -1,31 +1,30 @@
 """Samples that lie in files: what `fmdiff sample` wrote, or another program."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fmdiff import files
+from fmdiff.data import decode
 from fmdiff.errors import FmdiffError
 
-LARGEST = 4096  # pixels a side
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-
-def read(path: Path, option: str) -> tuple[Tensor, Tensor | None]:
+def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | None]:
     """Samples, images uint8 (N, H, W, C) or points float32 (N, d), and labels int64 or None.
 
     A .npz holds them as `arr_0` (and `labels`), a folder as image files of one size, in the order
-    of their names. Raises FmdiffError, naming `option`, for all else.
+    of their names. Pictures of a folder are grey, C = 1, if all of them are and channels = 1.
+    Raises FmdiffError, naming `option`, for all else.
     """
     if path.is_dir():
-        return _folder(path, option), None
+        return _folder(path, option, channels), None
     arrays = files.read_npz(path, ("arr_0", "labels"), f"{option}=")
     if "arr_0" not in arrays:
-        held = ", ".join(files.npz_names(path)) or "nothing"
-        raise FmdiffError(f"{option}={path} holds {held}, and samples are arr_0")
+        names = ", ".join(files.npz_names(path)) or "nothing"
+        raise FmdiffError(f"{option}={path} holds {names}, and samples are arr_0")
     x, y = arrays["arr_0"], arrays.get("labels")
     images = x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3)
     if not (images or (x.dtype.kind == "f" and x.ndim == 2)) or not len(x):
@@ -39,29 +38,29 @@ def read(path: Path, option: str) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(x if images else x.astype(np.float32)), labels
 
 
-def _folder(path: Path, option: str) -> Tensor:
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
-    if not files:
-        raise FmdiffError(f"{option}={path} holds no images ({', '.join(IMAGES)})")
-    pixels: list[np.ndarray] = []
-    for file in files:
+def _folder(path: Path, option: str, channels: int) -> Tensor:
+    """The pictures in a folder, or, if it holds none itself, in the folders below it."""
+    pictures = decode.walk(path, option)
+    pictures = [file for file in pictures if not file.top] or pictures
+    if not pictures:
+        raise FmdiffError(f"{option}={path} holds no images ({', '.join(decode.SUFFIXES)})")
+    images: list[np.ndarray] = []
+    for file in pictures:
         try:
-            with Image.open(file) as image:
-                if max(image.size) > LARGEST:
-                    raise FmdiffError(f"{file} is larger than {LARGEST} pixels a side")
-                grey = image.mode in ("1", "L", "I", "I;16")
-                array = np.asarray(image.convert("L" if grey else "RGB"))
-        except FmdiffError:
-            raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow, about what is refused below
+                image = decode.pixels_of(path / file.name)
         except Exception as error:  # Pillow meets a broken file with many kinds of exception
             raise FmdiffError(
-                f"{file} cannot be read as an image ({type(error).__name__})"
+                f"{path / file.name} cannot be read as an image ({decode.reason(error)})"
             ) from error
-        array = array[..., None] if grey else array
-        if pixels and array.shape != pixels[0].shape:
+        if images and image.shape[1:] != images[0].shape[1:]:
             raise FmdiffError(
-                f"{file} is {array.shape}, and {files[0].name} is {pixels[0].shape}: one size and "
-                "colour is needed"
+                f"{path / file.name} has {image.shape[2]}x{image.shape[1]} pixels, and "
+                f"{pictures[0].name} {images[0].shape[2]}x{images[0].shape[1]}: one size is needed"
             )
-        pixels.append(array)
-    return torch.from_numpy(np.stack(pixels))
+        images.append(image)
+    channels = max(channels, *(len(image) for image in images))
+    shape = (channels, *images[0].shape[1:])
+    same = np.stack([np.broadcast_to(image, shape) for image in images])
+    return torch.from_numpy(same.transpose(0, 2, 3, 1).copy())

@@ -87,8 +87,10 @@ class Against(NamedTuple):
     statistics: Path | None = None
 
 
-def against(said: str | None, data: Any) -> Against:
+def against(said: str | None, data: Any, channels: int = 1) -> Against:
     """What against= means; data is the data set the samples stand for, which null stands for.
+
+    channels: of the samples, which grey pictures of a folder take on.
 
     Raises FmdiffError for what is neither a file nor a folder nor the name of a data set.
     """
@@ -100,7 +102,7 @@ def against(said: str | None, data: Any) -> Against:
     if "mu" in files.npz_names(path):
         return Against(statistics=path)
     if path.exists():
-        return Against(samples=saved.read(path, "against")[0])
+        return Against(samples=saved.read(path, "against", channels)[0])
     name, _, split = said.partition(":")
     sets = sorted(file.stem for file in (config_folder() / "data").glob("*.yaml"))
     if name not in sets:
@@ -133,7 +135,8 @@ def judge(
 
     Raises FmdiffError for what does not go together.
     """
-    real, names = against(settings["against"], data), settings["metrics"]
+    channels = shape[0] if len(shape) == 3 else 1
+    real, names = against(settings["against"], data, channels), settings["metrics"]
     other = tuple(shape if real.data is None else real.data.shape)
     if real.samples is not None:
         if len(real.samples) < 2:

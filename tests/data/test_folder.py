@@ -245,7 +245,7 @@ def test_the_cache_is_never_in_the_folder(root, monkeypatch):
 def test_what_is_too_large_for_the_device_stays_mapped(root, monkeypatch):
     data, mapped = own(root), own(root)
     monkeypatch.setattr(type(mapped), "resident", 0)
-    start = mapped.converted.images.data_ptr()
+    start = mapped.array.images.data_ptr()
     x, y = mapped.batch(0, 3)
     assert mapped.train[0].data_ptr() == start
     monkeypatch.undo()

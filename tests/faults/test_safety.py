@@ -13,8 +13,7 @@ from conftest import PLAIN, POINTS
 from safetensors.torch import save_file
 
 from fmdiff.build import FUNCTIONS, SAFE, build, locate, named
-from fmdiff.data import saved
-from fmdiff.data.folder import opened
+from fmdiff.data import folder, saved
 from fmdiff.errors import FmdiffError
 from fmdiff.formula import Formula
 from fmdiff.loading import restore
@@ -99,7 +98,7 @@ def test_pickles_are_refused(tmp_path, marker, reader, kind):
 def test_a_pickle_in_the_place_of_a_cached_array_is_not_read(tmp_path, marker):
     (tmp_path / "about.json").write_text(json.dumps({"train": 1, "levels": [], "broken": {}}))
     pickled("npy", tmp_path / "images.npy", marker)
-    assert opened(tmp_path) is None
+    assert folder.load(tmp_path) is None
 
 
 # Names of code
