@@ -1,52 +1,160 @@
 """From a YAML's `_target_` to the object: the one place where names become code."""
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff.errors import FmdiffError, culprit, nearest, users
 
-# All that a `_target_` found in a file may name: classes defined here, and a few functions. Others
-# would read configs, command lines or files of the author's choice.
-PARTS: tuple[str, ...] = ("path", "custom", "source", "coupling", "times", "objectives")
-PARTS += ("models", "optim", "data", "exact", "solvers")
-PARTS += ("schedules", "fitted", "guidance", "systems", "metrics.features", "metrics.inception")
-SAFE = (*(f"fmdiff.{part}." for part in PARTS), "torch.optim.")
-FUNCTIONS: tuple[str, ...] = ("fmdiff.build.named", "fmdiff.exact.exact", "fmdiff.exact.empirical")
-FUNCTIONS += ("fmdiff.exact.real_data",)
+# All that a `_target_` found in a file may name: a class defined in one of these modules, or in a
+# folder of them, that derives from the class beside it; and a few functions. Others would read
+# configs, command lines or files of the author's choice.
+CONTRACTS = {
+    "fmdiff.path": "fmdiff.path.Path",
+    "fmdiff.custom": "fmdiff.path.Path",
+    "fmdiff.source": "fmdiff.source.Source",
+    "fmdiff.coupling": "fmdiff.coupling.Coupling",
+    "fmdiff.times": "fmdiff.times.Law",
+    "fmdiff.exact": "fmdiff.field.Field",
+    "fmdiff.systems": "fmdiff.systems.System",
+    "fmdiff.guidance": "fmdiff.guidance.Unguided",
+    "fmdiff.schedules": "builtins.object",
+    "fmdiff.fitted": "builtins.object",
+    "fmdiff.optim": "torch.optim.Optimizer",
+    "fmdiff.solvers": "builtins.object",
+    "fmdiff.objectives": "builtins.object",
+    "fmdiff.models": "torch.nn.Module",
+    "fmdiff.data": "fmdiff.data.base.Data",
+    "fmdiff.metrics": "fmdiff.metrics.features.Features",
+    "torch.optim": "torch.optim.Optimizer",
+}
+FUNCTIONS = (
+    "fmdiff.build.named",
+    "fmdiff.exact.exact",
+    "fmdiff.exact.empirical",
+    "fmdiff.exact.real_data",
+)
+ADDED = "FMDIFF_IMPORT"  # the folders of `importable`, for the other processes of a run
+
+
+@contextlib.contextmanager
+def importable(*folders: Path) -> Iterator[None]:
+    """Let a `_target_` name the modules in these folders, after all that is installed."""
+    before, path = os.environ.get(ADDED), list(sys.path)
+    names = [*filter(None, (before or "").split(os.pathsep)), *map(os.path.abspath, folders)]
+    sys.path += [name for name in dict.fromkeys(names) if name not in sys.path]
+    os.environ[ADDED] = os.pathsep.join(names)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        os.environ.pop(ADDED)
+        if before is not None:
+            os.environ[ADDED] = before
+
+
+def contract(module: str) -> str | None:
+    """The class that what a file names of this module must derive from; None: it may not."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((CONTRACTS[prefix] for prefix in prefixes if prefix in CONTRACTS), None)
 
 
 def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
     """The class or function a dotted name stands for.
 
     trust=None: the user composed the name, anything importable is taken. Otherwise the name came
-    out of a file and must be of a part of fmdiff, of torch.optim or of a prefix the user trusts.
+    out of a file and must be one of CONTRACTS or FUNCTIONS or have a prefix the user trusts.
 
-    Raises FmdiffError for a name that is not allowed or does not exist.
+    Raises FmdiffError for a name that is not allowed, does not exist or cannot be imported.
     """
     module, _, name = str(target).rpartition(".")
-    refused = FmdiffError(
+    refusal = FmdiffError(
         f"the file names {target!r}, which is no part of fmdiff's models; if you trust "
         f"its author and have the code, say trust=[{module}.]"
     )
-    vouched = trust is None or str(target).startswith(tuple(trust))
-    if not (vouched or str(target).startswith(SAFE) or target in FUNCTIONS):
-        raise refused
+    free = trust is None or str(target).startswith(tuple(trust)) or target in FUNCTIONS
+    if not free and contract(module) is None:
+        raise refusal
     if any(part.startswith("_") for part in str(target).split(".")) or not module:
         raise FmdiffError(f"_target_={target!r} is not a public dotted name like package.Class")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise FmdiffError(f"_target_={target!r} cannot be found: {error}") from error
-    ours = isinstance(found, type) and f"{found.__module__}.".startswith(SAFE)
-    if not (vouched or ours or target in FUNCTIONS):  # something imported there
-        raise refused
+    found = _imported(target, module, name)
+    if not (free or _allowed(found)):  # something imported there, or of another kind
+        raise refusal
     return found
 
 
+def _allowed(found: Any) -> bool:
+    base = contract(found.__module__) if isinstance(found, type) else None
+    return base is not None and issubclass(found, locate(base))
+
+
+def _imported(target: str, module: str, name: str) -> Any:
+    """NAME of a module. Raises FmdiffError that says what was looked for and where."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise FmdiffError(
+                f"_target_={target!r} cannot be found: there is no module {error.name!r} in "
+                f"{_searched()}"
+            ) from error
+        raise _broken(target, error) from error
+    except (Exception, SystemExit) as error:
+        raise _broken(target, error) from error
+    try:
+        return getattr(found, name)
+    except AttributeError as error:
+        public = [n for n, value in vars(found).items() if inspect.isclass(value) and n[0] != "_"]
+        where = getattr(found, "__file__", None) or "a folder"
+        raise FmdiffError(
+            f"_target_={target!r} cannot be found: {module} ({where}) has no {name!r}"
+            + (f"; {nearest(name, public)}" if public else "")
+        ) from error
+
+
+def _searched() -> str:
+    """Where modules are looked for: the user's folders, and all that is installed."""
+    folders = dict.fromkeys(os.path.abspath(folder) for folder in sys.path if users(folder))
+    return " or ".join([*folders, "what is installed"])
+
+
+def _broken(target: str, error: BaseException) -> FmdiffError:
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        place = culprit(error, anyone=True) or "its module"
+    return FmdiffError(
+        f"_target_={target!r} cannot be imported: {place}: {type(error).__name__}: "
+        f"{error.msg if isinstance(error, SyntaxError) else error}"
+    )
+
+
+def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
+    """The class of what `build` makes of a target: itself, or what a function says it returns.
+
+    It is `object` for a function that does not say. Raises FmdiffError as `locate` does.
+    """
+    found = locate(target, trust)
+    if not isinstance(found, type):
+        result = inspect.get_annotations(found).get("return") if callable(found) else None
+        found = (
+            vars(sys.modules[found.__module__]).get(result) if isinstance(result, str) else result
+        )
+    return found if isinstance(found, type) else object
+
+
 def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
-    """What a file says, its `trust` ours; FmdiffError if it names code that a file may not."""
+    """The content of a file with the user's `trust` in place of its own.
+
+    Raises FmdiffError if it names code that a file may not.
+    """
     if isinstance(tree, Mapping):
         if "_target_" in tree:
             locate(tree["_target_"], trust)
@@ -70,6 +178,8 @@ def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **ext
     if trust is not None and "trust" in keywords:
         keywords["trust"] = trust
     factory = locate(spec["_target_"], trust)
+    if not callable(factory):
+        raise FmdiffError(f"_target_={spec['_target_']!r} is neither a class nor a function")
     try:
         return factory(*args, **keywords, **extra)
     except TypeError as error:

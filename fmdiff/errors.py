@@ -3,6 +3,9 @@
 import errno
 import re
 import shlex
+import sysconfig
+import traceback
+from pathlib import Path
 
 # exit code -> what a command came to
 OUTCOMES = {
@@ -77,6 +80,26 @@ def exhausted(error: BaseException, command: str) -> str | None:
     return (
         f"{where} is out of memory{more}; try {LESS_MEMORY.get(command, 'a smaller batch_size')}"
     )
+
+
+def users(file: str) -> bool:
+    """Whether a file is the user's own: neither Python's, nor fmdiff's, nor an installed one."""
+    path, ours = Path(file).absolute(), Path(__file__).parent
+    paths = sysconfig.get_paths()
+    python = [Path(paths[n]) for n in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    inside = any(folder in (path, *path.parents) for folder in (ours, *python))
+    return path.exists() and not (installed or inside)
+
+
+def culprit(error: BaseException, anyone: bool = False) -> str | None:
+    """The file and line of the user's own code that an error comes from, None if it is not theirs.
+
+    anyone: take the innermost line of Python code where no line is the user's.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[0] != "<"]
+    own = [frame for frame in frames if users(frame.filename)] or (frames if anyone else [])
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
 
 
 def nearest(given: str, choices) -> str:

@@ -9,8 +9,9 @@ but a distance of their features is no FID and is never called so.
 import contextlib
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from importlib.resources import files as package_files
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ EMBEDDED = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 3
 CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
 
 
-class Features(Protocol):
+class Features(ABC):
     """What metrics ask of a feature extractor; the user's own class is given by `_target_`.
 
     Other keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
@@ -36,9 +37,11 @@ class Features(Protocol):
     classes: int  # K, 0 if it gives no logits
     sha256: str  # of the file of its weights; "" if there is none
 
+    @abstractmethod
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
 
+    @abstractmethod
     def to(self, device) -> "Features":
         """Itself, computing on `device`."""
 
@@ -86,7 +89,7 @@ class Network(nn.Module):
         return self
 
 
-class Classifier:
+class Classifier(Features):
     """The classifier of the package for a data set of EMBEDDED; a `Features`.
 
     `about` is what its file says of itself: data, accuracy on the test images, the architecture,

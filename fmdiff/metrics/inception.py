@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
-from fmdiff.metrics.features import exactly, on
+from fmdiff.metrics.features import Features, exactly, on
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -27,7 +27,7 @@ SIZE = 95_628_359
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
-class Inception:
+class Inception(Features):
     """Features (B, 2048) after the last pooling, and logits (B, 1008) without their bias.
 
     A `Features`, so its Frechet distance is the FID; the Inception Score uses these logits. Grey

@@ -1,30 +1,43 @@
 """Help texts, made from what the commands, the YAML files and their comments say. No Hydra."""
 
+import ast
 import inspect
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from fmdiff import __version__
+from fmdiff import __version__, tables
+from fmdiff.errors import FmdiffError, nearest
 
 FLAGS = {
     "-m": "sweep: run every combination of key=a,b values",
     "--cfg job [--resolve]": "print the config and stop",
-    "--config-dir DIR": "a folder of your own YAML files beside fmdiff's",
+    "--config-dir DIR": "a folder of your own YAML files beside fmdiff's; classes they name are "
+    "looked for there and in the working folder",
     "--hydra-help": "Hydra's other flags",
 }
 INSTALL = 'eval "$(fmdiff -sc install=bash)"'
 
 
-def overview(commands: Mapping[str, Callable]) -> str:
+class Entry(NamedTuple):
+    """A line of a YAML: a key with its parents, its value and the comment beside it."""
+
+    key: str
+    value: str
+    comment: str
+
+
+def overview(commands: dict[str, Callable]) -> str:
     """What `fmdiff --help` says."""
     return f"""fmdiff {__version__}: train and sample flow-matching and diffusion models
 
 usage: fmdiff COMMAND [group=choice] [key=value] [flags]
 
 commands
-{_table({name: _doc(function)[0] for name, function in commands.items()})}
+{tables.described({name: _doc(function)[0] for name, function in commands.items()})}
 
 fmdiff COMMAND --help shows its groups, keys and examples, fmdiff --version the version.
 Tab completion: {INSTALL}"""
@@ -32,25 +45,24 @@ Tab completion: {INSTALL}"""
 
 def of_command(name: str, function: Callable, folders: list[Path]) -> str:
     """What `fmdiff NAME --help` says; folders: fmdiff's own and the user's YAML files."""
-    text = (folders[0] / f"{name}.yaml").read_text()
-    groups = dict(re.findall(r"^  - ([a-z]\w*): (\w+)$", text, re.MULTILINE))
-    keys = _commented(text)
+    groups = _groups(name, folders)
+    keys = _commented((folders[0] / f"{name}.yaml").read_text())
     for group, choice in groups.items():
         default = folders[0] / group / f"{choice}.yaml"
         if default.is_file() and "_target_" not in default.read_text():  # no object, plain keys
-            keys |= {
-                f"{group}.{key}": says for key, says in _commented(default.read_text()).items()
-            }
+            keys |= _commented(default.read_text(), f"{group}.")
     summary, examples = _doc(function)
     choices = {
-        f"{group}={choice}": " ".join(
-            sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        )
-        for group, choice in groups.items()
+        f"{group}={choice}": " ".join(_choices(group, folders)) for group, choice in groups.items()
     }
-    parts = {"groups": _table(choices), "keys": _table(keys), "flags": _table(FLAGS)}
-    parts["examples"] = "\n".join(f"  {example}" for example in examples)
+    parts = {
+        "groups": tables.described(choices),
+        "keys": tables.described(keys),
+        "flags": tables.described(FLAGS),
+        "examples": "\n".join(f"  {example}" for example in examples),
+    }
     sections = "\n\n".join(f"{title}\n{lines}" for title, lines in parts.items() if lines)
+    hint = f"fmdiff {name} GROUP=CHOICE --help shows the keys of a choice.\n" if groups else ""
     return f"""fmdiff {name}: {summary}
 
 usage: fmdiff {name} [group=choice] [key=value] [flags]
@@ -58,7 +70,74 @@ usage: fmdiff {name} [group=choice] [key=value] [flags]
 {sections}
 
 A text with = ( ) or , needs both quotes: 'key="sin(pi*t/2)"'.
---cfg job shows every key of the chosen groups."""
+{hint}--cfg job shows every key of the chosen groups."""
+
+
+def of_choices(name: str, words: list[str], folders: list[Path]) -> str | None:
+    """What `fmdiff NAME GROUP=CHOICE --help` says; None if no word chooses in a group.
+
+    Raises FmdiffError for a group or a choice that does not exist.
+    """
+    groups = _groups(name, folders)
+    keys = _commented((folders[0] / f"{name}.yaml").read_text(), defaults=False)
+    sections = []
+    for word in words:
+        key, _, choice = word.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        if group not in {*groups, *keys} and not re.search(r"\.|^hydra\b", group):
+            raise FmdiffError(f"unknown key {group!r}; {nearest(group, {*groups, *keys})}")
+        if group in groups:
+            sections.append(_section(group, choice, folders))
+    return "\n\n".join(sections) or None
+
+
+def _groups(name: str, folders: list[Path]) -> dict[str, str]:
+    """{group: default choice} of a command."""
+    text = (folders[0] / f"{name}.yaml").read_text()
+    return dict(re.findall(r"^  - ([a-z]\w*): (\w+)$", text, re.MULTILINE))
+
+
+def _choices(group: str, folders: list[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def _section(group: str, choice: str, folders: list[Path]) -> str:
+    """A choice of a group: what it is, its keys, their defaults and what they mean."""
+    choices = _choices(group, folders)
+    if choice in ("", "null"):
+        return tables.described({f"{group}=": " ".join(choices)})
+    if choice not in choices:
+        raise FmdiffError(f"unknown {group} {choice!r}; {nearest(choice, choices)}")
+    files = (folder / group / f"{choice}.yaml" for folder in reversed(folders))
+    text = next(file for file in files if file.is_file()).read_text()
+    whole = "# @package _global_" in text  # keys of the command, and choices in other groups
+    rows, summary = {}, " ".join(re.findall(r"^# (?!@)(.+)$", text, re.MULTILINE))
+    for key, value, comment in _entries(text):
+        if key == "_target_":
+            summary = summary or _described(value)
+        elif key.startswith("defaults."):
+            inner = key.removeprefix("defaults.")
+            if inner != "_self_":
+                rows[f"{inner}={value}" if value else f"{group}={inner}"] = comment
+        elif value:
+            row = f"{'' if whole else f'{group}.'}{key}"
+            rows[row if value == "???" else f"{row}={value}"] = comment
+    title = f"{group}={choice}: {summary}" if summary else f"{group}={choice}"
+    title = textwrap.fill(title, tables.WIDTH, subsequent_indent="  ")
+    return f"{title}\n{tables.described(rows) if rows else '  no keys'}"
+
+
+def _described(target: str) -> str:
+    """The first sentence of a class's or function's docstring, read without importing it."""
+    module, _, name = target.rpartition(".")
+    for folder in (Path(__file__).parents[2], *map(Path, sys.path)):
+        file = folder.joinpath(*module.split(".")).with_suffix(".py")
+        if file.is_file():
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+                    paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
+                    return re.split(r"(?<=[^.]\.)\s", " ".join(paragraph.split()))[0]
+    return ""
 
 
 def _doc(function: Callable) -> tuple[str, list[str]]:
@@ -66,14 +145,25 @@ def _doc(function: Callable) -> tuple[str, list[str]]:
     return first, [line.strip() for line in rest if line.strip()]
 
 
-def _commented(text: str) -> dict[str, str]:
-    """{key=default: comment} of the commented lines of a YAML."""
-    lines = re.findall(r"^(\w+): (.*?) +# (.+)$", text, re.MULTILINE)
-    return {key if "${" in value else f"{key}={value}": says for key, value, says in lines}
+def _commented(text: str, prefix: str = "", defaults: bool = True) -> dict[str, str]:
+    """{key=default: comment}, or {key: comment}, of the commented top-level lines of a YAML."""
+    return {
+        prefix + (f"{key}={value}" if defaults and "${" not in value else key): comment
+        for key, value, comment in _entries(text)
+        if comment and "." not in key
+    }
 
 
-def _table(rows: Mapping[str, str]) -> str:
-    width = min(32, max(map(len, rows), default=0))
-    indent = " " * (width + 4)
-    lines = (f"  {left:<{width}}  {right}".rstrip() for left, right in rows.items())
-    return "\n".join(textwrap.fill(line, 99, subsequent_indent=indent) for line in lines)
+def _entries(text: str) -> Iterator[Entry]:
+    """The lines of a YAML that have a key; choices of its defaults list are keys of `defaults`."""
+    parents: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"( *)(?:- )?(?:override /)?(\w+)(?:: *(.*?))?(?: +# (.+))?$", line)
+        if match is None:
+            continue
+        indent, key, value, comment = len(match[1]), match[2], match[3], match[4]
+        parents = [(depth, name) for depth, name in parents if depth < indent]
+        path = ".".join([*(name for _, name in parents), key])
+        if value is not None or path.startswith("defaults."):
+            yield Entry(path, value or "", comment or "")
+        parents.append((indent, key))

@@ -298,7 +298,9 @@ ABSENT = object()
 def check(command: str, cfg: DictConfig) -> None:
     """Refuse a resolved config of a command with a value no run could use: FmdiffError."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise FmdiffError(f"{key}= is needed; --help says what it is")
+        group, dot, _ = key.partition(".")
+        choice = f"{group}={cfg.choices.get(group)} " if dot else ""
+        raise FmdiffError(f"{key}= is needed; fmdiff {command} {choice}--help says what it is")
     for key, rule in (RULES | OWN_RULES.get(command, {})).items():
         value = _value(cfg, key)
         if value is not ABSENT and not rule.passes(value):

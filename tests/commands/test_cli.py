@@ -13,9 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from fmdiff import cli
+from fmdiff.build import config_folder
+from fmdiff.commands.table import COMMANDS
 from fmdiff.errors import Diverged, Failed, FmdiffError, Interrupted
 from fmdiff.runs.config import seconds
-from fmdiff.settings.compose import config_folder, key_of, parse
+from fmdiff.settings.compose import parse
+from fmdiff.settings.sentences import key_of
 
 # a choice of each group the commands name, should fmdiff have none of that name
 STAND_INS = (
@@ -23,8 +26,9 @@ STAND_INS = (
     *("solver/heun", "solver/euler", "schedule/uniform", "guidance/none"),
 )
 USER_FILES = {
+    "mine.py": "from torch import nn\n\nclass Net(nn.Module):\n    ...\n",
     "model/mine.yaml": "_target_: mine.Net\nwidth: 8\nrate: 0.5\nflag: true\nsizes: [1, 2]\n",
-    "model/ideal.yaml": "_target_: fmdiff.exact.Ideal\n",
+    "model/ideal.yaml": "_target_: fmdiff.exact.Mixture\n",
     "optim/mine.yaml": "_target_: mine.Optimiser\nlr: 0.01\n",
     "experiment/mine.yaml": (
         "# @package _global_\ndefaults: [override /model: mine, override /data: rings]\nseed: 7\n"
@@ -87,8 +91,8 @@ def calls(monkeypatch):
         seen.append(("info", cfg, None))
 
     for function in (train, sample, info):
-        function.__doc__ = cli.COMMANDS[function.__name__].__doc__
-        monkeypatch.setitem(cli.COMMANDS, function.__name__, function)
+        function.__doc__ = COMMANDS[function.__name__].__doc__
+        monkeypatch.setitem(COMMANDS, function.__name__, function)
     return seen
 
 
@@ -96,7 +100,7 @@ def raising(monkeypatch, error, name="train"):
     def train(cfg, folder):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, name, train)
+    monkeypatch.setitem(COMMANDS, name, train)
 
 
 # Without Hydra
@@ -106,7 +110,7 @@ def raising(monkeypatch, error, name="train"):
 def test_overview_names_every_command(fmdiff, words):
     code, out, err = fmdiff(*words, own=False)
     assert code == 0 and err == ""
-    assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert all(f"  {name} " in out for name in COMMANDS)
 
 
 def test_version(fmdiff):
@@ -129,7 +133,7 @@ def test_help_of_a_command(fmdiff):
 
 
 def test_every_command_has_a_yaml_whose_keys_are_explained():
-    for name in cli.COMMANDS:
+    for name in COMMANDS:
         text = (config_folder() / f"{name}.yaml").read_text()
         plain = [line for line in text.splitlines() if line[:1].isalpha()]
         assert [line for line in plain if "#" not in line and line != "defaults:"] == [
@@ -440,7 +444,7 @@ def test_sweep_goes_on_after_a_failed_job(fmdiff, monkeypatch, tmp_path):
         if errors[cfg.seed]:
             raise errors[cfg.seed]
 
-    monkeypatch.setitem(cli.COMMANDS, "train", train)
+    monkeypatch.setitem(COMMANDS, "train", train)
     code, out, err = fmdiff("train", "-m", "seed=0,1,2,3", "out=s")
     assert code == 3 and err.count("Traceback") == 1
     results = [re.split("  +", row)[1] for row in out.splitlines()[-4:]]
@@ -506,7 +510,7 @@ def test_worker_leaves_what_all_ranks_know_to_rank_0(fmdiff, calls, monkeypatch)
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("fmdiff ", set(cli.COMMANDS)),
+        ("fmdiff ", set(COMMANDS)),
         ("fmdiff t", {"train"}),
         ("fmdiff sample data=m", {"data=mnist", "data=moons"}),
         ("/opt/train/fmdiff train data=moo", {"data=moons"}),

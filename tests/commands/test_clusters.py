@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from fmdiff.build import config_folder
-from fmdiff.settings.compose import Composer, key_of, parse
+from fmdiff.settings.compose import Composer, parse
+from fmdiff.settings.sentences import key_of
 
 TEXT = (config_folder().parent / "docs" / "clusters.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.S)

@@ -28,11 +28,14 @@ from test_checkpoint import content, same
 from test_data import make
 
 from fmdiff import cli, files
+from fmdiff.commands import job
+from fmdiff.commands.table import COMMANDS
 from fmdiff.data import saved
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import reference
 from fmdiff.runs import checkpoint
 from fmdiff.settings import compose
+from fmdiff.settings.sentences import dotted
 
 
 def sizes(short, long, name):
@@ -165,17 +168,17 @@ def typed(tmp_path, monkeypatch):
     """Types a command line whose command does nothing: (exit code, stdout, stderr, configs)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "no_data"))
-    monkeypatch.setattr(cli, "_report", lambda *_: None)
+    monkeypatch.setattr(job, "update_report", lambda *_: None)
     ran, checked = [], []
-    for name in cli.COMMANDS:
-        monkeypatch.setitem(cli.COMMANDS, name, lambda cfg: ran.append(cfg))
+    for name in COMMANDS:
+        monkeypatch.setitem(COMMANDS, name, lambda cfg: ran.append(cfg))
     remembered(monkeypatch)
     check, run = compose.Composer.check, hydra.main
 
     def recorded(self, cfg, overrides):
-        job = check(self, cfg, overrides)
-        checked.append(copy.deepcopy(job))
-        return job
+        resolved = check(self, cfg, overrides)
+        checked.append(copy.deepcopy(resolved))
+        return resolved
 
     monkeypatch.setattr(compose.Composer, "check", recorded)
 
@@ -194,12 +197,12 @@ def typed(tmp_path, monkeypatch):
 def known_keys():
     """By command: the keys it has, and the groups."""
     found = {}
-    for name in cli.COMMANDS:
+    for name in COMMANDS:
         cfg = compose.Composer(name, compose.parse([])[0]).compose([])
         groups = [group for group in cfg.hydra.runtime.choices if "/" not in group]
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             del cfg["hydra"]
-        keys = [key for key in compose._dotted(cfg) if not key.startswith("choices.")]
+        keys = [key for key in dotted(cfg) if not key.startswith("choices.")]
         found[name] = keys, groups
     return found
 

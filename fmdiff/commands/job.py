@@ -1,0 +1,202 @@
+"""A command from its words to its exit code: one job of `hydra.main`, or the jobs of a sweep."""
+
+import inspect
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmdiff import tables
+from fmdiff.build import importable
+from fmdiff.commands.table import COMMANDS, REPORTED
+from fmdiff.errors import OUTCOMES, PIPE, Diverged, FmdiffError, Interrupted, culprit, exhausted
+from fmdiff.machine import processes, signals
+from fmdiff.settings import help
+
+log = logging.getLogger("fmdiff")
+
+
+@dataclass
+class Outcome:
+    """How a job ended: its exit code, the error that ended it, and its run folder, if any."""
+
+    code: int = 0
+    error: BaseException | None = None
+    folder: Path | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether nothing came of the job, so that its folder can be as it was before."""
+        return self.code == 2 or isinstance(self.error, KeyboardInterrupt | BrokenPipeError)
+
+
+def launch(name: str, words: list[str]) -> int:
+    """Run or show a command as `hydra.main` does, once its words are known to be right."""
+    from fmdiff.settings import compose, prepare
+
+    args, flags = compose.parse(words)
+    folders = compose.config_folders(args)
+    if args.help:
+        chosen = help.of_choices(name, args.overrides, folders)
+        print(chosen or help.of_command(name, COMMANDS[name], folders))
+        return 0
+    own = [Path(), *folders[1:]]
+    with importable(*own):
+        overrides, sweep = args.overrides, None
+        if not (args.hydra_help or args.info or args.shell_completion):
+            overrides, _, sweep = prepare.prepare(name, args)
+        code = _hydra(name, [*flags, *overrides], own)
+    if sweep:
+        code = max(code, print_sweep(sweep))
+        if sweep.name.startswith(prepare.PLANNED):
+            shutil.rmtree(sweep, ignore_errors=True)
+        else:
+            update_report(name, sweep)
+    return code
+
+
+def _hydra(name: str, words: list[str], folders: list[Path]) -> int:
+    """Hand words to `hydra.main`; the exit code. folders: where a user's own classes may lie."""
+    import hydra
+
+    from fmdiff.settings import compose
+
+    def task(cfg: Any) -> None:
+        with importable(*folders):  # a launcher may run this in another process
+            job(name, cfg)
+
+    run = hydra.main(str(compose.config_folder()), name, **compose.VERSION_BASE)(task)
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    try:
+        run()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def job(name: str, cfg: Any) -> None:
+    """One job of `hydra.main`. Raises SystemExit if it failed, unless a sweep goes on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from fmdiff.runs.folder import JOBS
+    from fmdiff.settings import compose
+
+    compose.register_resolvers()
+    OmegaConf.resolve(cfg)
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    sweep = settings.mode == RunMode.MULTIRUN
+    if sweep and "out" in cfg:
+        folder = Path(settings.sweep.dir)
+        if cfg.out is None or Path(cfg.out).expanduser() == folder:
+            cfg.out = settings.runtime.output_dir
+    code = run(name, cfg, overrides).code
+    if sweep:
+        out = None if cfg.get("plan") else cfg.get("out")
+        line = (settings.job.num, " ".join(overrides), code, out)
+        with (Path(settings.sweep.dir) / JOBS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    if code and (not sweep or code >= 128):  # what stops one job by a signal stops the sweep
+        raise SystemExit(code)
+
+
+def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
+    """Call a command in its run folder and log what went wrong."""
+    from fmdiff.runs.folder import open_run
+
+    function, opened, outcome = COMMANDS[name], None, Outcome()
+    with signals.handled(signals.end):
+        try:
+            if cfg.get("plan"):
+                function(cfg, None)
+            elif "folder" in inspect.signature(function).parameters:
+                processes.settle(cfg)
+                opened = open_run(cfg, name, overrides)
+                outcome.folder = opened.folder
+                function(cfg, opened.folder)
+            else:
+                function(cfg)
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            outcome.error = error
+            outcome.code = _log(name, error, opened)
+        finally:
+            processes.leave()
+            if opened is not None:
+                if outcome.code != 1 and not outcome.void and opened.lock is not None:
+                    update_report(name, opened.folder)
+                opened.close(discard=outcome.void)
+    return outcome
+
+
+def _log(name: str, error: BaseException, opened: Any) -> int:
+    """Log the error that ended a job; the exit code. opened: the run, if there is one."""
+    if isinstance(error, FmdiffError):
+        if processes.rank() and isinstance(error, Interrupted | Diverged):
+            return 0  # rank 0 logs it, once it has saved
+        log.error("fmdiff %s: %s", name, error)
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        log.error("fmdiff %s: %s", name, str(error) or "interrupted")
+        return exit_code(error)
+    if isinstance(error, BrokenPipeError):
+        return PIPE
+    if sentence := exhausted(error, name):
+        checkpoint = f"; {opened.saved()}" if name == "train" and opened is not None else ""
+        log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
+    elif place := culprit(error):
+        log.error("fmdiff %s: an error in your own code, %s", name, place, exc_info=error)
+    else:
+        log.error("fmdiff %s: this is a bug", name, exc_info=error)
+    return 1
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """128 + the number of the signal that interrupted a command."""
+    return error.code if isinstance(error, signals.Ended) else 130
+
+
+def worker(name: str, folder: Path, parent: int | None = None) -> int:
+    """Another process of a run that is open already; rank 0 says what goes wrong in all."""
+    from fmdiff.runs.config import load_config
+
+    if parent is not None:
+        processes.end_with(parent)
+    with importable(Path()), signals.handled(signals.end):
+        try:
+            COMMANDS[name](load_config(folder), folder)
+        except (Interrupted, Diverged):  # as all ranks have agreed
+            return 0
+        finally:
+            processes.leave()
+    return 0
+
+
+def update_report(name: str, folder: Path) -> None:
+    """Bring report.html up to date after a command that leaves something to look at."""
+    if name in REPORTED:
+        from fmdiff.report import update
+
+        update(folder)
+
+
+def print_sweep(sweep: Path) -> int:
+    """Print how the jobs of a sweep ended; the largest exit code."""
+    from fmdiff.runs.folder import JOBS
+
+    file = sweep / JOBS
+    if not file.is_file():
+        return 1  # no job came to its end, and why has been said
+    jobs = sorted(json.loads(line) for line in file.read_text().splitlines())
+    rows = [("job", "result", "folder", "overrides")]
+    for number, words, code, folder in jobs:
+        rows.append((str(number), OUTCOMES.get(code, str(code)), folder or "", words))
+    print(tables.aligned(rows))
+    return max(code for _, _, code, _ in jobs)

@@ -1,0 +1,126 @@
+"""Whatever can be refused is refused here, before any work: a whole command line, checked."""
+
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fmdiff.errors import FmdiffError
+from fmdiff.runs.folder import claim_sweep, new_folder
+from fmdiff.runs.resume import OUTPUTS
+from fmdiff.settings.compose import Composer, groups
+from fmdiff.settings.sentences import choices_of, key_of
+
+POINT_DATA, POINT_MODELS = "fmdiff.data.toy.", "fmdiff.models.mlp."
+PLANNED = "fmdiff-plan-"  # before the name of the folder of a sweep that leaves nothing
+CHECKED_JOBS = 200  # of a sweep, before its first job starts
+
+
+class Prepared(NamedTuple):
+    """A command line ready to run.
+
+    overrides: those typed, and those that follow from them. configs: of a job, or of the first
+    CHECKED_JOBS of a sweep; none where a config is only shown. sweep: the folder of a sweep.
+    """
+
+    overrides: list[str]
+    configs: list[DictConfig]
+    sweep: Path | None
+
+
+def counterpart(
+    composer: Composer, overrides: list[str], composed: DictConfig | None = None
+) -> str | None:
+    """The override that fits data to the chosen model, or the model to the chosen data.
+
+    composed: what the groups alone make, where it is known. None if they go together, if both or
+    neither were chosen.
+    """
+    typed = {key_of(override) for override in overrides}
+    if ("data" in typed) == ("model" in typed):
+        return None
+    cfg = composer.compose(groups(overrides)) if composed is None else composed
+    choices = choices_of(cfg.hydra)
+    if not (choices.get("data") and choices.get("model")):
+        return None
+    points = str(cfg.data.get("_target_")).startswith(POINT_DATA)
+    flat = str(cfg.model.get("_target_")).startswith(POINT_MODELS)
+    if points == flat or (flat and "model" in typed):
+        return None
+    if "data" in typed:
+        return "model=mlp" if points else "model=unet"
+    from fmdiff.data.files import found
+
+    return "data=mnist" if found("mnist") else "data=digits"
+
+
+def saved_overrides(overrides: list[str]) -> list[str]:
+    """Those of the run that `resume` names, apart from what this command line says anew."""
+    typed = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
+    run = typed.get("resume", "")
+    folder = typed.get("out", "") if run in ("true", "True", "last") else run
+    file = Path(folder).expanduser() / "overrides"
+    if not folder or not os.path.isfile(file):  # unlike file.is_file() of any text
+        return []
+    saved = file.read_text().splitlines()
+    again = [o for o in saved if key_of(o) not in {*typed, "out", "resume", "overwrite"}]
+    for override in again:
+        if "_target_" in override or key_of(override).partition("/")[0].startswith("hydra"):
+            raise FmdiffError(
+                f"{file} names code ({override}), which is not taken from a file: say it again "
+                "on the command line if you trust it"
+            )
+    return again
+
+
+def prepare(command: str, args: Namespace) -> Prepared:
+    """The overrides to run, complete and checked, and the folder of a sweep.
+
+    Raises FmdiffError before anything is written.
+    """
+    composer = Composer(command, args)
+    overrides = [*saved_overrides(args.overrides), *args.overrides]
+    composed = None if args.multirun else composer.compose(groups(overrides))
+    sweep = composed is None or composed.hydra.mode == RunMode.MULTIRUN
+    jobs = composer.jobs(overrides)[:CHECKED_JOBS] if sweep else [overrides]
+    missing = {counterpart(composer, job, None if sweep else composed) for job in jobs}
+    if len(missing) > 1:
+        raise FmdiffError(
+            "this sweep mixes points and images, so no default fits all its jobs: "
+            "give both data= and model="
+        )
+    added = [override for override in missing if override]
+    overrides = overrides + added
+    jobs = [job + added for job in jobs]
+    cfgs = [composer.compose(job) for job in jobs]
+    if added:
+        print(f"{key_of(added[0])} is not given: taking {added[0]}", file=sys.stderr)
+    if args.cfg:
+        return Prepared(overrides, [], None)
+    configs = [composer.check(cfg, job) for cfg, job in zip(cfgs, jobs, strict=True)]
+    if not sweep:
+        return Prepared(overrides, configs, None)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise FmdiffError("a sweep cannot run under torchrun: use trainer.devices=N")
+    if all(cfg.get("plan") for cfg in configs):
+        folder = Path(tempfile.mkdtemp(prefix=PLANNED))
+    else:
+        folder = composer.sweep_folder(overrides) or _sweep_folder(configs)
+    quoted = str(folder).replace("'", "\\'")
+    overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
+    return Prepared(overrides, configs, claim_sweep(folder))
+
+
+def _sweep_folder(configs: list[DictConfig]) -> Path:
+    """The `out` that all jobs share, else a new outputs/NAME/DATE_TIME."""
+    outs = {cfg.get("out") for cfg in configs}
+    names = {cfg.get("name") for cfg in configs}
+    if len(outs) == 1 and None not in outs:
+        return Path(outs.pop()).expanduser()
+    shared = names.pop() if len(names) == 1 else None
+    return new_folder(OUTPUTS / (shared or "sweep"))
