@@ -1,11 +1,11 @@
 """The textbook systems of `fmdiff simulate`: dx = u(x, t) dt, with or without noise, from x0.
 
-A system is asked like a field, `system(x, t) -> u` for x (B, d) float64 and t of shape () or (B,),
-so that every solver and the one loop take it.
+A system is called like a field, `system(x, t) -> u` for x (B, d) float64 and t of shape () or
+(B,), so every solver and the one loop accept it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
-from fmdiff.exact import Mixture, exact
+from fmdiff.exact import exact
 from fmdiff.field import Field
 from fmdiff.formula import Formula
 from fmdiff.integration import integrate
@@ -23,20 +23,23 @@ from fmdiff.randomness import noise
 from fmdiff.solvers.runge_kutta import RK4
 
 REFERENCE = 1000  # Runge-Kutta steps, at least, where no exact flow is known
+Start = float | Sequence[float] | None
 
 
 class System(Field):
     """dx = u(x, t) dt on [0, t_end] from the state x0, a number or d numbers.
 
-    `origin` (d,) is None where the start is random. `noisy` systems have a Brownian term.
+    `origin` (d,) is None where the start is random.
 
-    Raises FmdiffError for an x0 of another kind or dimension (`dimension`, None: any).
+    Raises FmdiffError for an x0 of another kind or dimension.
     """
 
-    noisy = False
-    dimension: int | None = 1
+    dimension: int | None = 1  # d; None: any
+    noisy: bool = False  # whether it has a Brownian term
+    has_score: bool = False  # whether it is the field of a diffusion, which SDEs can follow too
+    steps: int | None = None  # the only number of steps it can take; None: any
 
-    def __init__(self, t_end: float, x0: float | Sequence[float] | None) -> None:
+    def __init__(self, t_end: float, x0: Start) -> None:
         self.t_end = t_end
         self.origin = None if x0 is None else numbers(x0, "system.x0")
         if self.origin is not None and self.dimension not in (None, len(self.origin)):
@@ -44,7 +47,7 @@ class System(Field):
             raise FmdiffError(f"system.x0={x0}: this system's state is {need}")
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        """u, the one quantity known of a system that is no diffusion."""
+        """u, whatever the kind: a system that is no diffusion has no other quantity."""
         self.evaluations += len(x_t)
         return self.u(x_t, t)
 
@@ -53,7 +56,10 @@ class System(Field):
         raise NotImplementedError
 
     def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
-        """The state at time t of the noiseless system that is at x (B, d) at 0; None: unknown."""
+        """The state (B, d) at time t of the noiseless system that is at x (B, d) at time 0.
+
+        None where no formula is known.
+        """
         return None
 
     def starts(self, first: int, stop: int, seed: int) -> Tensor:
@@ -74,10 +80,11 @@ def numbers(value: Any, option: str) -> Tensor:
 def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
     """The noiseless states at times (S+1,) from x (B, d) at times[0] = 0: (S+1, B, d).
 
-    Of the exact flow, or of classical Runge-Kutta steps at least 20 times finer than the times.
+    By the exact flow, or by classical Runge-Kutta steps at least 20 times finer than the times.
     """
-    if system.flow(x, times[0]) is not None:
-        return torch.stack([system.flow(x, t) for t in times])  # type: ignore[misc]
+    flow = [system.flow(x, t) for t in times]
+    if states := [state for state in flow if state is not None]:
+        return torch.stack(states)
     fine, states = max(20, -(-REFERENCE // (len(times) - 1))), [x]
     for t, s in pairwise(times):
         grid = t + (s - t) * torch.linspace(0, 1, fine + 1, dtype=torch.float64)
@@ -89,7 +96,7 @@ def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
 class Linear(System):
     """u = -theta x, flow x exp(-theta t)."""
 
-    def __init__(self, t_end: float, theta: float, x0) -> None:
+    def __init__(self, t_end: float, theta: float, x0: Start) -> None:
         super().__init__(t_end, x0)
         self.theta = theta
 
@@ -105,7 +112,7 @@ class Circular(System):
 
     dimension = 2
 
-    def __init__(self, t_end: float, omega: float, x0) -> None:
+    def __init__(self, t_end: float, omega: float, x0: Start) -> None:
         super().__init__(t_end, x0)
         self.omega = omega
 
@@ -122,7 +129,7 @@ class Saddle(System):
 
     dimension = 2
 
-    def __init__(self, t_end: float, theta: float, x0) -> None:
+    def __init__(self, t_end: float, theta: float, x0: Start) -> None:
         super().__init__(t_end, x0)
         self.rates = torch.tensor([theta, -theta], dtype=torch.float64)
 
@@ -137,13 +144,19 @@ class Formulas(System):
     """The user's own: u one formula of x and t, or d formulas of x1 ... xd and t.
 
     exact: the solution from x0 as one formula of t, or d of them; without it the flow is unknown.
-    Raises FmdiffError for what is no formula, a wrong number of them, and an exact(0) that is not
-    x0.
+    Raises FmdiffError for a text that is no formula, for a wrong number of formulas, and for an
+    exact(0) that is not x0.
     """
 
     dimension = None
 
-    def __init__(self, t_end: float, u, x0, exact=None) -> None:
+    def __init__(
+        self,
+        t_end: float,
+        u: str | list[str],
+        x0: Start,
+        exact: str | list[str] | None = None,
+    ) -> None:
         super().__init__(t_end, x0)
         if self.origin is None:
             raise FmdiffError("system.x0= is needed: the state at time 0")
@@ -181,20 +194,23 @@ class Formulas(System):
 
 
 class Velocities(System):
-    """u given by hand, one velocity for each of equal steps; the flow is their sum times h."""
+    """One velocity for each of equal steps, set by hand; the flow is their sum times h."""
 
-    def __init__(self, t_end: float, u, x0) -> None:
+    def __init__(self, t_end: float, u: float | Sequence[float], x0: Start) -> None:
         super().__init__(t_end, x0)
-        self.given = numbers(u, "system.u")
+        self.velocities = numbers(u, "system.u")
+        self.steps = len(self.velocities)
 
     def u(self, x: Tensor, t: Tensor) -> Tensor:
-        step = (t * len(self.given) / self.t_end + 1e-9).floor().long()
-        return torch.zeros_like(x) + self.given[step.clamp(max=len(self.given) - 1)].view(-1, 1)
+        step = (t * len(self.velocities) / self.t_end + 1e-9).floor().long()
+        return torch.zeros_like(x) + self.velocities[
+            step.clamp(max=len(self.velocities) - 1)
+        ].view(-1, 1)
 
     def flow(self, x: Tensor, t: Tensor) -> Tensor:
-        h = self.t_end / len(self.given)
-        begins = h * torch.arange(len(self.given), dtype=torch.float64)
-        return x + (self.given * (t - begins).clamp(0, h)).sum()
+        h = self.t_end / len(self.velocities)
+        begins = h * torch.arange(len(self.velocities), dtype=torch.float64)
+        return x + (self.velocities * (t - begins).clamp(0, h)).sum()
 
 
 class OrnsteinUhlenbeck(System):
@@ -207,7 +223,7 @@ class OrnsteinUhlenbeck(System):
 
     noisy = True
 
-    def __init__(self, t_end: float, theta: float, diffusion: float, x0) -> None:
+    def __init__(self, t_end: float, theta: float, diffusion: float, x0: Start) -> None:
         super().__init__(t_end, x0)
         self.theta, self.diffusion = theta, diffusion
 
@@ -218,6 +234,7 @@ class OrnsteinUhlenbeck(System):
         return x * torch.exp(-self.theta * t)
 
     def covariance(self, s: Tensor, t: Tensor) -> Tensor:
+        """The covariance of the states at times s and t, of broadcastable shapes."""
         if self.theta == 0:
             return self.diffusion**2 * torch.minimum(s, t)
         low, gap = torch.minimum(s, t), (t - s).abs()
@@ -234,33 +251,48 @@ class OrnsteinUhlenbeck(System):
 class Brownian(OrnsteinUhlenbeck):
     """dX = diffusion dW: mean x0, covariance diffusion^2 min(s, t)."""
 
-    def __init__(self, t_end: float, diffusion: float, x0) -> None:
+    def __init__(self, t_end: float, diffusion: float, x0: Start) -> None:
         super().__init__(t_end, 0.0, diffusion, x0)
 
 
 class Additive:
-    """The Euler-Maruyama step x_s = x_t + h u(x_t, t) + g (W_s - W_t) of a noisy system."""
+    """The Euler-Maruyama step x_s = x_t + h u(x_t, t) + g (W_s - W_t) of a noisy system.
+
+    g is the system's own `diffusion`, which is the same everywhere.
+    """
 
     order = 1
     asks = "v"
     stochastic = True
 
     def nfe(self, intervals: int) -> int:
+        """Evaluations that so many steps cost."""
         return intervals
 
-    def step(self, field: OrnsteinUhlenbeck, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: OrnsteinUhlenbeck,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: None,
+        noise: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, None]:
+        """The state at time s from x at time t; `state` is not used."""
         return x + (s - t) * field(x, t) + field.diffusion * noise(t, s), None
 
 
 class Mixed(System):
     """The exact marginal field of a data set that is a Gaussian mixture, along CondOT.
 
-    x0: one start for all paths, None for standard normal ones, from which the state at time t has
+    x0: one start for all paths; None: standard normal starts, from which the state at time t has
     the law p_t. Raises FmdiffError for t_end > 1 and for data that are no mixture.
     """
 
-    def __init__(self, t_end: float, data: str, x0) -> None:
-        source = named("data", data)
+    has_score = True
+
+    def __init__(self, t_end: float, data: str, x0: Start) -> None:
+        source, self.path = named("data", data), CondOT()
         mixture = source.mixture()
         if mixture is None:
             raise FmdiffError(
@@ -268,8 +300,7 @@ class Mixed(System):
             )
         if t_end > 1:
             raise FmdiffError(f"t_end={t_end}: a mixture is reached at t=1, choose at most 1")
-        self.path = CondOT()
-        self.mixture: Mixture = exact(source, self.path)
+        self.mixture = exact(source, self.path)
         self.weights, self.means, self.covs = (part.double() for part in mixture)
         self.dimension = self.means.shape[1]
         super().__init__(t_end, x0)
@@ -301,5 +332,5 @@ class Mixed(System):
         return self.mixture.log_prob(x, t).exp()
 
     def nearest(self, x: Tensor, t: Tensor) -> Tensor:
-        """The number (B,) of the component whose mean at time t is nearest to x (B, d)."""
+        """The index (B,) of the component whose mean at time t is nearest to x (B, d)."""
         return torch.cdist(x, self.path.alpha(t) * self.means).argmin(1)

@@ -8,21 +8,47 @@ from collections.abc import Mapping, Sequence
 WIDTH = 99  # columns of a terminal
 
 
-def aligned(rows: Sequence[Sequence[object]], right: bool = False) -> str:
-    """Rows of cells as text in columns two spaces apart, the first row being the header.
+def aligned(
+    rows: Sequence[Sequence[object]],
+    left: int | None = None,
+    widths: Sequence[int] = (),
+    gap: str = "  ",
+) -> str:
+    """Rows of cells as text in columns, the first row being the header.
 
-    right: align all columns but the first to the right, as numbers are read.
+    left: how many of the first columns are aligned to the left, as words are read; the others are
+    aligned to the right, as numbers are. None: all. widths: the least width of each column.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    least = widths or [0] * len(cells[0])
+    widths = [
+        max(width, *map(len, column))
+        for width, column in zip(least, zip(*cells, strict=True), strict=True)
+    ]
+    left = len(widths) if left is None else left
     lines = []
     for row in cells:
         padded = [
-            cell.rjust(width) if right and i else cell.ljust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(padded).rstrip())
+        lines.append(gap.join(padded).rstrip())
     return "\n".join(lines)
+
+
+def numbers(rows: Sequence[Sequence[float | str | None]], limit: int = 30) -> str:
+    """Rows of numbers as text, the first row being the header: to six digits, None as a dash.
+
+    limit: of more rows than that only both ends are given.
+    """
+    header, *body = rows
+    cells = [
+        ["-" if v is None else v if isinstance(v, str) else f"{v + 0:.6g}" for v in row]
+        for row in body
+    ]
+    if len(cells) > limit:
+        cells = [*cells[: limit // 2], ["..."] * len(header), *cells[-limit // 2 :]]
+    return aligned([header, *cells], left=0)
 
 
 def described(rows: Mapping[str, str], indent: str = "  ", widest: int = 32) -> str:

@@ -25,8 +25,8 @@ from fmdiff.metrics import field_error, results
 from fmdiff.metrics.images import ImageMetrics
 from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.metric import Metric
-from fmdiff.pictures import plots
-from fmdiff.pictures.flowplots import COLORS
+from fmdiff.pictures import field_error as field_error_picture
+from fmdiff.pictures import plots, quality
 from fmdiff.sampling import default_batch_size, generate
 from fmdiff.settings import schema
 
@@ -317,40 +317,14 @@ def _table(rows, folder: Path) -> None:
     text = ["| " + " | ".join(line) + " |" for line in cells]
     text.insert(1, "|" + "---|" * len(cells[0]))
     _put(folder / "table.md", "\n".join(text) + "\n")
-    plots.save(_quality(rows, first, best), folder / "quality.png")
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for (cell, *_), point in zip(rows, costs, strict=True):
+        words = _words({k: v for k, v in cell.items() if k not in ("nfe", "steps")})
+        curves.setdefault(words or first, []).append(point)
+    rings, floor = [costs[i] for i in best], rows[0][3][first].floor
+    plots.save(quality.figure(first, curves, rings, floor), folder / "quality.png")
     for name in ("table.csv", "table.md", "quality.png"):
         print(f"  {folder / name}")
-
-
-def _quality(rows, name: str, best: list[int]):
-    """The first metric against the evaluations, a line per setting but nfe and steps."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    figure, [ax] = plots.panels(5.2, 3.4)
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for cell, nfe, _, metrics in rows:
-        words = _words({k: v for k, v in cell.items() if k not in ("nfe", "steps")})
-        lines.setdefault(words or name, []).append((nfe, metrics[name].value))
-    for (words, points), color in zip(lines.items(), COLORS * 9, strict=False):
-        ax.plot(*zip(*sorted(points), strict=True), "o-", ms=3, lw=1, color=color, label=words)
-    marked = [(rows[i][1], rows[i][3][name].value) for i in best]
-    ax.plot(*zip(*marked, strict=True), "o", ms=8, mfc="none", mec=plots.INK, mew=0.8)
-    ax.set_xscale("log")
-    ax.set_xticks(sorted({row[1] for row in rows}), minor=False)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
-    if all(value > 0 for points in lines.values() for _, value in points):
-        ax.set_yscale("log")
-        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            which(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "1235" else ""))
-    floor = rows[0][3][name].floor
-    if floor is not None:
-        ax.axhline(floor, color=plots.DATA, lw=0.8, ls="--", label="real data")
-    ax.set_title(f"{name} by evaluations; rings: no better for less", fontsize=9, color=plots.INK)
-    ax.set_xlabel("evaluations per sample", fontsize=8, color=plots.INK)
-    ax.tick_params(which="both", labelsize=7)
-    ax.legend(frameon=False, fontsize=7, labelcolor=plots.INK)
-    return figure
 
 
 def _put(path: Path, text: str) -> None:
@@ -395,6 +369,8 @@ def _field_errors(settings: dict[str, Any], where, folder: Path) -> None:
         "config": settings,
     }
     _put(folder / "results.json", json.dumps(report, indent=2, default=str) + "\n")
-    plots.save(field_error.figure(rows, kind), folder / "errors.png")
+    curves = {name: [getattr(row, name) for row in rows] for name in ("cfm", "irreducible", "fm")}
+    picture = field_error_picture.figure([row.t for row in rows], **curves, kind=kind)
+    plots.save(picture, folder / "errors.png")
     for name in ("errors.csv", "results.json", "errors.png"):
         print(f"  {folder / name}")

@@ -318,13 +318,13 @@ def movies(
                 states.numpy(), times.tolist(), real, within, "velocity and samples", u
             )
     for name, frames in films.items():
-        plots.animation(frames, folder / f"{name}.{form}")
+        animate.animation(frames, folder / f"{name}.{form}")
     return [f"{name}.{form}" for name in films]
 
 
 def _thinned(watch: Watch) -> Watch:
     frames, times = watch
-    picked = torch.from_numpy(animate.shown(len(times)))
+    picked = torch.from_numpy(animate.frame_indices(len(times)))
     return frames[picked], times[picked]
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fmdiff.data.base import Data
 from fmdiff.field import Field, need_gaussian
 from fmdiff.path import Kind
-from fmdiff.pictures import plots
 from fmdiff.randomness import noise
 
 
@@ -34,7 +34,9 @@ class Errors(NamedTuple):
     gap_error: float
 
 
-def errors(field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, kind):
+def errors(
+    field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, kind: Kind
+) -> Errors:
     """The Errors of `field` against `truth` at time t () for pairs x, eps (n, *shape)."""
     x_t = field.path.mix(x, eps, t)
     c = field.path.mix(x, eps, t, kind)
@@ -49,9 +51,14 @@ def errors(field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor,
     gap = cfm - fm - irreducible
     root = math.sqrt(len(x))
     return Errors(
-        *(t.item(), fm.mean().item(), (fm.std() / root).item(), cfm.mean().item()),
-        *(irreducible.mean().item(), square(u).mean().item()),
-        *(gap.mean().item(), (gap.std() / root).item()),
+        t=t.item(),
+        fm=fm.mean().item(),
+        fm_error=(fm.std() / root).item(),
+        cfm=cfm.mean().item(),
+        irreducible=irreducible.mean().item(),
+        size=square(u).mean().item(),
+        gap=gap.mean().item(),
+        gap_error=(gap.std() / root).item(),
     )
 
 
@@ -59,14 +66,14 @@ def errors(field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor,
 def compare(
     field: Field,
     truth: Field,
-    data,
+    data: Data,
     kind: Kind = "v",
     times: int = 20,
     n: int = 10_000,
     seed: int = 0,
-    device="cpu",
+    device: torch.device | str = "cpu",
 ) -> list[Errors]:
-    """Errors at the middles of `times` equal parts of the interval both fields share.
+    """Errors at the middles of `times` equal parts of the interval that both fields share.
 
     Raises FmdiffError when the source is not normal and independent of x.
     """
@@ -81,18 +88,3 @@ def compare(
         eps = noise(0, n, field.shape, seed, "evaluate", i).to(x)
         rows.append(errors(field, truth, x, y, eps, t, kind))
     return rows
-
-
-def figure(rows: list[Errors], kind: str):
-    figure, [ax] = plots.panels(4.6, 3.0)
-    t = [row.t for row in rows]
-    for name, label, look in (
-        ("cfm", "CFM loss", {"color": plots.DATA}),
-        ("irreducible", "irreducible", {"color": plots.DATA, "linestyle": "--"}),
-        ("fm", "FM loss", {"color": plots.SAMPLES}),
-    ):
-        ax.semilogy(t, [max(getattr(row, name), 1e-20) for row in rows], label=label, **look)
-    ax.set_title(f"squared error of {kind} by time", fontsize=9, color=plots.INK)
-    ax.set_xlabel("$t$", fontsize=8, color=plots.INK)
-    ax.legend(frameon=False, fontsize=7, labelcolor=plots.INK)
-    return figure

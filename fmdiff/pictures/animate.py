@@ -1,15 +1,18 @@
-"""Frames of animations: images, points and vector fields along the way from noise to data.
+"""Animations: images, points and vector fields along the way from noise to data.
 
 Axes, colours and the place of the time are the same in all frames: one figure is drawn again and
 again with other points in it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from fmdiff import files
+from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
 from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES
 
@@ -17,14 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRAMES = 100  # of an animation
-DPI = 110  # a third of the pixels of a still picture
+DPI = 110  # gives a third of the pixels of a still picture
 ARROWS = 20  # along each side
-TILE_WIDTH = 100  # pixels that an image may be magnified to
+TILE_WIDTH = 100  # pixels to which an image may be magnified
+EXACT_COLORS = 64  # of the 256 of a GIF
+ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
 
 Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
 
 
-def shown(times: int) -> np.ndarray:
+def frame_indices(times: int) -> np.ndarray:
     """Which of so many times get a frame: at most 100, the first and the last among them."""
     return np.unique(np.linspace(0, times - 1, FRAMES).round().astype(int))
 
@@ -38,7 +43,7 @@ def image_frames(
 ) -> list[Image.Image]:
     """One grid per time with the time under it. trajectories: uint8 (F, N, H, W, C).
 
-    scale: default, so that an image is about 100 pixels wide; a film of noise does not compress.
+    scale: by default an image becomes about 100 pixels wide, as a film of noise does not compress.
     """
     scale = scale or max(1, TILE_WIDTH // trajectories.shape[3])
     frames = []
@@ -52,7 +57,7 @@ def image_frames(
 
 
 def box(trajectories: np.ndarray, data: np.ndarray | None = None) -> Box:
-    """Axes that hold the first and the last of trajectories (F, N, d), and the data (M, d)."""
+    """A box around the first and the last states of trajectories (F, N, d) and the data (M, d)."""
     parts = [plots.finite(trajectories[i], "samples") for i in (0, -1)]
     parts += [] if data is None else [plots.finite(data, "data points")]
     return plots.limits(np.concatenate(parts))
@@ -89,17 +94,18 @@ def point_frames(
     data = None if data is None else plots.finite(data, "data points")
     low, high = within or box(trajectories, data)
     d = clouds[0].shape[1]
-    figure, [ax] = plots.panels(*((4.6, 2.8) if d == 1 else plots.extent(low, high, 1)))
+    width, height = (4.6, 2.8) if d == 1 else plots.extent(low, high, 1)
+    figure, [ax] = plots.panels(width, height)
     figure.set_dpi(DPI)
     if d == 1:
         ax.set_ylim(0, _top(clouds, low, high, data))
     elif data is not None:
         plots.cloud(ax, data, low, high, FRAME)
-    vectors = arrows and shortened(*arrows)
+    vectors = arrows and arrow_vectors(*arrows)
 
     frames = []
     for k, (points, t) in enumerate(zip(clouds, times, strict=True)):
-        lasting = ax.get_children()
+        background = ax.get_children()
         if arrows and vectors is not None:
             _quiver(ax, arrows[0], vectors[k])
         if d == 1:
@@ -107,27 +113,32 @@ def point_frames(
         else:
             plots.cloud(ax, points, low, high, SAMPLES)
         title = f"$t = {t:.2f}$: {plots.headline(name, points, low, high)}"
-        ax.set_title(title, loc="left", fontsize=8, color=INK)  # what comes first stands still
+        ax.set_title(title, loc="left", fontsize=8, color=INK)
         frames.append(plots.render(figure))
-        figure.set_layout_engine("none")  # the first frame's place of the axes is kept
-        for artist in set(ax.get_children()) - set(lasting):
+        figure.set_layout_engine("none")  # the axes stay where the first frame has them
+        for artist in set(ax.get_children()) - set(background):
             artist.remove()
     return frames
 
 
-def _top(clouds: list[np.ndarray], low, high, data: np.ndarray | None) -> float:
-    """Where the densities' axis ends: a bar twice as tall as the last ones and the data is cut."""
+def _top(
+    clouds: list[np.ndarray], low: np.ndarray, high: np.ndarray, data: np.ndarray | None
+) -> float:
+    """Where the axis of densities ends.
+
+    Bars more than twice as tall as those of the last frame and of the data are cut.
+    """
     edges = plots.bins(clouds[0], low, high)
     tallest = [plots.density(points, edges).max() for points in clouds]
     last = max(tallest[-1], 0.0 if data is None else plots.density(data, edges).max())
     return 1.05 * float(min(max(*tallest, last), 2 * last))
 
 
-def shortened(points: np.ndarray, u: np.ndarray) -> np.ndarray:
+def arrow_vectors(points: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Velocities (F, G, 2) as arrows no longer than the distance of the points (G, 2).
 
-    The length is that distance times tanh(|u| / (2 median |u|)), the median over all frames: near
-    the data |u| grows like 1 / (1 - r), and would cover everything.
+    The length is that distance times tanh(|u| / (2 median |u|)), with the median over all frames:
+    near the data |u| grows like 1 / (1 - r), and such arrows would cover everything.
     """
     step = np.ptp(points, axis=0).max() / (ARROWS - 1)
     speed = np.linalg.norm(u, axis=-1, keepdims=True)
@@ -138,9 +149,10 @@ def shortened(points: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 def _quiver(ax: "Axes", points: np.ndarray, vectors: np.ndarray) -> None:
-    some = np.isfinite(vectors).all(-1)
+    finite = np.isfinite(vectors).all(-1)
     ax.quiver(
-        *(*points[some].T, *vectors[some].T),
+        *points[finite].T,
+        *vectors[finite].T,
         angles="xy",
         scale_units="xy",
         scale=1,  # as long as they are in the data's units
@@ -148,3 +160,58 @@ def _quiver(ax: "Axes", points: np.ndarray, vectors: np.ndarray) -> None:
         width=0.0028,
         color=DATA,
     )
+
+
+def animation(
+    frames: Sequence[Image.Image],
+    path: Path,
+    milliseconds: int = 60,
+    hold: int = 1500,
+) -> None:
+    """Write frames as a GIF, APNG or WebP, by the suffix, repeating for ever.
+
+    Each frame shows for `milliseconds`, the last for `hold`. A GIF counts in hundredths of a
+    second and has 256 colours, the same ones in all frames; the other formats are exact. A frame
+    equal to the one before it lengthens that one.
+
+    Raises FmdiffError for no frames or another suffix.
+    """
+    if not frames:
+        raise FmdiffError("an animation needs at least one frame")
+    form = plots.file_format(path, ANIMATED)
+    if form == "GIF":
+        frames = _one_palette(frames)
+    with files.whole(path) as file:
+        frames[0].save(
+            file,
+            format=form,
+            save_all=True,
+            append_images=list(frames[1:]),
+            duration=[milliseconds] * (len(frames) - 1) + [hold],
+            loop=0,
+            lossless=True,  # WebP: pixels as drawn; the other formats ignore it
+            optimize=False,  # GIF: Pillow 13 mixes up some greys when it drops unused ones
+        )
+
+
+def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """The frames in 256 colours chosen for a few of them at once, so that nothing flickers.
+
+    Grey frames are exact. Of other frames the most frequent colours, white among them, are exact
+    and the rest share what is left of the palette.
+    """
+    if all(not np.ptp(np.asarray(frame), axis=2).any() for frame in frames):
+        return [frame.convert("L") for frame in frames]
+    few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 6).astype(int))]
+    together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in few]))
+    counts: list[Any] = sorted(together.getcolors(2**24) or [], reverse=True)
+    shares = together.quantize(256 - EXACT_COLORS).getpalette() or []
+    colors = [color for _, color in counts[:EXACT_COLORS]]
+    colors += zip(*[iter(shares)] * 3, strict=True)
+    # Pillow looks colours up rounded down to multiples of 4: 250 would be nearer to white than 255
+    apart: dict[tuple, tuple] = {}
+    for color in colors:
+        apart.setdefault(tuple(channel >> 3 for channel in color), color)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([channel for color in apart.values() for channel in color])
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES, panels
+from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES, entitle, panels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-EXACT = "#D55E00"  # vermilion: told from the blue and the grey by hue and by lightness
+EXACT = "#D55E00"  # vermilion, which differs from the blue and the grey in hue and in lightness
 COLORS = (SAMPLES, EXACT, "#009E73", "#CC79A7", "#E69F00", INK)
-DRAWN = 200  # paths
+LINES = 200  # paths in a picture
 
 Velocity = Callable[[np.ndarray, float], np.ndarray]  # u(x (B, d), t) -> (B, d)
 
@@ -47,10 +46,10 @@ def time_plot(
     for i in range(states.shape[2]):
         name = "" if states.shape[2] == 1 else f" $x_{{{i + 1}}}$"
         ax.plot(fine[0], fine[1][:, 0, i], color=COLORS[(i + 1) % 6], lw=1.2, label="exact" + name)
-        shown = states[:last, 0, i]
-        ax.plot(times[:last], shown, "o-", color=COLORS[i % 6], ms=3, lw=0.8, label=label + name)
+        x = states[:last, 0, i]
+        ax.plot(times[:last], x, "o-", color=COLORS[i % 6], ms=3, lw=0.8, label=label + name)
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
-    _names(ax, f"{len(times) - 1} steps", "$t$", "$x$", legend=True)
+    entitle(ax, f"{len(times) - 1} steps", "$t$", "$x$", legend=True)
     return figure
 
 
@@ -65,13 +64,13 @@ def phase_plot(
 ) -> "Figure":
     """2-D paths over the arrows of the field, and beside it its streamlines with the states.
 
-    A field that depends on time is shown at the time of the last state drawn. ends: (N, 2), of all
-    paths. exact: (F+1, 1, 2).
+    A field that depends on time is shown at the time of the last state in the picture. ends: those
+    of all paths, (N, 2). exact: (F+1, 1, 2).
     """
     last = _last(upto, times)
     t = float(times[last - 1])
-    drawn = states[:, :DRAWN]
-    parts = [drawn.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
+    lines = states[:, :LINES]
+    parts = [lines.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
     low, high = _box(np.concatenate(parts), square=True)
     figure, [left, right] = panels(7.2, 3.9, 2)
     x, y = (np.linspace(low[i], high[i], 25) for i in range(2))
@@ -81,11 +80,11 @@ def phase_plot(
     left.quiver(x[few], y[few], *np.moveaxis(u[few, few], -1, 0), color=DATA, width=0.004)
     if np.any(u):
         right.streamplot(x, y, u[..., 0], u[..., 1], color=FRAME, linewidth=0.7, arrowsize=0.7)
-    for i in range(drawn.shape[1]):
-        many = drawn.shape[1] > 1
+    for i in range(lines.shape[1]):
+        many = lines.shape[1] > 1
         look = {"lw": 0.5, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": 0.9}
         name = label if i == 0 else None
-        left.plot(*drawn[:last, i].T, color=SAMPLES, label=name, **look)  # type: ignore[arg-type]
+        left.plot(*lines[:last, i].T, color=SAMPLES, label=name, **look)  # type: ignore[arg-type]
     if exact is not None:
         left.plot(*exact[:, 0].T, color=EXACT, lw=1.2, label="exact")
         right.plot(*exact[:, 0].T, color=EXACT, lw=1.2)
@@ -94,8 +93,8 @@ def phase_plot(
     right.plot(*ends.T, "o", color=SAMPLES, ms=size, mew=0, alpha=0.7)
     for ax in (left, right):
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-    _names(left, f"paths and velocities, {len(times) - 1} steps", "$x_1$", "$x_2$", legend=True)
-    _names(right, f"streamlines and states at $t = {t:.3g}$", "$x_1$")
+    entitle(left, f"paths and velocities, {len(times) - 1} steps", "$x_1$", "$x_2$", legend=True)
+    entitle(right, f"streamlines and states at $t = {t:.3g}$", "$x_1$")
     return figure
 
 
@@ -115,19 +114,19 @@ def paths_plot(
     deviation of the theory at all times (S+1,).
     """
     last = _last(upto, times)
-    drawn = states[:, :DRAWN, 0]
+    paths = states[:, :LINES, 0]
     figure, [ax, side] = panels(6.2, 3.2, 2, ratios=(4, 1))
-    low, high = _box(np.concatenate([drawn.reshape(-1, 1), ode.reshape(-1, 1)]))
+    low, high = _box(np.concatenate([paths.reshape(-1, 1), ode.reshape(-1, 1)]))
     if band is not None:
         mean, deviation = band
         below, above = mean - 2 * deviation, mean + 2 * deviation
         ax.fill_between(times, below, above, color=FRAME, alpha=0.5, lw=0, label="mean ± 2 sd")
-    alpha = float(np.clip(5 / np.sqrt(drawn.shape[1]), 0.2, 0.9))
-    lines = ax.plot(times[:last], drawn[:last], color=SAMPLES, lw=0.7, alpha=alpha)
+    alpha = float(np.clip(5 / np.sqrt(paths.shape[1]), 0.2, 0.9))
+    lines = ax.plot(times[:last], paths[:last], color=SAMPLES, lw=0.7, alpha=alpha)
     lines[0].set_label(label)
     ax.plot(times, ode, "--", color=EXACT, lw=1.3, label="ODE")
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
-    _names(ax, f"{drawn.shape[1]} of {len(ends):,} paths", "$t$", "$X_t$", legend=True)
+    entitle(ax, f"{paths.shape[1]} of {len(ends):,} paths", "$t$", "$X_t$", legend=True)
     if last == len(times):
         bins = int(np.clip(1.5 * np.sqrt(len(ends)), 10, 80))
         side.hist(ends, bins, density=True, orientation="horizontal", color=SAMPLES, alpha=0.6)
@@ -135,7 +134,7 @@ def paths_plot(
     side.plot(density(x[:, None]), x, color=INK, lw=1)
     side.set(ylim=(low[0], high[0]), xticks=[])
     side.tick_params(labelleft=False, left=False)
-    _names(side, f"$t = {times[-1]:.3g}$")
+    entitle(side, f"$t = {times[-1]:.3g}$")
     return figure
 
 
@@ -153,8 +152,8 @@ def errors_plot(
         if any(value > 0 for _, y in curves.values() for value in y):
             ax.set(xscale="log", yscale="log")
         ax.tick_params(which="both", labelsize=7)
-    _names(axes[0], "error at the end", "$h$", legend=True)
-    _names(axes[1], "at equal NFE", "NFE", legend=True)
+    entitle(axes[0], "error at the end", "$h$", legend=True)
+    entitle(axes[1], "at equal NFE", "NFE", legend=True)
     return figure
 
 
@@ -171,11 +170,3 @@ def _box(points: np.ndarray, square: bool = False) -> tuple[np.ndarray, np.ndarr
 
 def _last(upto: int | None, times: np.ndarray) -> int:
     return len(times) if upto is None else upto + 1
-
-
-def _names(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = False) -> None:
-    ax.set_title(title, fontsize=9, color=INK)
-    ax.set_xlabel(x, fontsize=8, color=INK)
-    ax.set_ylabel(y, fontsize=8, color=INK)
-    if legend and ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=7, labelcolor=INK)

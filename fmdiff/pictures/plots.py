@@ -1,35 +1,32 @@
-"""Pictures: image grids, points, trajectories; and how animations are stored.
+"""Still pictures: image grids, points and trajectories.
 
-Image grids are numpy and Pillow alone; matplotlib is imported by the functions that draw points,
-without pyplot, so nothing here keeps state and the same input gives the same bytes.
+Image grids need numpy and Pillow alone. The functions that draw points import matplotlib without
+pyplot, so nothing here keeps state and the same input gives the same bytes.
 """
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey: told apart by lightness and by hue
+SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey differ in lightness and in hue
 INK, FRAME = "#333333", "#C8C8C8"
 GRID_WIDTH, TILE_WIDTH = 768, 160  # pixels: what a magnified grid and one of its tiles may take
 DPI = 200
-EXACT_COLORS = 64  # of the 256 of a GIF
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
 
-ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
 STILL = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-# what matplotlib would stamp into a file: its own version and the date
+# where matplotlib would put its own version or the date into a file
 STAMPS = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
 
 
@@ -127,9 +124,7 @@ def scatter(
     if len(low) == 1:
         figure, [ax] = panels(4.6, 2.8)
         histogram(ax, points, low, high, data)
-        entitle(ax, title, "$x$", "density")
-        if data is not None:
-            ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+        entitle(ax, title, "$x$", "density", legend=data is not None)
         return figure
     figure, axes = panels(*extent(low, high, 1 if data is None else 2), 1 if data is None else 2)
     cloud(axes[0], points, low, high, SAMPLES)
@@ -166,25 +161,25 @@ def fan(
     end = finite(trajectories[-1] if ends is None else ends, "samples")
     data = None if data is None else finite(data, "data points")
     low, high = limits(finite(trajectories.reshape(-1, 1), "states of the trajectories"))
-    drawn = trajectories[:, :LINES, 0]
-    shown = drawn.shape[1]
+    lines = trajectories[:, :LINES, 0]
+    count = lines.shape[1]
 
     figure, [ax, side] = panels(5.6, 3.0, 2, ratios=(4, 1))
-    lines = np.stack([np.broadcast_to(times[:, None], drawn.shape), drawn], axis=-1)
+    segments = np.stack([np.broadcast_to(times[:, None], lines.shape), lines], axis=-1)
     ax.add_collection(
         LineCollection(
-            list(lines.swapaxes(0, 1)),
-            array=drawn[-1],
+            list(segments.swapaxes(0, 1)),
+            array=lines[-1],
             cmap="viridis",
-            # leaves out the yellow end of the map, too light on white
-            clim=(drawn[-1].min(), drawn[-1].min() + np.ptp(drawn[-1]) / 0.8),
+            # without the yellow end of the map, which is too light on white
+            clim=(lines[-1].min(), lines[-1].min() + np.ptp(lines[-1]) / 0.8),
             linewidths=0.7,
-            alpha=float(np.clip(6 / math.sqrt(shown), 0.25, 0.8)),
+            alpha=float(np.clip(6 / math.sqrt(count), 0.25, 0.8)),
         )
     )
     ax.set(xlim=(times.min(), times.max()), ylim=(low[0], high[0]))
     title = headline("trajectories", end, low, high)
-    entitle(ax, title + (f", {shown} drawn" if shown < len(end) else ""), "$t$", "$x_t$")
+    entitle(ax, title + (f", {count} drawn" if count < len(end) else ""), "$t$", "$x_t$")
     histogram(side, end, low, high, data, orientation="horizontal")
     side.set(xticks=[])
     side.tick_params(labelleft=False, left=False)
@@ -195,6 +190,11 @@ def fan(
 
 
 def finite(points: np.ndarray, what: str) -> np.ndarray:
+    """Points (N, d) as float64.
+
+    what: a noun for them in messages. Raises FmdiffError for another shape, no points, and points
+    that are not finite.
+    """
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or 0 in points.shape:
         raise FmdiffError(f"{what} to be drawn must have the shape (N, d), not {points.shape}")
@@ -220,6 +220,7 @@ def limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def headline(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    """A title: the name, how many points there are, how many lie outside, which coordinates."""
     n, d = points.shape
     outside = int(((points[:, :2] < low) | (points[:, :2] > high)).any(axis=1).sum())
     return (
@@ -234,13 +235,17 @@ def extent(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, floa
     return columns * (float(width) + 0.35), float(height) + 0.6
 
 
-def entitle(ax: "Axes", title: str, x: str = "", y: str = "") -> None:
+def entitle(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = False) -> None:
+    """Give axes a title, names for x and y and, if something has a label, a legend."""
     ax.set_title(title, fontsize=9, color=INK)
     ax.set_xlabel(x, fontsize=8, color=INK)
     ax.set_ylabel(y, fontsize=8, color=INK)
+    if legend and ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=7, labelcolor=INK)
 
 
-def cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
+def cloud(ax: "Axes", points: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
+    """Draw the first two coordinates of points (N, d) as dots, smaller and fainter if many."""
     n = len(points)
     ax.plot(
         *points[:, :2].T,
@@ -254,7 +259,15 @@ def cloud(ax: "Axes", points: np.ndarray, low, high, color: str) -> None:
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
 
 
-def histogram(ax: "Axes", points, low, high, data, orientation="vertical") -> None:
+def histogram(
+    ax: "Axes",
+    points: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    data: np.ndarray | None,
+    orientation: Literal["vertical", "horizontal"] = "vertical",
+) -> None:
+    """Draw the histogram of points (N, 1), over that of the data (M, 1) if there are any."""
     edges = bins(points, low, high)
 
     def draw(values: np.ndarray, **look) -> None:
@@ -279,61 +292,6 @@ def density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(values[:, 0], edges)[0] / (len(values) * (edges[1] - edges[0]))
 
 
-def animation(
-    frames: Sequence[Image.Image],
-    path: str | os.PathLike,
-    milliseconds: int = 60,
-    hold: int = 1500,
-) -> None:
-    """Write frames as a GIF, APNG or WebP, by the suffix, repeating for ever.
-
-    Each frame shows for `milliseconds`, the last for `hold`. A GIF counts in hundredths of a
-    second and has 256 colours, the same ones in all frames; the others are exact. Frames equal to
-    the one before lengthen it.
-
-    Raises FmdiffError for no frames or another suffix.
-    """
-    if not frames:
-        raise FmdiffError("an animation needs at least one frame")
-    form = _format(path, ANIMATED)
-    if form == "GIF":
-        frames = _one_palette(frames)
-    with _replacing(path) as temporary:
-        frames[0].save(
-            temporary,
-            format=form,
-            save_all=True,
-            append_images=list(frames[1:]),
-            duration=[milliseconds] * (len(frames) - 1) + [hold],
-            loop=0,
-            lossless=True,  # WebP: pixels as drawn; the other formats ignore it
-            optimize=False,  # GIF: Pillow 13 mixes up some greys when it drops unused ones
-        )
-
-
-def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """The frames in 256 colours chosen for a few of them at once, so that nothing flickers.
-
-    Grey frames are exact. Of others the most frequent colours, white among them, are kept and the
-    rest share what is left.
-    """
-    if all(not np.ptp(np.asarray(frame), axis=2).any() for frame in frames):
-        return [frame.convert("L") for frame in frames]
-    few = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, 6).astype(int))]
-    together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in few]))
-    counted: list[Any] = sorted(together.getcolors(2**24) or [], reverse=True)
-    shares = together.quantize(256 - EXACT_COLORS).getpalette() or []
-    colors = [color for _, color in counted[:EXACT_COLORS]]
-    colors += zip(*[iter(shares)] * 3, strict=True)
-    # Pillow looks colours up rounded down to multiples of 4: 250 would be nearer to white than 255
-    apart: dict[tuple, tuple] = {}
-    for color in colors:
-        apart.setdefault(tuple(channel >> 3 for channel in color), color)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([channel for color in apart.values() for channel in color])
-    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-
-
 def render(figure: "Figure") -> Image.Image:
     """The figure as an RGB picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -343,42 +301,30 @@ def render(figure: "Figure") -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def save(picture: "Image.Image | Figure", path: str | os.PathLike) -> None:
-    """Write a picture (.png .webp .jpg) or a figure (.png .pdf .svg) atomically.
+def save(picture: "Image.Image | Figure", path: Path) -> None:
+    """Write a picture (.png .webp .jpg) or a figure (.png .pdf .svg), whole or not at all.
 
-    A reader, or a run cut short, sees the old file or the new one. The same picture gives the
-    same bytes: nothing about the date or the program is stored.
+    The same picture gives the same bytes: nothing about the date or the program is stored.
 
-    Raises FmdiffError for another suffix.
+    Makes the folder where there is none. Raises FmdiffError for another suffix.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(picture, Image.Image):
-        form = _format(path, STILL)
-        with _replacing(path) as temporary:
-            picture.save(temporary, format=form)
+        form = file_format(path, STILL)
+        with files.whole(path) as file:
+            picture.save(file, format=form)
         return
     import matplotlib
 
-    stamp = _format(path, STAMPS)
-    # an SVG names its parts by hashes that are salted with a random number unless told
-    with _replacing(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "fmdiff"}):
-        picture.savefig(temporary, format=Path(path).suffix[1:].lower(), metadata={stamp: None})
+    stamp = file_format(path, STAMPS)
+    # an SVG names its parts by hashes, salted with a random number by default
+    with files.whole(path) as file, matplotlib.rc_context({"svg.hashsalt": "fmdiff"}):
+        picture.savefig(file, format=path.suffix[1:].lower(), metadata={stamp: None})
 
 
-def _format(path: str | os.PathLike, formats: dict[str, str]) -> str:
-    suffix = Path(path).suffix.lower()
+def file_format(path: Path, formats: dict[str, str]) -> str:
+    """What the suffix of path stands for in formats; FmdiffError for a suffix not in them."""
+    suffix = path.suffix.lower()
     if suffix not in formats:
-        raise FmdiffError(f"{os.fspath(path)!r} must end in one of {', '.join(formats)}")
+        raise FmdiffError(f"{str(path)!r} must end in one of {', '.join(formats)}")
     return formats[suffix]
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if all goes well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from PIL import Image
 from scipy.integrate import solve_ivp
 
 from fmdiff.build import build, config_folder, named
-from fmdiff.commands.simulate import order, paths
+from fmdiff.commands.orders import order
+from fmdiff.commands.simulate import paths
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import noise
 from fmdiff.systems import Additive, truth

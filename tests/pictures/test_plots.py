@@ -202,14 +202,14 @@ def test_a_gif_keeps_the_colours_of_all_its_frames(tmp_path):
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     fading = np.stack([levels, levels // 2, levels // 4])
     frames = animate.image_frames(fading, [0, 0.5, 1], scale=4)
-    plots.animation(frames, tmp_path / "a.gif")
+    animate.animation(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as stored:
         for i, frame in enumerate(frames):
             stored.seek(i)
             assert (np.asarray(stored.convert("RGB")) == np.asarray(frame)).all()
     rng = np.random.default_rng(0)
     frames = animate.image_frames(rng.integers(0, 256, (3, 4, 16, 16, 3), np.uint8), [0, 0.5, 1])
-    plots.animation(frames, tmp_path / "b.gif")
+    animate.animation(frames, tmp_path / "b.gif")
     with Image.open(tmp_path / "b.gif") as stored:
         for i, frame in enumerate(frames):
             stored.seek(i)
@@ -224,7 +224,7 @@ def test_animation_counts_and_holds(rng, tmp_path, suffix):
     trajectories = pictures(rng, 4, 6, 8, 8, 3)
     frames = animate.image_frames(trajectories, np.linspace(0, 1, 4), range(6), scale=2)
     path = tmp_path / f"a{suffix}"
-    plots.animation(frames, path, milliseconds=80, hold=900)
+    animate.animation(frames, path, milliseconds=80, hold=900)
     durations = []
     with Image.open(path) as stored:
         assert stored.n_frames == 4 and stored.size == frames[0].size
@@ -237,15 +237,15 @@ def test_animation_counts_and_holds(rng, tmp_path, suffix):
                 assert (pixels == np.asarray(frames[i])).all()
     assert durations == [80, 80, 80, 900]
     first = path.read_bytes()
-    plots.animation(frames, path, milliseconds=80, hold=900)
+    animate.animation(frames, path, milliseconds=80, hold=900)
     assert path.read_bytes() == first
 
 
 def test_bad_animations(tmp_path):
     with pytest.raises(FmdiffError, match="at least one frame"):
-        plots.animation([], tmp_path / "a.gif")
+        animate.animation([], tmp_path / "a.gif")
     with pytest.raises(FmdiffError, match=r"mp4.*\.gif, \.png"):
-        plots.animation([Image.new("RGB", (4, 4))], tmp_path / "a.mp4")
+        animate.animation([Image.new("RGB", (4, 4))], tmp_path / "a.mp4")
 
 
 # --- files
@@ -282,7 +282,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
     picture = Image.new("RGB", (4, 4))
 
     def fail(self, target, **options):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
 def test_grids_need_no_matplotlib_and_points_no_pyplot():
     script = (
-        "import sys, numpy as np; from fmdiff import plots\n"
+        "import sys, numpy as np; from fmdiff.pictures import plots\n"
         "plots.grid(np.zeros((2, 8, 8, 1), np.uint8), [0, 1])\n"
         "assert not {'matplotlib', 'torch', 'torchvision', 'lightning'} & set(sys.modules)\n"
         "plots.render(plots.scatter(np.zeros((2, 2))))\n"

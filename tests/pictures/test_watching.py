@@ -188,7 +188,7 @@ def test_arrows_keep_direction_and_order_and_do_not_overlap():
     assert len(points) == 20 * 15
     u = np.random.default_rng(0).normal(size=(4, len(points), 2)) * 10
     u[0, 0], u[1, 1] = 0, np.nan
-    drawn = animate.shortened(points, u)
+    drawn = animate.arrow_vectors(points, u)
     assert np.isnan(drawn[0, 0]).all() and np.isnan(drawn[1, 1]).all()
     whole = np.isfinite(drawn).all(-1)
     assert whole.sum() == 4 * len(points) - 2
@@ -208,7 +208,7 @@ def test_the_arrows_of_a_frame_are_the_ones_at_its_time(monkeypatch):
     box = points.min(0), points.max(0)
     frames = animate.point_frames(states, [0, 0.5, 1], None, box, "samples", (points, u))
     plain = animate.point_frames(states, [0, 0.5, 1], None, box, "samples")
-    vectors = animate.shortened(points, u)
+    vectors = animate.arrow_vectors(points, u)
     for k, (at, drawn) in enumerate(seen):
         assert (at == points).all() and np.array_equal(drawn, vectors[k], equal_nan=True)
     same = [np.array_equal(a, b) for a, b in zip(frames, plain, strict=True)]
