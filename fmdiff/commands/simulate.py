@@ -58,7 +58,7 @@ def simulate(cfg: DictConfig, folder: Path) -> None:
     names.append(f"{next(iter(contents))}.png")
     plots.save(draw(), folder / names[-1])
     if settings["animation"]:
-        steps = np.unique(np.linspace(1, draw.keywords["times"].size - 1, FRAMES).astype(int))
+        steps = np.unique(np.linspace(1, len(contents["steps"]) - 1, FRAMES).astype(int))
         bar = tqdm(steps, unit="frame", disable=None, leave=False)
         frames = [plots.render(draw(upto=int(k))) for k in bar]
         names.append("animation.gif")
@@ -307,24 +307,23 @@ def _picture(
         return system.u(torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)).numpy()
 
     grid = torch.linspace(0, system.t_end, 51, dtype=torch.float64)
-    common = {"times": times.numpy(), "states": states.numpy(), "label": name}
-    start = states[0, :1]
+    start, last = states[0, :1], times[-1]
+    arrays = times.numpy(), states.numpy()
     d = states.shape[2]
     if isinstance(system, OrnsteinUhlenbeck | Mixed) and d == 1:
-        end, band = times[-1], None
-        ode = (truth(system, start, times) if exact is None else exact)[:, 0, 0]
+        band = None
+        ode = (truth(system, start, times) if exact is None else exact)[:, 0, 0].numpy()
         if isinstance(system, OrnsteinUhlenbeck):
             variance = torch.stack([system.covariance(t, t) for t in times])
-            band = (ode.numpy(), variance.sqrt().numpy())
+            band = (ode, variance.sqrt().numpy())
 
         def density(x: np.ndarray) -> np.ndarray:
-            return system.density(torch.from_numpy(x), end).numpy()
+            return system.density(torch.from_numpy(x), last).numpy()
 
-        extra = {"ends": ends[:, 0].numpy(), "ode": ode.numpy(), "density": density, "band": band}
-        return partial(flowplots.paths_plot, **common, **extra)
+        ends_1d = ends[:, 0].numpy()
+        return partial(flowplots.paths_plot, *arrays, ends_1d, ode, density, band, name)
     if d == 2:
         line = None if exact is None or len(ends) > 1 else truth(system, start, grid).numpy()
-        clouds = {"exact": line, "ends": ends.numpy(), "velocity": velocity}
-        return partial(flowplots.phase_plot, **common, **clouds)
+        return partial(flowplots.phase_plot, *arrays, ends.numpy(), line, velocity, name)
     fine = (grid.numpy(), truth(system, start, grid).numpy())
-    return partial(flowplots.time_plot, **common, fine=fine, velocity=velocity)
+    return partial(flowplots.time_plot, *arrays, fine, velocity, name)
