@@ -1,0 +1,1 @@
+"""Data sets: their contract, toys, downloaded images, own folders and samples in files."""

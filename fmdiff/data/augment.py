@@ -1,7 +1,8 @@
-"""Augmentation that does not leak: the network is told what was done to an image.
+"""Augmentation that does not leak: labels tell the network what happened to an image.
 
-Eight random numbers turn an image; nine labels that say how go to the network beside it, and all
-zero means untouched, which is what sampling asks for. The transform is a function of the labels.
+Eight random numbers transform an image. Nine labels that say how go to the network beside it;
+labels of zero mean the image as it is, and sampling asks for those. The transform is a function of
+the labels.
 Source: Karras et al. 2022, arXiv:2206.00364, appendix F.2; Karras et al. 2020, arXiv:2006.06676.
 """
 
@@ -18,22 +19,22 @@ SHIFT = 1 / 8  # of the image at a shift of 1
 
 
 def draw(n: int, p: float, draws: torch.Generator) -> Tensor:
-    """Labels (n, 9) float32, each transform but the x flip drawn with probability p, else zero.
+    """Labels (n, 9) float32: each transform but the x flip has probability p, else it is zero.
 
-        x flip    U{0, 1}, always drawn                y flip   U{0, 1}
+        x flip    U{0, 1}, always                      y flip   U{0, 1}
         scale     a ~ N(0, 1)                          rotation cos b - 1, sin b, b ~ U(-pi, pi)
         stretch   c (cos 2d, sin 2d), c ~ N(0, 1), d ~ U(-pi, pi)     shift    e, f ~ N(0, 1)
 
     EDM writes the stretch as c (cos d, sin d), which a stretch along d shares with one across it
     (-c, d + pi); of the angle doubled they are two.
     """
-    drawn = (torch.rand(n, 5, generator=draws) < p).float()
+    active = (torch.rand(n, 5, generator=draws) < p).float()
     flips = (torch.rand(n, 2, generator=draws) < 0.5).float()
     a, c, e, f = torch.randn(n, 4, generator=draws).unbind(1)
     b, d = (torch.rand(n, 2, generator=draws) * 2 - 1).mul(math.pi).unbind(1)
     values = (flips[:, 1], a, b.cos() - 1, b.sin(), c * (2 * d).cos(), c * (2 * d).sin(), e, f)
     which = [0, 1, 2, 2, 3, 3, 4, 4]
-    return torch.cat([flips[:, :1], torch.stack(values, 1) * drawn[:, which]], dim=1)
+    return torch.cat([flips[:, :1], torch.stack(values, 1) * active[:, which]], dim=1)
 
 
 def inverse(labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -77,13 +78,13 @@ def warp(x: Tensor, labels: Tensor) -> Tensor:
 def transform(x: Tensor, labels: Tensor) -> Tensor:
     """x (n, C, H, W) in [-1, 1] as labels (n, 9) on the CPU say: flipped, then warped.
 
-    Flips are exact, and an image of which no more was drawn is not interpolated.
+    Flips are exact, and an image without another transform is not interpolated.
     """
     for column, axis in ((0, 3), (1, 2)):
-        mirrored = labels[:, column].bool().to(x.device).view(-1, 1, 1, 1)
-        x = torch.where(mirrored, x.flip(axis), x)
-    moved = labels[:, 2:].any(1).nonzero().flatten()
-    if len(moved):
-        where = moved.to(x.device)
-        x = x.index_copy(0, where, warp(x[where], labels[moved].to(x.device)))
+        mirror = labels[:, column].bool().to(x.device).view(-1, 1, 1, 1)
+        x = torch.where(mirror, x.flip(axis), x)
+    rows = labels[:, 2:].any(1).nonzero().flatten()
+    if len(rows):
+        where = rows.to(x.device)
+        x = x.index_copy(0, where, warp(x[where], labels[rows].to(x.device)))
     return x

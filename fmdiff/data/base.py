@@ -221,10 +221,12 @@ class Toy(Data):
                 f"{where} must return labels beside x, integers of shape ({n},), as the class has "
                 f"labels = {self.labels}, and returned {_kind(label)}"
             )
-        if n and not 0 <= label.min() <= label.max() < self.labels:
+        numbers = self.label_numbers
+        if (self.classes or self.only) and not (label[:, None] == numbers).any(1).all():
             raise FmdiffError(
-                f"{where} returned labels from {label.min()} to {label.max()}: the class has "
-                f"labels = {self.labels}, and they must lie from 0 to {self.labels - 1}"
+                f"{where} returned labels from {label.min()} to {label.max()}, and they must be "
+                f"among {numbers.tolist()} (labels = {self.labels} in the class, "
+                f"data.only={self.only}); draw_labels(n, generator) draws such labels"
             )
         return x.float(), label.long()
 

@@ -59,8 +59,8 @@ class GaussianMixture(Toy):
         eps = torch.randn(n, *self.shape, generator=generator)
         if self._factors.ndim == 2:
             return self._means[label] + self._factors[label] * eps, label
-        moved = torch.einsum("kde,ne->nkd", self._factors, eps)
-        return self._means[label] + moved[torch.arange(n), label], label
+        offsets = torch.einsum("kde,ne->nkd", self._factors, eps)
+        return self._means[label] + offsets[torch.arange(n), label], label
 
     def off_support(self, x: Tensor) -> Tensor:
         """Which of x (B, d) lie at a Mahalanobis distance > 4 from every component: bool (B,).

@@ -132,12 +132,12 @@ class Checkerboard(Toy):
         return (torch.rand(n, 2, generator=generator) + corner).mul_(2).sub_(4), label
 
     def off_support(self, x: Tensor) -> Tensor:
-        """Which of x (B, 2) lie in no dark square that is kept: bool (B,)."""
+        """Which of x (B, 2) lie in no dark square of `label_numbers`: bool (B,)."""
         square = (x / 2 + 2).floor()
         outside = (square < 0) | (square > 3)
         i, j = square.unbind(-1)
-        dropped = ~torch.isin(2 * i + j // 2, self.label_numbers.to(x))
-        return outside.any(-1) | (square.sum(-1) % 2 != 0) | dropped
+        other = ~torch.isin(2 * i + j // 2, self.label_numbers.to(x))
+        return outside.any(-1) | (square.sum(-1) % 2 != 0) | other
 
 
 class Pinwheel(Toy):

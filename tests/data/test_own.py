@@ -58,11 +58,11 @@ def test_draw_alone_is_a_data_set():
         (None, "returned None"),
         (torch.zeros(3, 2), "labels = 2, and returned None"),
         ((torch.zeros(3, 2), torch.zeros(3)), r"labels = 2, and returned a tensor of float32"),
-        ((torch.zeros(3, 2), torch.full((3,), 2)), "labels from 2 to 2: .* from 0 to 1"),
+        ((torch.zeros(3, 2), torch.full((3,), 2)), r"labels from 2 to 2, and .* among \[0, 1\]"),
     ],
 )
 def test_what_draw_may_not_return(value, says):
-    data = Wrong(batch_size=3)
+    data = Wrong(batch_size=3, conditional=True)
     data.value = value
     with pytest.raises(FmdiffError, match=rf"Wrong\.draw of 3 points .*{says}"):
         data.batch(0, 0)
