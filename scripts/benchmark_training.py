@@ -2,7 +2,7 @@
 
 Used as `python scripts/benchmark.py training`; needs torchcfm and flow_matching. CPU time of this
 process per step (CUDA: wall time, synchronised), the cases of one problem taking turns in rounds.
-fmdiff runs fmdiff.training.fit.train with EMA, clipping, TensorBoard, metrics.csv, the progress
+fmdiff runs fmdiff.commands.train.train with EMA, clipping, TensorBoard, metrics.csv, the progress
 bar and checkpoints at their defaults, timed between the ends of two steps of one fit, all
 callbacks included; the other loops do only what their functions say, with their data in memory.
 """
@@ -26,8 +26,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from fmdiff.build import build, named
+from fmdiff.commands.train import train
 from fmdiff.settings import compose
-from fmdiff.training.fit import train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

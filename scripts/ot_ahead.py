@@ -31,8 +31,10 @@ from fmdiff.build import build, config_folder, named
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator
-from fmdiff.training.fit import Chunks
+from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Chunks
 
 WARM, CHUNK = 50, 25  # steps
 Times = tuple[float, float, float]  # ms per step: wall, this thread, the others
@@ -80,7 +82,9 @@ def ours(coupling: str, source: str) -> Callable[[int], Times]:
             source=of_source,
             coupled=not pairs.independent,
         )
-        module = Training(settings, data, net, objective, named("time", "uniform"), pairs)
+        batches = Batches(data, objective, named("time", "uniform"), pairs, seed=0)
+        options = TrainerOptions(**settings["trainer"])
+        module = Training(settings, options, net, objective, batches)
         watch = Watch()
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -92,7 +96,7 @@ def ours(coupling: str, source: str) -> Callable[[int], Times]:
             enable_model_summary=False,
         )
         trainer.fit(module, Chunks(0, WARM + steps, CHUNK))
-        module.ahead.close()
+        batches.close()
         return watch.times
 
     return run

@@ -33,7 +33,7 @@ def train(cfg: Any, folder: Path | None) -> None:
 
         plan(cfg)
     else:
-        from fmdiff.training.fit import train
+        from fmdiff.commands.train import train
 
         train(cfg, folder)
 

@@ -9,17 +9,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
+from lightning import pytorch as pl
 
 from fmdiff.errors import Interrupted, word
 from fmdiff.machine import signals
+from fmdiff.training.module import Training
+from fmdiff.training.trainer import Hooks
 
 
-class Stop(Callback):
-    """Signals and the time limit: the flag is looked at between steps, on all ranks together.
+class Stop(Hooks):
+    """Signals and the time limit: all ranks look at the flag together, between steps.
 
-    The second Ctrl-C stops at once. Stands after all other callbacks: who leaves `on_train_end`
-    knows that rank 0 has saved.
+    The second Ctrl-C stops at once. Stands after all other callbacks, so that a rank that leaves
+    `finish` knows that rank 0 has saved.
     """
 
     TIME = 1000  # larger than any signal's number
@@ -32,9 +34,9 @@ class Stop(Callback):
 
     def listening(self) -> AbstractContextManager[None]:
         """Signals raise the flag while the block runs."""
-        return signals.handled(self._received)
+        return signals.handled(self._receive)
 
-    def _received(self, number: int, frame) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
             if now - self.first > self.TWICE:
@@ -43,19 +45,19 @@ class Stop(Callback):
         self.raised = number
         print("\nsaving, then stopping", file=sys.stderr)
 
-    def on_train_start(self, trainer, module) -> None:
+    def start(self, trainer: pl.Trainer, module: Training) -> None:
         self.begin = time.monotonic()
         self._agree(trainer, module)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
         if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
             self.raised = self.raised or self.TIME
         self._agree(trainer, module)
 
-    def on_train_end(self, trainer, module) -> None:
+    def finish(self, trainer: pl.Trainer, module: Training) -> None:
         self._agree(trainer, module)
 
-    def _agree(self, trainer, module) -> None:
+    def _agree(self, trainer: pl.Trainer, module: Training) -> None:
         self.flag = self.raised
         if trainer.world_size > 1:
             flag = torch.tensor(self.flag, device=module.device)

@@ -20,7 +20,7 @@ from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
-from fmdiff.training import callbacks
+from fmdiff.training import pictures
 
 BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
@@ -93,7 +93,7 @@ def few_pictures(monkeypatch):
     def generate(field, n, steps, device):
         return sampling.generate(field, 4, solver="euler", steps=1, device=device)
 
-    monkeypatch.setattr(callbacks, "generate", generate)
+    monkeypatch.setattr(pictures, "generate", generate)
 
 
 def named(group):

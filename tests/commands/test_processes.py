@@ -24,12 +24,13 @@ from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
+from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
 
 # processes that have imported all there is to import
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["fmdiff.training.fit", "fmdiff.commands.evaluate", "fmdiff.report", "tensorboard"]
+    ["fmdiff.commands.train", "fmdiff.commands.evaluate", "fmdiff.report", "tensorboard"]
 )
 HUNG = 500  # seconds; of a machine that does much else
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
@@ -43,7 +44,8 @@ RUN = (
 def planted(place, at, action):
     """Let action() happen, once, where a run comes to `place` (at step `at`)."""
     from fmdiff import sampling
-    from fmdiff.training import callbacks, fit
+    from fmdiff.commands import train
+    from fmdiff.training import log, pictures
 
     def around(owner, name, due):
         call, done = getattr(owner, name), []
@@ -58,10 +60,10 @@ def planted(place, at, action):
         setattr(owner, name, wrapped)
 
     {
-        "start": lambda: around(fit, "judged", lambda *_: True),
+        "start": lambda: around(train, "judge_of", lambda *_: True),
         "step": lambda: around(Training, "optimiser_step", lambda _, k, *__: k == at),
-        "validation": lambda: around(callbacks.Log, "validate", lambda _, m: m.step == at),
-        "picture": lambda: around(callbacks, "generate", lambda *_: True),
+        "validation": lambda: around(log.Log, "validate", lambda _, m: m.step == at),
+        "picture": lambda: around(pictures, "generate", lambda *_: True),
         "sampling": lambda: around(sampling, "one_batch", lambda *given: given[3] >= at),
     }[place]()
 
@@ -331,17 +333,17 @@ def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, before, a
 
 
 def kept_draws():
-    draw = Training.draw
+    draw = Batches.draw
 
     def kept(self, steps, rows):
         found = draw(self, steps, rows)
-        size, n = len(found[0]) // len(steps), self.trainer.world_size
+        size, n = len(found[0]) // len(steps), processes.world()
         for i, k in enumerate(steps):
             of_step = [f if f is None else f[i * size : (i + 1) * size].clone() for f in found]
-            torch.save(of_step, f"{n}-{k}-{self.global_rank}.pt")
+            torch.save(of_step, f"{n}-{k}-{processes.rank()}.pt")
         return found
 
-    Training.draw = kept
+    Batches.draw = kept
 
 
 @pytest.mark.slow
@@ -362,17 +364,17 @@ def test_the_global_batch_is_that_of_one_device(tmp_path):
 
 
 def spoiled():
-    draw = Training.draw
+    draw = Batches.draw
 
     def spoil(self, steps, rows):
         x, *rest = draw(self, steps, rows)
-        if self.global_rank == 1:
+        if processes.rank() == 1:
             for k, part in zip(steps, x.split(len(x) // len(steps)), strict=True):
                 if k in (3, 5):
                     part.fill_(math.nan)
         return x, *rest
 
-    Training.draw = spoil
+    Batches.draw = spoil
 
 
 @pytest.mark.slow
@@ -614,12 +616,12 @@ def test_more_processes_than_batches_are_refused(command, capfd):
 
 
 def spike(monkeypatch, at, times):
-    sources = Training.sources
+    noise = Batches.noise
 
     def larger(self, k):
-        return sources(self, k) * (times if k == at else 1)
+        return noise(self, k) * (times if k == at else 1)
 
-    monkeypatch.setattr(Training, "sources", larger)
+    monkeypatch.setattr(Batches, "noise", larger)
 
 
 @pytest.mark.fault

@@ -119,7 +119,7 @@ def test_five_hundred_kills_of_a_training(train, tmp_path):
 @pytest.mark.fault(count=2)
 def test_two_sweeps_in_one_folder_of_outputs(command, tmp_path):
     """Two sweeps started at once: each job has a folder of its own, complete"""
-    import fmdiff.training.fit  # noqa: F401  # before the children are forked
+    import fmdiff.commands.train  # noqa: F401  # before the children are forked
 
     words = ("train", "-m", *PLAIN, *POINTS, "trainer.max_steps=20", "seed=1,2")
     children = [forked(*words) for _ in range(2)]

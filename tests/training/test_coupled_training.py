@@ -19,35 +19,33 @@ from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator, noise
 from fmdiff.runs import checkpoint
-from fmdiff.training.module import Training
+from fmdiff.training.batches import Batches
 
 BRIEF = ("trainer.warmup=0", "trainer.picture_every=1000")
 OT = (*POINTS, *BRIEF, "coupling=ot")
 SAMPLE = ("device=cpu", "threads=1", "out=samples")
 
 
-def module(coupling="ot", source="normal", data=None, source_keys=None, **trainer):
-    """What fmdiff train fits, small, to ask for its draws."""
+def batches(coupling="ot", source="normal", data=None, source_keys=None, label_dropout=0.1):
+    """What the steps of fmdiff train are given, of small batches."""
 
     def spec(group, name, **changes):
         found = OmegaConf.load(config_folder() / group / f"{name}.yaml")
         return OmegaConf.to_container(found) | changes
 
-    data = {"batch_size": 60, **(data or {})}
-    settings = {
-        "seed": 0,
-        "trainer": spec("trainer", "default", **trainer),
-        "data": spec("data", "gmm4", **data),
-    }
-    data = build(settings["data"])
-    net = named("model", "mlp", shape=data.shape, classes=data.classes, hidden=8)
+    data = build(spec("data", "gmm4", **{"batch_size": 60, **(data or {})}))
     pairs = named("coupling", coupling)
     objective = FlowMatching(
-        *(CondOT(), data.std, "v", None, 0.05, 1e-4),
+        CondOT(),
+        data.std,
+        "v",
+        None,
+        0.05,
+        1e-4,
         source=named("source", source, **(source_keys or {})),
         coupled=not pairs.independent,
     )
-    return Training(settings, data, net, objective, named("time", "uniform"), pairs)
+    return Batches(data, objective, named("time", "uniform"), pairs, 0, label_dropout)
 
 
 # The draws of a step
@@ -57,15 +55,15 @@ def module(coupling="ot", source="normal", data=None, source_keys=None, **traine
 @pytest.mark.parametrize("conditional", [False, True])
 def test_rows_of_any_part_are_those_of_the_whole_batch_paired_at_once(coupling, conditional):
     """So micro-batches and devices take rows of one pairing, not a pairing of their rows."""
-    whole = module(coupling, data={"conditional": conditional}).draw(range(3, 4), slice(None))
-    asked = module(coupling, data={"conditional": conditional})
+    whole = batches(coupling, data={"conditional": conditional}).draw(range(3, 4), slice(None))
+    asked = batches(coupling, data={"conditional": conditional})
     for rows in (slice(0, 20), slice(20, 40), slice(40, 60), slice(7, 9)):
         for part, all_ in zip(asked.draw(range(3, 4), rows), whole, strict=True):
             assert (part is None and all_ is None) or torch.equal(part, all_[rows])
     # a device that begins with the last rows finds the same
-    other = module(coupling, data={"conditional": conditional}).draw(range(3, 4), slice(40, 60))
+    other = batches(coupling, data={"conditional": conditional}).draw(range(3, 4), slice(40, 60))
     assert torch.equal(other[2], whole[2][40:60])
-    free = module("independent", data={"conditional": conditional}).draw(range(3, 4), slice(None))
+    free = batches("independent", data={"conditional": conditional}).draw(range(3, 4), slice(None))
     assert torch.equal(free[0], whole[0]) and torch.equal(free[3], whole[3])
     assert not torch.equal(free[2], whole[2])
     assert transport_cost(whole[0], whole[2]) < 0.95 * transport_cost(free[0], free[2])
@@ -74,7 +72,7 @@ def test_rows_of_any_part_are_those_of_the_whole_batch_paired_at_once(coupling, 
 def test_the_noise_is_permuted_and_the_whole_is_cheapest():
     from scipy.optimize import linear_sum_assignment
 
-    x, _, eps, _, _ = module().draw(range(2, 3), slice(None))
+    x, _, eps, _, _ = batches().draw(range(2, 3), slice(None))
     z = torch.randn(60, 2, generator=generator(0, "eps", 2))
     assert torch.equal(eps.sort(0).values, z.sort(0).values)
     table = torch.cdist(x.double(), z.double()).square().numpy()
@@ -84,7 +82,7 @@ def test_the_noise_is_permuted_and_the_whole_is_cheapest():
 
 def test_pairs_are_made_within_each_class_before_labels_are_dropped():
     """The noise at the places of a class stays there, so noise and label are independent."""
-    m = module(data={"conditional": True}, label_dropout=0.5)
+    m = batches(data={"conditional": True}, label_dropout=0.5)
     x, y, eps, _, _ = m.draw(range(4, 5), slice(None))
     label = m.data.batch(0, 4)[1]
     assert (y == m.data.classes).any() and torch.equal(y[y != 4], label[y != 4])
@@ -94,7 +92,7 @@ def test_pairs_are_made_within_each_class_before_labels_are_dropped():
         assert torch.equal(eps[at].sort(0).values, z[at].sort(0).values)
         table = torch.cdist(x[at], z[at]).square()
         assert table.diagonal().mean() > transport_cost(x[at], eps[at])
-    pairs = module().draw(range(4, 5), slice(None))  # without labels the classes mix
+    pairs = batches().draw(range(4, 5), slice(None))  # without labels the classes mix
     assert transport_cost(*pairs[:4:2]) < transport_cost(x, eps)
 
 
@@ -104,7 +102,7 @@ def test_pairs_found_ahead_are_those_found_at_once(coupling, source, size):
     """By blocks of 25 steps, or one by one where a batch is large."""
     keys = {"source_keys": {"data": "8gaussians"}} if source == "data" else {}
     keys |= {"data": {"batch_size": size}}
-    ahead, at_once = (module(coupling, source, **keys) for _ in range(2))
+    ahead, at_once = (batches(coupling, source, **keys) for _ in range(2))
     at_once.ahead = at_once.match
     assert ahead.block == (25 if size == 60 else 1)
     spent, last = 0.0, -1
@@ -115,15 +113,16 @@ def test_pairs_found_ahead_are_those_found_at_once(coupling, source, size):
             strict=True,
         ):
             assert (a is None and b is None) or torch.equal(a, b)
-        assert ahead.sums == at_once.sums
+        assert ahead.tally == at_once.tally
         spent += (
             0
             if k == last
             else transport_cost(*at_once.draw(range(k, k + 1), slice(None))[:4:2]).item()
         )
         last = k
-        assert ahead.sums[3] == pytest.approx(spent)  # once a step, however often it is asked for
-    ahead.ahead.close()
+        # once a step, however often it is asked for
+        assert ahead.tally.transport == pytest.approx(spent)
+    ahead.close()
 
 
 # Runs
@@ -253,7 +252,7 @@ def test_other_sources_train_and_sample(train, command, tmp_path, source):
         torch.testing.assert_close(start.norm(dim=1), torch.full((300,), 2**0.5))
     else:
         assert 1.5 < start.abs().max() <= 2
-    drawn = module("independent", source).draw(range(0, 1), slice(None))[2]
+    drawn = batches("independent", source).draw(range(0, 1), slice(None))[2]
     assert (drawn.norm(dim=1) < 2 * 2**0.5 + 1e-6).all()
 
 

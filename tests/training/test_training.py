@@ -4,6 +4,8 @@ import itertools
 import math
 import signal
 import time
+from dataclasses import fields, replace
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -21,9 +23,11 @@ from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.path import from_spec
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
-from fmdiff.training import callbacks
-from fmdiff.training.fit import Chunks, inner_steps, quiet
+from fmdiff.training import pictures
+from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Chunks, quiet
 
 PATHS = sorted(path.stem for path in (config_folder() / "path").glob("*.yaml"))
 INTERVALS = tuple(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint"))
@@ -51,8 +55,17 @@ def module(data=None, path="condot", model=None, objective=None, optim=None, **t
     torch.manual_seed(0)
     net = build(settings["model"], shape=data.shape, classes=data.classes)
     objective = build(settings["objective"], path=from_spec(settings["path"]), data_std=data.std)
-    coupling = named("coupling", "independent")
-    return Training(settings, data, net, objective, named("time", "uniform"), coupling)
+    options = TrainerOptions(**settings["trainer"])
+    batches = Batches(
+        data,
+        objective,
+        named("time", "uniform"),
+        named("coupling", "independent"),
+        settings["seed"],
+        options.label_dropout,
+        options.accumulate,
+    )
+    return Training(settings, options, net, objective, batches)
 
 
 def fit(module, steps):
@@ -128,7 +141,7 @@ def test_a_run_averages_every_step(train, tmp_path):
 def test_loss_at_the_start_is_that_of_a_network_of_zeros():
     """The output is zero at first: E|v|^2 / d = E x^2 + 1, over s^2 + 1 at unit scale."""
     m = module(data={"batch_size": 8192})
-    x, y, eps, t, _ = m.draw(range(0, 1), slice(None))
+    x, y, eps, t, _ = m.batches.draw(range(0, 1), slice(None))
     loss = m.objective(m.net, x, y, eps, t).mean().item()
     wanted = (x.square().mean().item() + 1) / (m.data.std**2 + 1)
     assert loss == pytest.approx(wanted, rel=0.05)
@@ -156,7 +169,7 @@ def test_adam_gets_clipped_gradients(fused):
     fit(m, 2)
     other = torch.optim.Adam(net.parameters(), lr=0.1, eps=1.0)
     for k in range(2):
-        x, y, eps, t, _ = m.draw(range(k, k + 1), slice(None))
+        x, y, eps, t, _ = m.batches.draw(range(k, k + 1), slice(None))
         other.zero_grad()
         m.objective(net, x, y, eps, t).mean().backward()
         seen.append(nn.utils.clip_grad_norm_(net.parameters(), 1e-2))
@@ -175,27 +188,28 @@ def test_accumulated_micro_batches_give_the_same_update(parts):
     fit(split, 5)
     a, b = (vector(dict(m.net.named_parameters())) for m in (whole, split))
     assert ((a - b).norm() / a.norm()).item() < 1e-5
-    torch.testing.assert_close(whole.sums, split.sums, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.tally.tensor(), split.tally.tensor(), rtol=1e-5, atol=1e-6)
 
 
 def test_draws_are_rows_of_one_global_batch():
     m = module(data={"conditional": True}, label_dropout=0.5)
-    whole = m.draw(range(3, 4), slice(None))
-    for part, want in zip(m.draw(range(3, 4), slice(8, 20))[:4], whole[:4], strict=True):
+    whole = m.batches.draw(range(3, 4), slice(None))
+    for part, want in zip(m.batches.draw(range(3, 4), slice(8, 20))[:4], whole[:4], strict=True):
         assert torch.equal(part, want[8:20])
-    assert not torch.equal(m.draw(range(4, 5), slice(None))[2], whole[2])
+    assert not torch.equal(m.batches.draw(range(4, 5), slice(None))[2], whole[2])
 
 
 def test_labels_are_dropped_per_sample_at_the_given_rate():
     m = module(data={"conditional": True, "batch_size": 4000}, label_dropout=0.1)
-    y = m.draw(range(0, 1), slice(None))[1]
+    y = m.batches.draw(range(0, 1), slice(None))[1]
     rate = (y == m.data.classes).float().mean().item()
     assert abs(rate - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
     assert 0 < y[: len(y) // 2].eq(m.data.classes).sum() < len(y) // 2
     assert set(y.tolist()) == set(range(m.data.classes + 1))
     for rate in (0.0, 1.0):
-        m.options["label_dropout"] = rate
-        assert (m.draw(range(0, 1), slice(None))[1] == m.data.classes).float().mean() == rate
+        m.batches.label_dropout = rate
+        y = m.batches.draw(range(0, 1), slice(None))[1]
+        assert (y == m.data.classes).float().mean() == rate
 
 
 def test_learning_rate_warms_up_and_falls():
@@ -206,7 +220,7 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[4] == pytest.approx(1e-3) and rates[8] == pytest.approx(0.5e-3)
     assert rates[12] == pytest.approx(0, abs=1e-12)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
-    m.options["decay"] = "constant"
+    m.options = replace(m.options, decay="constant")
     assert m.learning_rate(11) == 1e-3
 
 
@@ -226,9 +240,20 @@ def test_ranges_cover_each_step_once_and_meet_every_interval():
     ranges = list(Chunks(130, 312, 25))
     assert ranges[0] == (130, 150) and ranges[-1] == (300, 312)
     assert [k for r in ranges for k in range(*r)] == list(range(130, 312))
-    options = yaml("trainer", "default")
-    assert inner_steps(options, points=True) == 25 and inner_steps(options, points=False) == 1
-    assert inner_steps({**options, "log_every": 10}, points=True) == 5
+    options = TrainerOptions(**yaml("trainer", "default"))
+    assert options.steps_per_batch(points=True) == 25
+    assert options.steps_per_batch(points=False) == 1
+    assert replace(options, log_every=10).steps_per_batch(points=True) == 5
+
+
+def test_the_options_are_the_keys_of_the_yaml():
+    """In its order too, and each of a type that the default has or that null stands for."""
+    keys = yaml("trainer", "default")
+    assert [field.name for field in fields(TrainerOptions)] == list(keys)
+    for name, kind in get_type_hints(TrainerOptions).items():
+        kinds = tuple(get_origin(k) or k for k in get_args(kind) or (kind,))
+        kinds = (list,) if get_origin(kind) is list else kinds
+        assert isinstance(keys[name], (*kinds, int) if float in kinds else kinds), name
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -236,7 +261,7 @@ def test_ranges_cover_each_step_once_and_meet_every_interval():
 def test_every_prediction_on_every_path_trains_and_samples(path, prediction):
     m = module(path=path, objective={"prediction": prediction})
     fit(m, 2)
-    assert all(map(math.isfinite, m.sums)) and m.sums[2] == 2
+    assert m.tally.tensor().isfinite().all() and m.tally.steps == 2
     x = generate(m.field(), n=16, steps=3).x
     assert x.shape == (16, 2) and x.isfinite().all()
 
@@ -371,19 +396,19 @@ def test_a_picture_that_fails_does_not_end_the_run(train, tmp_path, monkeypatch,
     def generate(*_, **__):
         raise FmdiffError("3 of 64 samples are not finite")
 
-    monkeypatch.setattr(callbacks, "generate", generate)
+    monkeypatch.setattr(pictures, "generate", generate)
     assert train(tmp_path / "run", *POINTS, "trainer.max_steps=2")["step"] == 2
     assert "no picture at step 2: 3 of 64" in capfd.readouterr().err
 
 
 def spoil(monkeypatch, *steps):
     """Let the loss of these steps be NaN."""
-    sources = Training.sources
+    noise = Batches.noise
 
     def spoiled(self, k):
-        return sources(self, k) * (math.nan if k in steps else 1)
+        return noise(self, k) * (math.nan if k in steps else 1)
 
-    monkeypatch.setattr(Training, "sources", spoiled)
+    monkeypatch.setattr(Batches, "noise", spoiled)
 
 
 @pytest.mark.fault

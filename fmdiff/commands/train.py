@@ -1,0 +1,100 @@
+"""fmdiff train: the run around the optimiser steps."""
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fmdiff.build import locate
+from fmdiff.errors import FmdiffError, word
+from fmdiff.machine import processes
+from fmdiff.runs import checkpoint
+from fmdiff.runs.config import leaves, seconds
+from fmdiff.runs.find import find, newest_good
+from fmdiff.runs.folder import write_config
+from fmdiff.training import checkpoints
+from fmdiff.training.assemble import assemble
+from fmdiff.training.judged import SampleMetrics, judge_of
+from fmdiff.training.log import Log
+from fmdiff.training.module import Training
+from fmdiff.training.pictures import Pictures
+from fmdiff.training.profile import Profile
+from fmdiff.training.stop import Stop
+from fmdiff.training.trainer import Chunks, Hooks, experiment_logger, fitter, quiet
+
+log = logging.getLogger("fmdiff")
+
+
+def train(cfg: DictConfig, folder: Path) -> None:
+    """Train as cfg says in the run folder, from its newest good checkpoint if there is one."""
+    module, device = assemble(cfg)
+    options = module.options
+    metrics = SampleMetrics(folder, options, judge_of(module, device))
+    start(module, folder)
+    if module.step >= options.max_steps:
+        log.info("%s has its %d steps already; raise trainer.max_steps", folder, module.step)
+        return
+    quiet()
+    stop = Stop(seconds(options.max_time))
+    hooks: list[Hooks] = [metrics, Log(folder, options, metrics), Pictures(folder, options)]
+    hooks += [checkpoints.Checkpoints(folder, options), stop]
+    if module.settings["profile"]:
+        hooks.append(Profile(folder))
+    size = options.steps_per_batch(points=len(module.data.shape) == 1)
+    with stop.listening(), processes.started("train", folder, options.devices, device):
+        logger = experiment_logger(folder, options, module.step)
+        trainer = fitter(options, device, hooks, folder, logger)
+        if trainer.is_global_zero:
+            write_config(folder, cfg)
+            log.info("%s, on %s; writing to %s", summary(module), device, folder)
+        try:
+            trainer.fit(module, Chunks(module.step, options.max_steps, size))
+        finally:
+            module.batches.close()
+        stop.conclude(module.step, folder)
+        if trainer.is_global_zero:
+            log.info("%d steps done; next: %s", module.step, next_command(module, folder))
+
+
+def start(module: Training, folder: Path) -> None:
+    """Take over what `resume=` or `init=` names. Raises FmdiffError where it does not fit."""
+    settings = module.settings
+    newest = newest_good(folder) if settings["resume"] else None
+    if newest:
+        path, content = newest
+        checkpoints.resume(module, content)
+        log.info("resuming %s at step %d", path, module.step)
+    elif settings["init"]:
+        checkpoints.init(module, checkpoint.read(find(settings["init"])))
+
+
+def summary(module: Training) -> str:
+    """What is trained, in a line."""
+    groups = ("data", "path", "model", "objective")
+    choices = ", ".join(f"{group} {module.settings['choices'][group]}" for group in groups)
+    return f"{choices}; {sum(p.numel() for p in module.net.parameters()):,} parameters"
+
+
+def next_command(module: Training, folder: Path) -> str:
+    """The command that shows what was trained: a classifier leads another model, MODEL."""
+    words = [word("ckpt", folder)]
+    if module.classifies:
+        words = ["ckpt=MODEL", "guidance=classifier", word("guidance.ckpt", folder)]
+    packages = own_packages(checkpoints.spec(module))
+    if packages:
+        words.append(shlex.quote(f"trust=[{','.join(packages)}]"))
+    return " ".join(["fmdiff sample", *words])
+
+
+def own_packages(spec: dict[str, Any]) -> list[str]:
+    """What `trust=` must say for a checkpoint of this spec: modules of the user's, with a dot."""
+    packages: dict[str, None] = {}
+    for key, target in leaves(spec):
+        if key.endswith("_target_"):
+            try:
+                locate(target, trust=())
+            except FmdiffError:
+                packages[f"{target.rpartition('.')[0]}."] = None
+    return list(packages)

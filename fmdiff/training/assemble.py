@@ -1,0 +1,108 @@
+"""From settings to the module that is trained."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fmdiff.build import build
+from fmdiff.data.base import Data
+from fmdiff.errors import FmdiffError
+from fmdiff.machine import device, precision, processes
+from fmdiff.path import from_spec
+from fmdiff.randomness import key
+from fmdiff.training.batches import Batches
+from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+
+
+def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
+    """The module that cfg describes, and where it is to be trained; fills in cfg.threads.
+
+    Raises FmdiffError for what does not go together.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    options = TrainerOptions(**settings["trainer"])
+    where = place(settings["device"], options)
+    data = build(settings["data"])
+    check_sizes(data, options)
+    with processes.after_rank_0():
+        data.prepare()
+    torch.manual_seed(key(settings["seed"], "init"))
+    net = network(settings, data)
+    path, coupling = from_spec(settings["path"]), build(settings["coupling"])
+    coupling.check(data.batch_size // max(1, data.classes), data.shape)
+    objective = objective_of(settings, path, data, coupled=not coupling.independent)
+    check_pair(settings, net, objective)
+    if where.type == "cpu":
+        parameters = sum(p.numel() for p in net.parameters())
+        rule = device.threads(parameters, data.batch_size, data.shape) // options.devices
+        cfg.threads = settings["threads"] = settings["threads"] or max(1, rule)
+        torch.set_num_threads(settings["threads"])
+    batches = Batches(
+        data,
+        objective,
+        build(settings["time"], path=path),
+        coupling,
+        settings["seed"],
+        0.0 if getattr(objective, "logits", False) else options.label_dropout,
+        options.accumulate,
+    )
+    return Training(settings, options, net, objective, batches), where
+
+
+def place(name: str, options: TrainerOptions) -> torch.device:
+    """The device of `device=`, this process one of the group that trains there.
+
+    Raises FmdiffError where the machine has too few devices or not the units that options need.
+    """
+    where = device.pick(name)
+    device.enough(where, options.devices, "trainer.devices")
+    processes.join(where)
+    precision.precise(options.precision, where, "trainer.")
+    precision.compiles(options.compile, where, "trainer.")
+    return where
+
+
+def check_sizes(data: Data, options: TrainerOptions) -> None:
+    """Raise FmdiffError unless batches divide among devices, and intervals into batches."""
+    ranks = max(processes.world(), options.devices)  # those of this machine may yet be started
+    if data.batch_size % (ranks * options.accumulate):
+        raise FmdiffError(
+            f"data.batch_size={data.batch_size} must be a multiple of trainer.devices x "
+            f"trainer.accumulate = {ranks * options.accumulate}"
+        )
+    options.steps_per_batch(points=len(data.shape) == 1)
+
+
+def network(settings: dict[str, Any], data: Data) -> nn.Module:
+    """The network of `model=` for these data. Raises FmdiffError for an exact field."""
+    net = build(settings["model"], shape=data.shape, classes=data.classes)
+    if not isinstance(net, nn.Module):
+        raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
+    return net
+
+
+def objective_of(settings: dict[str, Any], path: Any, data: Data, coupled: bool) -> Any:
+    """The objective, its source ready to be drawn from."""
+    source = build(settings["source"])
+    source.check(data.shape)
+    source.prepare()
+    return build(
+        settings["objective"],
+        path=path,
+        data_std=float(data.std),
+        source=source,
+        coupled=coupled,
+    )
+
+
+def check_pair(settings: dict[str, Any], net: nn.Module, objective: Any) -> None:
+    """Raise FmdiffError where a classifier meets regression, or classification another network."""
+    if getattr(net, "logits", False) != getattr(objective, "logits", False):
+        raise FmdiffError(
+            f"objective={settings['choices']['objective']} does not go with "
+            f"model={settings['choices']['model']}: classification takes model=classifier "
+            "(images) or mlp_classifier (points), and these no other objective"
+        )

@@ -1,0 +1,119 @@
+"""What an optimiser step is given, as a function of (seed, step) and of no weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from fmdiff.coupling import Coupling, transport_cost
+from fmdiff.data.base import Data, joined
+from fmdiff.machine.ahead import Ahead
+from fmdiff.randomness import generator
+from fmdiff.training.tally import Tally
+
+Terms = tuple[Tensor | None, ...]  # of a micro-batch: the objective's, then augmentation labels
+Draws = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # x, y, eps, t, augmentation
+Pairs = tuple[list[Tensor], list[list[float]]]  # of a block of steps: indices and costs
+POINTS_AT_ONCE = 512  # points in a batch that is paired in milliseconds
+
+
+class Batches:
+    """(steps, rows) -> the micro-batches of each step, ready for the network.
+
+    Everything is drawn for the global batch, of which a device takes its `rows`. x and y come
+    from the data, eps from the source in the order of the coupling, t from the time law; labels
+    are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling is no
+    function of the weights, so threads work it out beside the steps before.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        objective: Any,
+        time: Callable[[int, Generator], Tensor],
+        coupling: Coupling,
+        seed: int,
+        label_dropout: float = 0.0,
+        accumulate: int = 1,
+    ) -> None:
+        self.data, self.objective, self.time, self.coupling = data, objective, time, coupling
+        self.seed, self.label_dropout, self.accumulate = seed, label_dropout, accumulate
+        self.source = objective.source
+        self.device = torch.device("cpu")
+        self.tally = Tally()
+        # an objective may part what needs the network from what does not
+        self.terms: Callable[..., tuple] = getattr(objective, "terms", lambda *batch: batch)
+        # quick pairs are worked out for as many steps at once as are drawn at once
+        points = len(data.shape) == 1
+        self.block = 25 if points and data.batch_size <= POINTS_AT_ONCE else 1
+        self.ahead: Ahead[Pairs] = Ahead(self.match, depth=(50 if points else 4) // self.block)
+        self.current = -1  # the block whose pairs these are
+        self.pairs: Pairs = ([], [])
+        self.costed = -1  # the last step whose transport costs were counted
+
+    def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
+        """The micro-batches of these rows, `accumulate` of them for each step."""
+        x, y, eps, t, augmentation = self.draw(steps, rows)
+        terms = self.terms(x, y, eps, t)
+        count = self.accumulate * len(steps)
+        size = len(x) // count
+        columns = [
+            [None] * count if term is None else term.split(size) for term in (*terms, augmentation)
+        ]
+        parts = list(zip(*columns, strict=True))
+        return [parts[i : i + self.accumulate] for i in range(0, count, self.accumulate)]
+
+    def draw(self, steps: range, rows: slice) -> Draws:
+        """x, y, eps, t and the augmentation's labels of these rows, one step after another."""
+        size, device = self.data.batch_size, self.device
+        x, y, augmentation = self.data.batches(self.seed, steps, rows, device)
+        eps = [self.noise(k) for k in steps]
+        if not self.coupling.independent:
+            eps = [self.paired(k, z) for k, z in zip(steps, eps, strict=True)]
+        u = [self.time(size, generator(self.seed, "time", k, device=device))[rows] for k in steps]
+        if y is not None and self.label_dropout:
+            y = self.dropped(y, steps, rows)
+        t = self.objective.time(joined(u))
+        return x, y, joined([z[rows] for z in eps]), t, augmentation
+
+    def noise(self, k: int) -> Tensor:
+        """eps of the global batch of step k, in the order in which it is drawn."""
+        size, device = (self.data.batch_size, *self.data.shape), self.device
+        draws = generator(self.seed, "eps", k, device=device)
+        return self.source.batch(torch.randn(size, device=device, generator=draws), self.seed, k)
+
+    def dropped(self, y: Tensor, steps: range, rows: slice) -> Tensor:
+        """Labels y of these steps and rows, some of them replaced by the null label."""
+        size = self.data.batch_size
+        u = [torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps]
+        drop = joined([v[rows] for v in u]) < self.label_dropout
+        return torch.where(drop.to(y.device), torch.full_like(y, self.data.classes), y)
+
+    def paired(self, k: int, eps: Tensor) -> Tensor:
+        """eps of the global batch of step k in the order of the coupling; counts its cost once."""
+        block, i = divmod(k, self.block)
+        if self.current != block:
+            self.current, self.pairs = block, self.ahead(block)
+        index, costs = self.pairs
+        if k != self.costed:
+            self.costed = k
+            self.tally.add_costs(*costs[i])
+        return eps[index[i]]
+
+    def match(self, block: int) -> Pairs:
+        """The pairs of each step of a block, and the transport costs with and without them."""
+        steps = range(block * self.block, (block + 1) * self.block)
+        x, y, _ = self.data.batches(self.seed, steps, device=self.device)
+        xs = x.split(self.data.batch_size)
+        ys = [None] * len(xs) if y is None else y.split(self.data.batch_size)
+        index, costs = [], []
+        for k, x, y in zip(steps, xs, ys, strict=True):
+            eps = self.noise(k)
+            index.append(self.coupling(x, eps, y, self.seed, k))
+            costs += [transport_cost(x, eps[index[-1]]), transport_cost(x, eps)]
+        return index, torch.stack(costs).view(-1, 2).tolist()
+
+    def close(self) -> None:
+        """End the threads of the coupling."""
+        self.ahead.close()

@@ -1,0 +1,137 @@
+"""The checkpoints of a run: what is in them, when they are written, and how a run goes on."""
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning import pytorch as pl
+from omegaconf import OmegaConf
+
+from fmdiff.errors import FmdiffError
+from fmdiff.runs import averages, checkpoint
+from fmdiff.runs.config import differences, listed
+from fmdiff.runs.content import Checkpoint
+from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Hooks, board
+
+log = logging.getLogger("fmdiff")
+
+PARTS = ("model", "path", "objective", "source", "coupling")
+FITTING = ("data.shape", "data.classes")  # beside the model's keys: what its weights depend on
+
+
+def spec(module: Training) -> dict[str, Any]:
+    """Everything needed to rebuild what the weights are of."""
+    data = module.data
+    parts = {name: module.settings[name] for name in PARTS}
+    parts["data"] = {
+        "name": module.settings["choices"]["data"],
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "std": module.objective.data_std,
+        "source": module.settings["data"],
+    }
+    return parts
+
+
+def content(module: Training) -> dict[str, Any]:
+    """The checkpoint: what sampling needs, and what going on needs."""
+    training = {
+        "optimizer": module.optimizer.state_dict(),
+        "scaler": module.scaler.state_dict(),
+        "sums": module.tally.tensor(),
+        "config": module.settings,
+    }
+    weights = module.averages.named(module.net)
+    return Checkpoint(module.step, spec(module), weights, training).content()
+
+
+def resume(module: Training, stored: dict[str, Any]) -> None:
+    """Go on where the content of a checkpoint was left. Raises FmdiffError as `init` does."""
+    init(module, stored)
+    module.step = stored["step"]
+    training = stored["training"]
+    module.optimizer_state = training["optimizer"]
+    module.scaler_state = training.get("scaler")
+    module.tally.load(training["sums"])
+
+
+def init(module: Training, stored: dict[str, Any]) -> None:
+    """Take the weights and the averages from the content of a checkpoint.
+
+    Raises FmdiffError when the weights do not fit this network.
+    """
+    weights = Checkpoint.of(stored).weights
+    raw = weights.get("raw") or next(iter(weights.values()))  # an exported file has one
+    try:
+        module.net.load_state_dict(raw)
+        for name, average in zip(module.averages.names, module.averages, strict=True):
+            average.load_state_dict(weights.get(name, raw))
+    except RuntimeError as error:
+        reason = _misfit(module, stored) or " ".join(str(error).split())[:300]
+        choice = module.settings["choices"]["model"]
+        raise FmdiffError(
+            f"the checkpoint's weights do not fit model={choice}: {reason}"
+        ) from error
+
+
+def _misfit(module: Training, stored: dict[str, Any]) -> str:
+    """The settings on which the shapes of weights depend, where a checkpoint has others."""
+    saved, now = (OmegaConf.create(parts) for parts in (stored["spec"], spec(module)))
+    changes = differences(saved, now)
+    model = ["model._target_"]
+    if model[0] not in changes:
+        model = [key for key in changes if key.startswith("model.")]
+    return listed({key: changes[key] for key in (*model, *FITTING) if key in changes})
+
+
+class Checkpoints(Hooks):
+    """{step:07d}.ckpt every so many steps and at the end, last.ckpt beside it, `keep` of them.
+
+    Of power averages there are snapshots in averages/ too, all kept: see `fmdiff.runs.averages`.
+    A failed write (a full disk) is warned of and tried again next time; at the end it is an error.
+    """
+
+    def __init__(self, folder: Path, options: TrainerOptions) -> None:
+        self.folder, self.every, self.keep = folder, options.checkpoint_every, options.keep
+        self.snapshot_every = options.snapshot_every or options.checkpoint_every
+        self.last = options.max_steps
+        self.saved = -1
+
+    def start(self, trainer: pl.Trainer, module: Training) -> None:
+        self.before = module.step
+        if trainer.is_global_zero:
+            averages.forget(self.folder, after=module.step)
+
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
+        last = module.step == self.last
+        passed = module.step // self.snapshot_every > self.before // self.snapshot_every
+        self.before = module.step
+        try:
+            if (passed or last) and module.averages.widths and trainer.is_global_zero:
+                averages.save(self.folder, module.step, module.averages)
+            if module.step % self.every == 0 and not last:
+                self.save(trainer, module)
+        except OSError as error:
+            log.warning("step %d was not saved, the last one is kept: %s", module.step, error)
+
+    def finish(self, trainer: pl.Trainer, module: Training) -> None:
+        self.save(trainer, module)
+
+    def save(self, trainer: pl.Trainer, module: Training) -> None:
+        """Write the checkpoint of this step, unless it is there. Raises OSError."""
+        if self.saved == module.step or not trainer.is_global_zero:
+            return
+        writer = board(trainer)
+        if writer is not None:  # no event of an earlier step is then lost with the process
+            with contextlib.suppress(OSError):  # a full disk may have ended its thread for good
+                writer.flush()
+        path = self.folder / checkpoint.name(module.step)
+        checkpoint.write(path, content(module))
+        checkpoint.link_last(path)
+        self.saved = module.step
+        numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
+        for old in numbered[: -self.keep] if self.keep else []:
+            old.unlink(missing_ok=True)

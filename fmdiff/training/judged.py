@@ -1,0 +1,108 @@
+"""Metrics of samples on the way, and the checkpoint that is best by one of them."""
+
+import csv
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import pytorch as pl
+from torch import Tensor
+
+from fmdiff.data.images import to_uint8
+from fmdiff.errors import FmdiffError
+from fmdiff.machine import processes
+from fmdiff.metrics.results import MORE
+from fmdiff.runs import checkpoint
+from fmdiff.sampling import generate
+from fmdiff.training.checkpoints import content
+from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Hooks
+
+log = logging.getLogger("fmdiff")
+
+
+def judge_of(module: Training, device: torch.device) -> Any:
+    """The judge of `trainer.metrics=`; None without, and in all processes but the leading one.
+
+    Raises FmdiffError if `trainer.best` is not among the metrics.
+    """
+    if processes.rank():
+        return None
+    options, settings, data, judge = module.options, module.settings, module.data, None
+    if options.metrics and not module.classifies:
+        from fmdiff.metrics import judge as judges
+
+        keys = {name: settings.get(name) for name in ("features", "against")}
+        keys["metrics"] = options.metrics
+        judge = judges.judge(keys, data, data.shape, data.classes, 0, device)
+    names = judge.columns if judge is not None else ()
+    if options.best and options.best not in names:
+        raise FmdiffError(
+            f"trainer.best={options.best}: the metrics of this run are "
+            + (", ".join(names) or "none: say trainer.metrics=")
+        )
+    return judge
+
+
+class SampleMetrics(Hooks):
+    """Metrics of the averaged weights every so many steps, and best.ckpt by one of them.
+
+    Stands before Log, which takes the values and writes them down.
+    """
+
+    def __init__(self, folder: Path, options: TrainerOptions, judge: Any) -> None:
+        self.folder, self.every, self.n = folder, options.metrics_every, options.metrics_n
+        self.last, self.judge = options.max_steps, judge
+        self.by, self.best = options.best, math.inf
+        self.columns: list[str] = judge.columns if judge is not None else []
+        self.values: dict[str, float] = {}
+
+    def start(self, trainer: pl.Trainer, module: Training) -> None:
+        file = self.folder / "metrics.csv"
+        if self.by is None or not (module.step and file.is_file()):
+            return
+        with file.open(newline="") as rows:
+            for row in csv.DictReader(rows):
+                if row.get(self.by) and int(row["step"]) <= module.step:
+                    self.best = min(self.best, self._rank(float(row[self.by])))
+
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
+        due = module.step % self.every == 0 or module.step == self.last
+        if self.judge is None or not (due and trainer.is_global_zero):
+            return
+        try:
+            self.values = self.measure(module)
+        except FmdiffError as error:  # a figure is not worth a run
+            log.warning("no metrics at step %d: %s", module.step, error)
+            return
+        text = ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+        log.info("step %d: %s", module.step, text)
+        if self.by is not None and (rank := self._rank(self.values[self.by])) < self.best:
+            try:
+                checkpoint.write(self.folder / "best.ckpt", content(module))
+                self.best = rank
+            except OSError as error:
+                log.warning("best.ckpt was not written, the last one is kept: %s", error)
+
+    def measure(self, module: Training) -> dict[str, float]:
+        """The metrics of fresh samples, by name. Raises FmdiffError where there are none."""
+        images, judge = len(module.data.shape) == 3, self.judge
+        judge.clear()
+
+        def receive(x: Tensor, y: Tensor | None) -> None:
+            judge.add(to_uint8(x) if images else x, y)
+
+        generate(module.field(), self.n, steps=14, device=module.device, receive=receive)
+        return {name: metric.value for name, metric in judge.results().items()}
+
+    def take(self) -> dict[str, float]:
+        """The values since the last call."""
+        values, self.values = self.values, {}
+        return values
+
+    def _rank(self, value: float) -> float:
+        """Less is better."""
+        return -value if self.by in MORE else value

@@ -1,0 +1,222 @@
+"""The progress bar, metrics.csv and the logger: training and validation loss."""
+
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import pytorch as pl
+from torch import Tensor
+
+from fmdiff.machine.clock import PARTS
+from fmdiff.machine.cost import operations, peak
+from fmdiff.randomness import generator
+from fmdiff.runs.rows import Rows, rows_up_to
+from fmdiff.training.judged import SampleMetrics
+from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Hooks
+
+log = logging.getLogger("fmdiff")
+
+BINS = 5  # of equal width in t, for the validation loss
+VALIDATED = 100  # held-out samples at a time
+
+
+class Log(Hooks):
+    """The progress bar, metrics.csv and the logger: training and validation loss."""
+
+    TRAINING = ("loss", "grad_norm", "lr")
+    COSTS = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
+    VALIDATION = ("val_loss", *(f"val_loss_{i}" for i in range(BINS)))
+    CLOCKED = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
+
+    def __init__(self, folder: Path, options: TrainerOptions, metrics: SampleMetrics) -> None:
+        self.path, self.options, self.metrics = folder / "metrics.csv", options, metrics
+        self.bar: Any = None
+        # held-out x, y, eps and t, once they have been drawn
+        self.fixed: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        # of the peak rate of the device that one sample a second takes; None: not known
+        self.utilisation: float | None = None
+        self.losses: deque[float] = deque(maxlen=9)  # of the last rows
+
+    def start(self, trainer: pl.Trainer, module: Training) -> None:
+        if not trainer.is_global_zero:
+            return
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+        progress.ready = progress.completed = module.step  # global_step counts on after a resume
+        costs = () if module.batches.coupling.independent else self.COSTS
+        self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCKED)
+        self.columns += (*costs, *self.metrics.columns)
+        self.begin = self.mark = time.perf_counter()
+        self.marked = self.first = module.step
+        rate = peak(module.device, self.options.precision)
+        if rate is not None:
+            data = module.data
+            work = 3 * operations(module.net, data.shape, data.classes)
+            self.utilisation = work / rate / trainer.world_size
+        self.rows = Rows(self.path, self.columns, self.before(module.step))
+        if self.options.progress:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.options.max_steps,
+                initial=module.step,
+                unit="step",
+                disable=None,
+                dynamic_ncols=True,
+            )
+
+    def before(self, step: int) -> list[dict[str, Any]]:
+        """The rows up to this step, without what was written as a run ended that now goes on."""
+        rows = rows_up_to(self.path, step)
+        if not rows or int(rows[-1]["step"]) < step:
+            return rows
+        groups = {
+            "log": (*self.TRAINING, *self.COSTS),
+            "metrics": self.metrics.columns,
+            "validate": self.VALIDATION,
+        }
+        early = [name for name in groups if step % self.options.every(name)]
+        if len(early) == len(groups):
+            return rows[:-1]
+        rows[-1] |= {column: "" for name in early for column in groups[name]}
+        return rows
+
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
+        last = module.step == self.options.max_steps
+        due = module.step % self.options.log_every == 0
+        values = self.means(module) if due or last else {}
+        if due:  # else a longer run would lack these steps in its next row
+            module.tally.clear()
+        if not trainer.is_global_zero:
+            return
+        if due and self.options.spike:
+            self.watch(module, values["loss"], self.options.spike)
+        if module.step % self.options.validate_every == 0 or last:
+            values |= self.validate(module)
+        values |= self.metrics.take()
+        if self.bar is not None:
+            self.bar.update(module.step - self.bar.n)
+        if values:
+            self.report(trainer, module, values)
+
+    def means(self, module: Training) -> dict[str, float]:
+        """The training loss and its kind per step since the last report."""
+        tally = module.tally
+        values = {
+            "loss": tally.mean(tally.loss),
+            "grad_norm": tally.mean(tally.norm),
+            "lr": module.learning_rate(module.step - 1),
+        }
+        if not module.batches.coupling.independent:
+            costs = tally.mean(tally.transport), tally.mean(tally.independent)
+            values |= dict(zip(self.COSTS, costs, strict=True))
+        return values
+
+    def watch(self, module: Training, loss: float, factor: float) -> None:
+        """Warn of the steps since the last row whose loss was `factor` times the usual.
+
+        The usual is the median of the last rows' losses.
+        """
+        if module.spikes:
+            k, worst = max(module.spikes, key=lambda spike: spike[1])
+            log.warning(
+                "step %d (seed %d): loss %.4g is %.3g times the usual; %d such steps since the "
+                "last row",
+                k,
+                module.seed,
+                worst,
+                factor * worst / module.spike_above,
+                len(module.spikes),
+            )
+            module.spikes.clear()
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        usual = statistics.median(self.losses) if self.losses else 0
+        module.spike_above = factor * usual if usual > 0 else math.inf
+
+    def report(self, trainer: pl.Trainer, module: Training, values: Mapping[str, float]) -> None:
+        """Write a row, tell the logger, and tell the user how far the run is."""
+        now = time.perf_counter()
+        steps, self.marked = module.step - self.marked, module.step
+        speed = steps * module.data.batch_size / (now - self.mark)
+        self.mark = now
+        clocked = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
+        if self.utilisation:
+            clocked["utilisation"] = self.utilisation * speed
+        self.rows.add(
+            {
+                "step": module.step,
+                **{k: f"{v:.7g}" for k, v in values.items()},
+                "seconds": f"{now - self.begin:.3f}",
+                "samples_per_second": f"{speed:.1f}",
+                **{k: f"{v:.4g}" for k, v in clocked.items()},
+            }
+        )
+        if trainer.logger:
+            logged = {**values, "samples_per_second": speed, **clocked}
+            trainer.logger.log_metrics(logged, step=module.step)
+        self.tell(module.step, values, speed, now - self.begin)
+
+    def tell(self, step: int, values: Mapping[str, float], speed: float, seconds: float) -> None:
+        """The losses beside the progress bar or, where there is no terminal, in a line."""
+        text = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
+        last = self.options.max_steps
+        if self.bar is not None and not self.bar.disable:
+            self.bar.set_postfix_str(text)
+        elif self.options.progress and (
+            step % (10 * self.options.log_every) == 0 or "val_loss" in values
+        ):
+            left = (last - step) * seconds / max(1, step - self.first)
+            line = "step %d/%d: %s, %.0f samples/s, %.0f s left"
+            log.info(line, step, last, text, speed, left)
+
+    @torch.no_grad()
+    def validate(self, module: Training) -> dict[str, float]:
+        """The averaged weights' loss on held-out data at fixed (t, eps), whole and by time."""
+        if self.fixed is None:
+            self.fixed = self.held_out(module)
+        x, y, eps, t = self.fixed
+        losses, net = [], module.field().net
+        for start in range(0, len(x), VALIDATED):
+            part = slice(start, start + VALIDATED)
+            labels = None if y is None else y[part]
+            losses.append(module.objective(net, x[part], labels, eps[part], t[part]))
+        loss = torch.cat(losses).float().cpu()
+        means = [loss.mean(), *(c.mean() for c in loss.chunk(BINS))]
+        named = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
+        return {name: mean.item() for name, mean in named}
+
+    def held_out(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """x, y, eps and t to validate on: fixed draws, coupled as in training."""
+        batches, data = module.batches, module.data
+        x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
+        draws, size = generator(0, "validation"), data.batch_size
+        eps = batches.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
+        index = []
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            labels = None if y is None else y[part]
+            index.append(start + batches.coupling(x[part], eps[part], labels, 0, 0))
+        t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
+        return x, y, eps[torch.cat(index)], module.objective.time(t)
+
+    def finish(self, trainer: pl.Trainer, module: Training) -> None:
+        if trainer.is_global_zero:
+            self.rows.write()
+        self.close()
+
+    def on_exception(self, trainer, module, error) -> None:
+        """End the progress bar, so that what is printed next has a line of its own."""
+        self.close()
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self.bar is not None:
+            self.bar.close()

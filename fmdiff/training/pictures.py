@@ -1,0 +1,52 @@
+"""Pictures of samples on the way."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import pytorch as pl
+
+from fmdiff.data.images import to_uint8
+from fmdiff.errors import FmdiffError
+from fmdiff.pictures import plots
+from fmdiff.sampling import generate
+from fmdiff.training.module import Training
+from fmdiff.training.options import TrainerOptions
+from fmdiff.training.trainer import Hooks, board
+
+log = logging.getLogger("fmdiff")
+
+
+class Pictures(Hooks):
+    """Samples of the averaged weights from the same noise every so many steps."""
+
+    def __init__(self, folder: Path, options: TrainerOptions) -> None:
+        self.folder, self.every = folder / "samples", options.picture_every
+        self.last = options.max_steps
+
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
+        due = module.step % self.every == 0 or module.step == self.last
+        if not (due and trainer.is_global_zero) or module.classifies:
+            return
+        try:
+            self.picture(trainer, module)
+        except (FmdiffError, OSError) as error:  # a picture is not worth a run
+            log.warning("no picture at step %d: %s", module.step, error)
+
+    def picture(self, trainer: pl.Trainer, module: Training) -> None:
+        """Draw samples/step_{step:07d}.png, and the same for TensorBoard."""
+        images = len(module.data.shape) == 3
+        samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
+        if images:
+            y = None if samples.y is None else samples.y.tolist()
+            picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
+        else:
+            real = module.data.held_out(2000)[0].numpy()
+            picture = plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
+        self.folder.mkdir(exist_ok=True)
+        plots.save(picture, self.folder / f"step_{module.step:07d}.png")
+        writer = board(trainer)
+        if writer is not None:
+            pixels = np.asarray(picture if images else plots.render(picture))
+            writer.add_image("samples", pixels, module.step, dataformats="HWC")

@@ -1,0 +1,47 @@
+"""What the optimiser steps since the last report add up to."""
+
+import math
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Tally:
+    """Sums over the optimiser steps since the last report; skipped steps do not count."""
+
+    loss: float = 0.0
+    norm: float = 0.0  # of the gradient, before it is clipped
+    steps: int = 0
+    transport: float = 0.0  # mean |x - eps|^2 of the pairs of the coupling
+    independent: float = 0.0  # mean |x - eps|^2 without the coupling
+
+    def add(self, loss: float, norm: float) -> None:
+        """Count one step."""
+        self.loss += loss
+        self.norm += norm
+        self.steps += 1
+
+    def add_costs(self, transport: float, independent: float) -> None:
+        """Count the transport costs of one step."""
+        self.transport += transport
+        self.independent += independent
+
+    def mean(self, total: float) -> float:
+        """One of the sums per step; NaN if every step was skipped."""
+        return total / (self.steps or math.nan)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.load(torch.zeros(5, dtype=torch.float64))
+
+    def tensor(self) -> Tensor:
+        """The five sums as a checkpoint stores them: (5,) float64."""
+        return torch.tensor(astuple(self), dtype=torch.float64)
+
+    def load(self, sums: Tensor) -> None:
+        """Take over the sums of a checkpoint; older ones hold the first three alone."""
+        loss, norm, steps, *costs = sums.tolist()
+        self.loss, self.norm, self.steps = loss, norm, round(steps)
+        self.transport, self.independent = costs or (0.0, 0.0)

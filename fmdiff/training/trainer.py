@@ -1,0 +1,151 @@
+"""Lightning's trainer as a run needs it: with nothing of its own on, and quiet."""
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import pytorch as pl
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+from fmdiff.machine import processes
+from fmdiff.training.module import Training
+from fmdiff.training.options import INTERVALS, TrainerOptions
+
+
+class Hooks(Callback):
+    """What is done between optimiser steps, the hooks of Lightning that a run has a use for."""
+
+    def start(self, trainer: pl.Trainer, module: Training) -> None:
+        """Before the first step; `module.step` steps were done by an earlier run."""
+
+    def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
+        """After each Lightning batch, that is each range of Chunks; `module.step` are done."""
+
+    def finish(self, trainer: pl.Trainer, module: Training) -> None:
+        """After the last step, also where a signal or the time limit made it the last."""
+
+    def on_train_start(self, trainer, module) -> None:
+        """Lightning's name of `start`."""
+        self.start(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Lightning's name of `after_batch`."""
+        self.after_batch(trainer, module)
+
+    def on_train_end(self, trainer, module) -> None:
+        """Lightning's name of `finish`."""
+        self.finish(trainer, module)
+
+
+class Chunks:
+    """What the trainer iterates over: (k, stop) ranges of optimiser steps, cut at multiples."""
+
+    def __init__(self, first: int, last: int, size: int) -> None:
+        edges = [first, *range(first // size * size + size, last, size), last]
+        self.ranges = list(pairwise(edges))
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.ranges)
+
+
+def fitter(
+    options: TrainerOptions,
+    device: torch.device,
+    hooks: Sequence[Hooks],
+    folder: Path,
+    logger: Logger | None = None,
+) -> pl.Trainer:
+    """Lightning's trainer, with nothing of its own on."""
+    alone = processes.world() == 1
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index] if device.index is not None else options.devices,
+        num_nodes=processes.world() // options.devices,
+        strategy="auto" if alone else "ddp",
+        plugins=[LightningEnvironment() if alone else TorchElasticEnvironment()],
+        max_epochs=1,
+        callbacks=list(hooks),
+        logger=logger or False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
+    # its handler of SIGTERM calls the other ranks, which are not listening
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def experiment_logger(folder: Path, options: TrainerOptions, step: int) -> Logger | None:
+    """The logger of `trainer.logger=` for a run that goes on from `step`.
+
+    metrics.csv is written in any case.
+    """
+    if options.logger == "csv":
+        return None
+    if options.logger == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(save_dir=folder, project="fmdiff")
+    # what an earlier attempt wrote of the steps that come again is not shown, nor the last values
+    # of a run that now goes on
+    reported = any(step % options.every(name) == 0 for name in INTERVALS[:4])
+    purge = step + (step > 0 and reported)
+    return lenient(TensorBoardLogger)(
+        save_dir=folder, name="tensorboard", version="", purge_step=purge
+    )
+
+
+def board(trainer: pl.Trainer) -> Any:
+    """TensorBoard's writer, or None if the run has another logger."""
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) else None
+
+
+def lenient(kind: type[Logger]) -> type[Any]:
+    """A logger that may fail to write, on a full disk, without ending the run."""
+
+    def forgiving(name: str) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            try:
+                getattr(kind, name)(*args, **kwargs)
+            except Exception as error:  # Lightning makes a ValueError of some
+                if not isinstance(error.__cause__ or error, OSError):
+                    raise
+
+        return call
+
+    names = ("log_metrics", "log_hyperparams", "save", "finalize")
+    return type(kind.__name__, (kind,), {name: forgiving(name) for name in names})
+
+
+def quiet() -> None:
+    """Keep Lightning's tips and its doubled lines out of the user's sight; warnings stay."""
+    # TensorBoard's thread raises it once more where something is written
+    threading.excepthook = lambda args: (
+        None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+    )
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # the averages
+        ".*does not have many workers.*",
+        ".*val_dataloader.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
