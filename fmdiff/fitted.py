@@ -27,7 +27,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.guidance import clipped
-from fmdiff.machine.precision import Hastened
+from fmdiff.machine.precision import FastNet
 from fmdiff.machine.progress import Bar
 from fmdiff.runs import checkpoint
 from fmdiff.sampling import Plan, default_batch_size, one_batch, plan, view
@@ -285,7 +285,7 @@ def checksum(*parts: Any) -> str:
     for part in parts:
         for name in ("net", "guide", "classifier"):
             inner = getattr(part, name, None)
-            inner = inner.net if isinstance(inner, Hastened) else inner
+            inner = inner.net if isinstance(inner, FastNet) else inner
             if isinstance(inner, torch.nn.Module):
                 for tensor in inner.state_dict().values():
                     digest.update(checkpoint.digest(tensor.float()).encode())

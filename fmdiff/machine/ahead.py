@@ -12,10 +12,10 @@ SPARE = max(1, min(4, (os.cpu_count() or 1) - 1))  # threads, beside the one of 
 class Ahead(Generic[T]):
     """ahead(k) is compute(k), k an integer; by then k + 1 ... k + depth are under way.
 
-    compute must be a function of k alone: then results do not depend on the threads. It pays
+    compute must be a function of k alone, so that results do not depend on the threads. It pays
     where compute leaves Python's lock to others, as SciPy's and torch's longer calls do. An
-    exception of compute(k) is raised by ahead(k), so one of a step never asked for is not. A k
-    that was not under way is computed at once, and what is under way for other steps is dropped.
+    exception of compute(k) is raised by ahead(k), so nobody sees that of a step which nobody asks
+    for. A k that is not under way is computed at once, and the work on other steps is dropped.
     Threads start at the first call; close() ends them, and a later call starts new ones.
     """
 
@@ -25,17 +25,17 @@ class Ahead(Generic[T]):
         self.pending: dict[int, Future[T]] = {}
 
     def __call__(self, k: int) -> T:
-        wanted = range(k, k + self.depth + 1)
-        for step in self.pending.keys() - wanted:
+        window = range(k, k + self.depth + 1)
+        for step in self.pending.keys() - window:
             self.pending.pop(step).cancel()
-        found = self.pending.pop(k, None)
+        future = self.pending.pop(k, None)
         if self.depth and self.pool is None:
             self.pool = ThreadPoolExecutor(self.workers, "fmdiff-ahead")
-        for step in wanted[1:]:
+        for step in window[1:]:
             if step not in self.pending:
                 assert self.pool is not None
                 self.pending[step] = self.pool.submit(self.compute, step)
-        return self.compute(k) if found is None or found.cancel() else found.result()
+        return self.compute(k) if future is None or future.cancel() else future.result()
 
     def close(self) -> None:
         """Drop what is under way, and wait for the threads to end."""

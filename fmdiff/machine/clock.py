@@ -8,28 +8,29 @@ PARTS = ("data", "forward", "backward", "optimiser", "ema")
 
 
 class Clock:
-    """Seconds spent in the parts of optimiser steps, summed until they are taken.
+    """Seconds in the parts of optimiser steps, summed until `take` asks for them.
 
-    CUDA works on while Python does, so there only one step in `every` is measured, with a wait
-    for the device after each part; on CPUs every step is.
+    CUDA works on while Python does, so there the clock measures one step in `every` and waits for
+    the device after each part; on CPUs it measures every step.
     """
 
     def __init__(self, device: torch.device, every: int) -> None:
         self.waits, self.every = device.type == "cuda", every if device.type == "cuda" else 1
-        self.spent, self.steps, self.runs, self.mark = dict.fromkeys(PARTS, 0.0), 0, False, 0.0
+        self.seconds, self.steps = dict.fromkeys(PARTS, 0.0), 0
+        self.runs, self.mark = False, 0.0
 
     def start(self, steps: range) -> None:
-        """Steps that are taken together begin."""
+        """Steps that are drawn together begin."""
         self.runs = steps.start // self.every != steps.stop // self.every
         if self.runs:
             self.steps += len(steps)
             self.mark = self._now()
 
     def lap(self, part: str) -> None:
-        """What passed since the start or the last lap was spent in `part`."""
+        """Count the time since the start or the last lap to `part`."""
         if self.runs:
             now = self._now()
-            self.spent[part] += now - self.mark
+            self.seconds[part] += now - self.mark
             self.mark = now
 
     def _now(self) -> float:
@@ -38,9 +39,9 @@ class Clock:
         return time.perf_counter()
 
     def take(self) -> dict[str, float]:
-        """Milliseconds per step since the last time, by part; nothing where none was measured."""
+        """Milliseconds per step since the last call, by part; empty if no step was measured."""
         if not self.steps:
             return {}
-        taken = {part: 1e3 * seconds / self.steps for part, seconds in self.spent.items()}
-        self.spent, self.steps = dict.fromkeys(PARTS, 0.0), 0
-        return taken
+        times = {part: 1e3 * seconds / self.steps for part, seconds in self.seconds.items()}
+        self.seconds, self.steps = dict.fromkeys(PARTS, 0.0), 0
+        return times

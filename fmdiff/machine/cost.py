@@ -1,7 +1,6 @@
 """What a network costs: operations, memory, and the share of a device's peak that is used."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ PEAKS = {
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """Operations a second of a device at a precision; None where it is not known."""
+    """Operations a second of a device at a precision; None for a device that PEAKS lacks."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -35,53 +34,57 @@ def peak(device: torch.device, precision: str) -> float | None:
     return next((1e12 * rates[column] for part, rates in PEAKS.items() if part in name), None)
 
 
-def example(net: nn.Module, shape, classes: int, n: int, device: Any) -> tuple[Tensor, ...]:
-    """Arguments of a network: x_t (n, *shape), t (n,), y (n,)."""
-    y = (torch.zeros(n, dtype=torch.long, device=device),) if classes else ()
-    return torch.zeros(n, *shape, device=device), torch.zeros(n, device=device), *y
+def example(
+    shape: tuple[int, ...], classes: int, n: int, device: torch.device | str
+) -> tuple[Tensor, ...]:
+    """Arguments of a network: x_t (n, *shape), t (n,) and, with classes, y (n,)."""
+    x_t, t = torch.zeros(n, *shape, device=device), torch.zeros(n, device=device)
+    return (x_t, t, torch.zeros(n, dtype=torch.long, device=device)) if classes else (x_t, t)
 
 
-def operations(net: nn.Module, shape, classes: int) -> int:
+def operations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
     """Additions and multiplications of one sample's forward pass in products and convolutions.
 
-    A training step takes three times as many: the backward pass is two more. Nothing is computed:
-    the tensors have no content.
+    A training step takes three times as many: the backward pass is two more. The tensors have no
+    content, so nothing is computed.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     hollow = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        hollow(*example(hollow, shape, classes, 1, "meta"))
+        hollow(*example(shape, classes, 1, "meta"))
     return counter.get_total_flops()
 
 
-def activations(net: nn.Module, shape, classes: int) -> int:
+def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
     """Bytes that one sample's forward pass keeps for the backward pass, in the net's precision."""
     hollow = copy.deepcopy(net).to("meta").train()
     own = {p.untyped_storage()._cdata for p in hollow.parameters()}
-    kept: dict[int, Any] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # alive, so that no other takes its place
+            storages[storage._cdata] = storage  # alive, so that no other takes its place
         return tensor
 
     def sizes(n: int) -> int:
-        kept.clear()
+        storages.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hollow(*example(hollow, shape, classes, n, "meta"))
-        return sum(storage.nbytes() for storage in kept.values())
+            hollow(*example(shape, classes, n, "meta"))
+        return sum(storage.nbytes() for storage in storages.values())
 
     return sizes(2) - sizes(1)
 
 
-def memory(net: nn.Module, shape, classes: int, samples: int, copies: int, half: bool) -> int:
+def memory(
+    net: nn.Module, shape: tuple[int, ...], classes: int, samples: int, copies: int, half: bool
+) -> int:
     """Estimated bytes of a training step.
 
     Weights, gradients, Adam's two moments, `copies` averaged networks, and the activations of
     `samples` at a time; in a 16-bit precision (`half`) these are about 0.6 of float32's.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
-    kept = activations(net, shape, classes) * samples
-    return weights * (4 + copies) + (kept * 6 // 10 if half else kept)
+    inner = activations(net, shape, classes) * samples
+    return weights * (4 + copies) + (inner * 6 // 10 if half else inner)

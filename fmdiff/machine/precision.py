@@ -6,7 +6,7 @@ None of it changes what is computed, beyond rounding.
 import logging
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -25,10 +25,9 @@ DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.floa
 def precise(name: str, device: torch.device, group: str = "") -> torch.dtype | None:
     """The dtype that matrix products and convolutions are to be cast to, None for their own.
 
-    `group` is what stands before `precision=` on the command line.
-
-    fp32 is IEEE's float32 everywhere; tf32 lets CUDA round the factors of products to 10 bits.
-    Sets that for this process. Raises FmdiffError where the device has no such units.
+    fp32 is IEEE's float32 everywhere; tf32 lets CUDA round the factors of products to 10 bits,
+    which this sets for the whole process. group: what stands before `precision=` on the command
+    line. Raises FmdiffError where the device has no such units.
     """
     if device.type != "cuda":
         if name in ("fp16", "tf32"):
@@ -44,15 +43,16 @@ def precise(name: str, device: torch.device, group: str = "") -> torch.dtype | N
     return DTYPES[name]
 
 
-def cast(device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The context in which the device casts to dtype where that is safe; None: nothing."""
+def cast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """The context in which the device casts to dtype where that is safe; None casts nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def compiles(wanted: bool | None, device: torch.device, group: str = "") -> bool:
-    """Whether to compile: null does so on CUDA where it can, and says why where it cannot.
+def compiles(choice: bool | None, device: torch.device, group: str = "") -> bool:
+    """Whether to compile: null compiles on CUDA, or warns why that is not possible.
 
-    Raises FmdiffError for compile=true without what that needs.
+    group: what stands before `compile=` on the command line. Raises FmdiffError for compile=true
+    without what compiling needs.
     """
     lacks = None
     if device.type == "cuda":
@@ -64,29 +64,32 @@ def compiles(wanted: bool | None, device: torch.device, group: str = "") -> bool
     compilers = os.environ.get("CXX", "c++"), "g++", "clang++"
     if lacks is None and not any(map(shutil.which, compilers)):
         lacks = "a C++ compiler"
-    if wanted is None and device.type == "cuda" and lacks:
+    if choice is None and device.type == "cuda" and lacks:
         log.warning("not compiled: that needs %s", lacks)
-    if wanted and lacks:
+    if choice and lacks:
         raise FmdiffError(f"{group}compile=true needs {lacks}: choose {group}compile=false")
-    return not lacks and (device.type == "cuda" if wanted is None else wanted)
+    return not lacks and (device.type == "cuda" if choice is None else choice)
 
 
-def by_pixel(wanted: bool | None, net: nn.Module, device: torch.device) -> bool:
+def by_pixel(choice: bool | None, net: nn.Module, device: torch.device) -> bool:
     """Whether convolutions get their maps channels last: null does so on CUDA.
 
-    On CPUs it is within 10 % either way. Raises FmdiffError where it is wanted and nothing
-    convolves.
+    On CPUs it is within 10 % either way. Raises FmdiffError for true if nothing convolves.
     """
     convolves = any(isinstance(part, nn.Conv2d) for part in net.modules())
-    if wanted and not convolves:
+    if choice and not convolves:
         raise FmdiffError(
             f"trainer.channels_last=true: {type(net).__name__} has no convolutions; leave it null"
         )
-    return convolves and (device.type == "cuda" if wanted is None else wanted)
+    return convolves and (device.type == "cuda" if choice is None else choice)
 
 
-class Hastened(nn.Module):
-    """A network that is asked and answers in its caller's precision and computes in another."""
+class FastNet(nn.Module):
+    """A network that takes and returns its caller's precision, and computes in another.
+
+    dtype: what products are cast to; None leaves it as it is. compiled: run it through
+    torch.compile.
+    """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None, compiled: bool) -> None:
         super().__init__()
@@ -99,25 +102,25 @@ class Hastened(nn.Module):
 
 
 def hasten(field: Any, precision: str, compiled: bool | None, device: torch.device) -> None:
-    """Let the network of a field compute in a precision, compiled if so; the state is untouched.
+    """Let the network of a field compute in a precision, compiled or not; the state keeps its own.
 
     A field without a network stays what it is. Raises FmdiffError as `precise` and `compiles` do.
     """
     net = getattr(field, "net", None)
-    if net is None or isinstance(net, Hastened):
+    if net is None or isinstance(net, FastNet):
         return
     dtype, compiled = precise(precision, device), compiles(compiled, device)
     if by_pixel(None, net, device):
         net.to(memory_format=torch.channels_last)
     if dtype or compiled:
-        field.net = Hastened(net, dtype, compiled)
+        field.net = FastNet(net, dtype, compiled)
 
 
 def recompute(net: nn.Module) -> None:
     """Let every block of the network compute its inside anew in the backward pass.
 
-    A block is an element of a ModuleList. The activations kept are those between blocks; the
-    price is a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
+    A block is an element of a ModuleList. Only the activations between blocks are held in memory;
+    the price is a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
     Raises FmdiffError for a network without blocks.
     """
     if not any(isinstance(part, nn.ModuleList) for part in net.modules()):

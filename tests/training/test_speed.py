@@ -343,7 +343,7 @@ def test_the_state_stays_float32_under_bfloat16(moons_run):
     assert v.dtype == torch.float32
     assert not torch.equal(v, v.bfloat16().float())  # converted after the network, in float32
     precision.hasten(field, "bf16", False, CPU)
-    assert not isinstance(field.net.net, precision.Hastened)  # once is enough
+    assert not isinstance(field.net.net, precision.FastNet)  # once is enough
 
 
 def test_both_models_of_a_guided_pair_are_hastened(moons_run, command, tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def test_both_models_of_a_guided_pair_are_hastened(moons_run, command, tmp_path,
     guide = ("guidance=autoguidance", f"guidance.ckpt={moons_run}", "guidance.w=2")
     words = (f"ckpt={moons_run}", "n=8", "steps=2", "precision=bf16", *guide, "device=cpu")
     drawn(command, tmp_path / "out", *words)
-    assert sum(isinstance(getattr(f, "net", None), precision.Hastened) for f in seen) == 2
+    assert sum(isinstance(getattr(f, "net", None), precision.FastNet) for f in seen) == 2
 
 
 @pytest.mark.slow

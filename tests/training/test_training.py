@@ -155,7 +155,7 @@ def test_gradient_is_clipped_to_its_norm(clip):
     before = vector(dict(m.net.named_parameters())).detach().clone()
     fit(m, 1)
     moved = (vector(dict(m.net.named_parameters())) - before).norm().item()
-    norm = m.sums[1]
+    norm = m.tally.norm
     assert norm > 0.01
     assert moved == pytest.approx(norm if clip is None else clip, rel=1e-2)
 
