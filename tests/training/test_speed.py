@@ -347,13 +347,18 @@ def test_the_state_stays_float32_under_bfloat16(moons_run):
 
 
 def test_both_models_of_a_guided_pair_are_hastened(moons_run, command, tmp_path, monkeypatch):
-    seen = []
-    hasten = precision.hasten
-    monkeypatch.setattr(precision, "hasten", lambda f, *a: (seen.append(f), hasten(f, *a)))
+    nets = []
+
+    class Counted(precision.FastNet):
+        def __init__(self, net, *how):
+            super().__init__(net, *how)
+            nets.append(net)
+
+    monkeypatch.setattr(precision, "FastNet", Counted)
     guide = ("guidance=autoguidance", f"guidance.ckpt={moons_run}", "guidance.w=2")
     words = (f"ckpt={moons_run}", "n=8", "steps=2", "precision=bf16", *guide, "device=cpu")
     drawn(command, tmp_path / "out", *words)
-    assert sum(isinstance(getattr(f, "net", None), precision.FastNet) for f in seen) == 2
+    assert len(nets) == 2 and nets[0] is not nets[1]
 
 
 @pytest.mark.slow
