@@ -149,7 +149,7 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
     if isinstance(error, BrokenPipeError):
         return PIPE
     if sentence := exhausted(error, name):
-        checkpoint = f"; {opened.saved()}" if name == "train" and opened is not None else ""
+        checkpoint = f"; {opened.advice()}" if name == "train" and opened is not None else ""
         log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
     elif place := culprit(error):
         log.error("fmdiff %s: an error in your own code, %s", name, place, exc_info=error)

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor, nn
 
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features, exactly, on
 
@@ -21,7 +22,7 @@ URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-# the same file, as torch-fidelity and torchmetrics call it and as pytorch-fid does
+# the same file has one name in torch-fidelity and torchmetrics and another in pytorch-fid
 NAMES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 SIZE = 95_628_359
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -30,11 +31,12 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 class Inception(Features):
     """Features (B, 2048) after the last pooling, and logits (B, 1008) without their bias.
 
-    A `Features`, so its Frechet distance is the FID; the Inception Score uses these logits. Grey
-    images are repeated to three channels and all are resized to 299 x 299 as TensorFlow 1 did.
+    The Frechet distance of these `Features` is the FID, and these logits give the Inception
+    Score. Grey images are repeated to three channels, and all are resized to 299 x 299 as
+    TensorFlow 1 did.
 
-    weights: the file; null: $FMDIFF_INCEPTION, else the cache of torch.hub, where download=true
-    puts it if it is missing. check=false takes a file with another SHA-256.
+    weights: the file; null: $FMDIFF_INCEPTION, else the cache of torch.hub, to which
+    download=true fetches it if it is missing. check: refuse a file with another SHA-256.
 
     Raises FmdiffError without torch-fidelity and for a missing, foreign or damaged file.
     Source: Heusel et al. 2017; Salimans et al. 2016; torch-fidelity (Obukhov et al. 2020).
@@ -60,23 +62,28 @@ class Inception(Features):
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, H, W, C), C = 1 or 3 -> (B, 2048), (B, 1008), float32 on its device."""
         if pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
-            given = " x ".join(map(str, pixels.shape[1:]))
+            size = " x ".join(map(str, pixels.shape[1:]))
             raise FmdiffError(
                 f"features=inception takes images of 1 or 3 channels, height x width x channels, "
-                f"not {given}"
+                f"not {size}"
             )
         x = on(self.device, pixels)
         with exactly():
             return self.net(x.expand(-1, 3, -1, -1))
 
-    def to(self, device) -> "Inception":
+    def to(self, device: str | torch.device) -> "Inception":
+        """Move the network to a device; itself."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
 
 
 def network(content: bytes, path: Path) -> nn.Module:
-    """torch-fidelity's network with the weights in `content`, read without running any code."""
+    """torch-fidelity's network with the weights in `content`, read without running code.
+
+    path: where they come from, for the sentence. Raises FmdiffError without torch-fidelity and
+    for content that is no weights of this network.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
@@ -91,7 +98,7 @@ def network(content: bytes, path: Path) -> nn.Module:
         copy.seek(0)
         # what torch-fidelity compares by default: FID of 2048, ISC of logits_unbiased
         return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
-    except Exception as error:  # the kinds of damage raise as many kinds of error
+    except Exception as error:  # damage raises many kinds of exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FmdiffError(
             f"features.weights={path} holds no weights of FID's Inception network: {reason}"
@@ -99,16 +106,19 @@ def network(content: bytes, path: Path) -> nn.Module:
 
 
 def find(weights: str | None, download: bool) -> Path:
-    """The file of the weights; fetched only if it is in none of the three places and download."""
-    for key, given in (
+    """The file of the weights: `weights`, $FMDIFF_INCEPTION or one in the cache of torch.hub.
+
+    download: fetch it to the cache if it is nowhere. Raises FmdiffError where there is none.
+    """
+    for key, value in (
         ("features.weights", weights),
         ("FMDIFF_INCEPTION", os.environ.get("FMDIFF_INCEPTION")),
     ):
-        if given:
-            path = Path(given).expanduser()
+        if value:
+            path = Path(value).expanduser()
             if path.is_file():
                 return path
-            raise FmdiffError(f"{key}={given} is not a file; it should be {_published()}")
+            raise FmdiffError(f"{key}={value} is not a file; it should be {_published()}")
     cache = Path(torch.hub.get_dir(), "checkpoints")
     for name in NAMES:
         if (cache / name).is_file():
@@ -127,31 +137,25 @@ def _published() -> str:
 
 
 def fetch(path: Path) -> Path:
-    """Download the weights to path, which is the whole published file or stays as it was.
+    """Download the weights to path, which stays as it was if that fails.
 
-    Raises FmdiffError when that fails or other bytes arrive.
+    Raises FmdiffError if they cannot be fetched or other bytes arrive.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
     digest, size = hashlib.sha256(), 0
     try:
-        with urlopen(URL, timeout=60) as source, part.open("wb") as file:
+        with urlopen(URL, timeout=60) as source, files.whole(path) as file:
             while size <= SIZE and (block := source.read(2**20)):
                 digest.update(block)
                 size += file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        if (size, digest.hexdigest()) != (SIZE, SHA256):
-            raise FmdiffError(
-                f"features.download=true: {URL} gave {size:,} bytes with sha256 "
-                f"{digest.hexdigest()}, not {SIZE:,} bytes with sha256 {SHA256}"
-            )
-        part.replace(path)
+            if (size, digest.hexdigest()) != (SIZE, SHA256):
+                raise FmdiffError(
+                    f"features.download=true: {URL} gave {size:,} bytes with sha256 "
+                    f"{digest.hexdigest()}, not {SIZE:,} bytes with sha256 {SHA256}"
+                )
     except (OSError, HTTPException) as error:
         raise FmdiffError(
             f"features.download=true: {URL} could not be fetched to {path} ({error}); fetch it "
             "elsewhere and give it as features.weights=PATH"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path

@@ -1,15 +1,15 @@
-"""Statistics of a reference set in a .npz file, read and written.
+"""Statistics of a reference set in a .npz file.
 
     mu        (d,) and
     sigma     (d, d), float64: mean and covariance of the features; the keys of pytorch-fid and
-              EDM, whose programs read our files and whose files are read here
+              EDM, so that each reads the other's files
     data, split, count, pixels
               name, split and number of images, and `pixels_hash` of them
     extractor, sha256
               name of the feature extractor and hash of its weights
     features  (count, d) float32, where stored: for KID, precision and recall, neighbours
 
-All but the first two may be absent, and what is absent cannot be compared.
+All but the first two may be absent, and what is absent is not compared.
 """
 
 import hashlib
@@ -26,12 +26,14 @@ from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features
 
-# what a file says of itself
+# what a file says about itself
 FACTS = ("data", "split", "count", "pixels", "extractor", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
+    """The mean and covariance of the features of a reference set, and what they are of."""
+
     mean: Tensor  # (d,) float64
     cov: Tensor  # (d, d) float64
     data: str | None = None
@@ -43,7 +45,7 @@ class Reference:
     features: Tensor | None = None  # (count, d) float32
 
     def facts(self) -> dict[str, Any]:
-        """What the file says of itself, for a report; None where it says nothing."""
+        """What the file says about itself, None where it says nothing."""
         return {name: getattr(self, name) for name in FACTS}
 
 
@@ -55,21 +57,21 @@ def pixels_hash(pixels: Tensor) -> str:
 
 
 def cached(data: str, split: str, count: int, pixels: str, extractor: Features) -> Path:
-    """The cache's file: ~/.cache/fmdiff/statistics/DATA-SPLIT-COUNT-EXTRACTOR-HASH.npz.
+    """The file in the cache: ~/.cache/fmdiff/statistics/DATA-SPLIT-COUNT-EXTRACTOR-HASH.npz.
 
-    HASH is of the pixels' hash and the extractor's, so that other images or other weights have
-    another file. $XDG_CACHE_HOME takes the place of ~/.cache.
+    HASH is that of the pixels' hash and the extractor's, so that other images or other weights
+    have another file. $XDG_CACHE_HOME takes the place of ~/.cache.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    of = hashlib.sha256(f"{pixels}/{extractor.sha256}".encode()).hexdigest()[:16]
-    name = f"{data}-{split}-{count}-{extractor.name}-{of}.npz"
+    digest = hashlib.sha256(f"{pixels}/{extractor.sha256}".encode()).hexdigest()[:16]
+    name = f"{data}-{split}-{count}-{extractor.name}-{digest}.npz"
     return cache / "fmdiff" / "statistics" / name
 
 
 def save(path: str | Path, reference: Reference) -> None:
-    """Write path so that at every instant it is the old file or the whole new one.
+    """Write a file of statistics, whole or not at all, and the folders above it.
 
-    Folders are made. Raises OSError; the old file is then intact.
+    Raises OSError; an old file is then intact.
     """
     path = Path(path)
     arrays = {"mu": reference.mean.numpy(force=True), "sigma": reference.cov.numpy(force=True)}
@@ -77,18 +79,18 @@ def save(path: str | Path, reference: Reference) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features.numpy(force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    files.write_npz(path, arrays)
 
 
 def load(
-    path: str | Path, extractor: Features | None = None, features: bool = False, **wanted
+    path: str | Path, extractor: Features | None = None, features: bool = False, **facts: Any
 ) -> Reference:
-    """The statistics in path, for features of `extractor`; no code in the file is run.
+    """The statistics in a file, for features of `extractor`; no code in it is run.
 
-    features: read them too, and refuse a file without. wanted: values of data, split, count or
-    pixels that the file must not contradict, as it must not the extractor's name and sha256.
-    Raises FmdiffError: missing, damaged, pickled, of wrong shape or of something else.
+    features: read them too, and refuse a file without them. facts: values of data, split, count
+    and pixels that the file must not contradict, as it must not the extractor's name and sha256.
+    Raises FmdiffError for a file that is missing, damaged, pickled, of a wrong shape or of
+    something else.
     """
     path = Path(path)
     arrays = files.read_npz(path, {"mu", "sigma", *FACTS} | ({"features"} if features else set()))
@@ -106,12 +108,12 @@ def load(
     _numbers(path, mu=mean, sigma=cov)
     if not np.allclose(cov, cov.T, atol=1e-6 * np.abs(cov).max()):
         raise FmdiffError(f"{path} holds a sigma that is no covariance: it is not symmetric")
-    facts = {name: arrays[name].item() for name in FACTS if name in arrays}
+    own = {name: arrays[name].item() for name in FACTS if name in arrays}
     rows = arrays.get("features")
     if features:
         if rows is None:
             raise FmdiffError(f"{path} holds no features, only their mean and covariance")
-        count = facts.get("count", len(rows) if rows.ndim else 0)
+        count = own.get("count", len(rows) if rows.ndim else 0)
         if rows.shape != (count, d):
             raise FmdiffError(f"{path} holds features {rows.shape}, not ({count}, {d})")
         _numbers(path, features=rows)
@@ -121,16 +123,16 @@ def load(
                 f"{path} holds statistics of {d} dimensions, and {extractor.name} gives "
                 f"{extractor.dimension}"
             )
-        wanted |= {"extractor": extractor.name, "sha256": extractor.sha256}
-    for name, value in wanted.items():
-        if name in facts and facts[name] != value:
+        facts |= {"extractor": extractor.name, "sha256": extractor.sha256}
+    for name, value in facts.items():
+        if name in own and own[name] != value:
             raise FmdiffError(
-                f"{path} holds statistics of {name}={facts[name]}, and {name}={value} is wanted"
+                f"{path} holds statistics of {name}={own[name]}, and {name}={value} is wanted"
             )
     return Reference(
         torch.from_numpy(mean).double(),
         torch.from_numpy(cov).double(),
-        **facts,
+        **own,
         features=None if rows is None else torch.from_numpy(rows).float(),
     )
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.report.compare import compared
 from fmdiff.report.read import Run, is_sweep, read_run, read_sweep
@@ -73,13 +74,8 @@ def update(folder: Path) -> None:
 
 def _write(path: Path, html: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        # a path may hold bytes that are no text
-        part.write_text(html, encoding="utf-8", errors="replace")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        file.write(html.encode(errors="replace"))  # a path may hold bytes that are no text
     return path
 
 

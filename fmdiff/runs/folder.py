@@ -1,10 +1,10 @@
-"""The run folder: which one it is, whose it is and what it begins with.
+"""The run folder: which one it is, which process has it and what it begins with.
 
 config.yaml       the resolved config
-overrides         what the command line said, one override per line
+overrides         the overrides of the command line, one a line
 environment.json  versions, machine and command
-COMMAND.log       what was said on the way
-.lock             held by the process that writes here; names it
+COMMAND.log       the messages of the command
+.lock             held, and signed, by the process that writes here
 """
 
 import contextlib
@@ -26,41 +26,27 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fmdiff import files
 from fmdiff.errors import FmdiffError, word
-from fmdiff.runs.resume import (
-    INCIDENTAL,
-    OUTPUTS,
-    check_resume,
-    differences,
-    listed,
-    load_config,
-    resume_folder,
-)
+from fmdiff.runs.config import load_config
+from fmdiff.runs.resume import OUTPUTS, RESULTS, check_free, check_resume, resume_folder
 
 LOCK, REPLACED = ".lock", ".replaced"
 JOBS = "jobs.jsonl"  # in the folder of a sweep, one line per finished job
 PACKAGES = ("fmdiff", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
-RESULTS = (
-    *("*.ckpt", "*.csv", "*.json", "*.npz", "*.npy", "*.pt", "*.png", "*.gif", "*.log"),
-    *("*.apng", "*.webp", "*.md", "*.html"),
-    *("events.out.tfevents.*", "overrides", "config.yaml"),
-)
 log = logging.getLogger("fmdiff")
 
 
 def write_config(folder: Path, cfg: DictConfig) -> None:
-    """Write config.yaml, the old one whole until the new one is."""
-    _write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write config.yaml, whole or not at all. Raises OSError."""
+    files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
 
 
 def new_folder(parent: Path) -> Path:
-    """A new folder PARENT/DATE_TIME, this process's own even if two start in one second."""
+    """Make a folder PARENT/DATE_TIME that no other process has, even if two start in one second.
+
+    Raises FmdiffError where it cannot be made.
+    """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +63,10 @@ def new_folder(parent: Path) -> Path:
 
 
 def claim_sweep(folder: Path) -> Path:
-    """Make the folder of a sweep and forget how the jobs of an earlier one ended."""
+    """Make the folder of a sweep and delete the outcomes of the jobs of an earlier one.
+
+    Raises FmdiffError where it cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / JOBS).unlink(missing_ok=True)
@@ -96,36 +85,40 @@ class Run:
 
     folder: Path
     lock: Any = None
-    created: list[Path] = field(default_factory=list)  # folders made for it, innermost first
-    # files a run begins with, and what was in them before, None if nothing
-    written: dict[Path, bytes | None] = field(default_factory=dict)
-    kept: set[Path] = field(default_factory=set)  # what lay in the folder before
+    new_folders: list[Path] = field(default_factory=list)  # made for the run, innermost first
+    # the files a run begins with, and their content before it, None if there was none
+    beginning: dict[Path, bytes | None] = field(default_factory=dict)
+    earlier: set[Path] = field(default_factory=set)  # what lay in the folder before
     handler: logging.Handler | None = None
 
-    def saved(self) -> str:
-        """Which checkpoint there is to go on with, in words."""
+    def advice(self) -> str:
+        """The newest checkpoint and how to go on from it, in words."""
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         if not numbered:
             return "there is no checkpoint yet"
         return f"{numbered[-1]} is kept: go on with fmdiff train {word('resume', self.folder)}"
 
     def close(self, discard: bool = False) -> None:
-        """Let go of the folder; `discard` leaves all as it was, if nothing came of the run."""
+        """Let go of the folder; `discard` leaves it as it was, unless the run has left results."""
         if self.handler is not None:
             logging.getLogger().removeHandler(self.handler)
             with contextlib.suppress(OSError):  # a full disk
                 self.handler.close()
         replaced = self.folder / REPLACED
-        if discard and self.written and set(self.folder.iterdir()) <= {*self.written, *self.kept}:
-            for path, before in self.written.items():
-                path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
-            _move(replaced, self.folder)
-            for path in self.created:
-                with contextlib.suppress(OSError):  # another run moved in
-                    path.rmdir()
+        ours = {*self.beginning, *self.earlier}
+        if discard and self.beginning and set(self.folder.iterdir()) <= ours:
+            self._undo(replaced)
         if self.lock is not None:
             shutil.rmtree(replaced, ignore_errors=True)
             self.lock.close()
+
+    def _undo(self, replaced: Path) -> None:
+        for path, before in self.beginning.items():
+            path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+        _move(replaced, self.folder)
+        for path in self.new_folders:
+            with contextlib.suppress(OSError):  # another run has moved in
+                path.rmdir()
 
 
 def _move(source: Path, target: Path) -> None:
@@ -136,10 +129,12 @@ def _move(source: Path, target: Path) -> None:
 
 
 def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Run:
-    """Decide on, claim and begin the folder of a run; FmdiffError before anything is written.
+    """Decide on, claim and begin the folder of a run.
 
-    Fills into cfg what is known now: the checkpoint that ckpt= means and, of a resumed run, what
-    a null stood for. Under torchrun rank 0 does so and the other ranks follow without writing.
+    Fills in what cfg leaves open: the checkpoint that ckpt= means and, where a run is resumed,
+    what a null stood for when it began. Under torchrun rank 0 does all this and the other ranks
+    follow without writing. Raises FmdiffError, before anything is written, for a folder that
+    holds results of other settings, is in use or cannot be written to.
     """
     rank = _torchrun_rank()
     if rank:
@@ -152,9 +147,9 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
     if resumed is not None:
         check_resume(resumed, cfg)
     elif folder is not None:
-        _check_free(folder, cfg)
+        check_free(folder, cfg)
     run = _claim(resumed or folder, parent)
-    files = {
+    texts = {
         "config.yaml": OmegaConf.to_yaml(cfg),
         "overrides": "".join(f"{line}\n" for line in overrides),
         "environment.json": json.dumps(environment(), indent=2) + "\n",
@@ -163,76 +158,55 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
         if resumed is None and cfg.overwrite:
             shutil.rmtree(run.folder / REPLACED, ignore_errors=True)
             _move(run.folder, run.folder / REPLACED)
-        run.kept = set(run.folder.iterdir()) - {run.folder / LOCK}
-        for path in (run.folder / name for name in (*files, LOCK, f"{command}.log")):
-            run.written[path] = path.read_bytes() if path in run.kept else None
-        for name, text in files.items():
-            _write(run.folder / name, text)
-        run.handler = logging.FileHandler(run.folder / f"{command}.log")
-        run.handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk
+        run.earlier = set(run.folder.iterdir()) - {run.folder / LOCK}
+        for path in (run.folder / name for name in (*texts, LOCK, f"{command}.log")):
+            run.beginning[path] = path.read_bytes() if path in run.earlier else None
+        for name, text in texts.items():
+            files.write_text(run.folder / name, text)
+        run.handler = _log_to(run.folder / f"{command}.log")
     except OSError as error:
         run.close(discard=True)
         raise _unwritable(run.folder, error) from error
-    # a full disk is not to be told by a traceback per line; the screen has the line
-    run.handler.handleError = lambda record: None  # type: ignore[method-assign]
-    run.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(run.handler)
     if rank is not None:
         _share_folder(run.folder)
     return run
 
 
+def _log_to(path: Path) -> logging.Handler:
+    """Write what is logged to a file too, until the handler is removed. Raises OSError."""
+    handler = logging.FileHandler(path)
+    # a full disk would print a traceback per line, and the screen has the line
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
 def _parent(cfg: DictConfig) -> Path:
-    """Where a new folder goes if `out` does not say."""
+    """Where a new folder is made if there is no `out`."""
     if cfg.get("ckpt") is not None:
-        from fmdiff.runs.find import find
+        from fmdiff.runs.find import find  # brings torch, which --help need not wait for
 
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"
-    named = [cfg.choices.get(group) for group in ("model", "data", "system")]
-    # of samples= and result= nothing is named
-    return OUTPUTS / (cfg.name or "-".join(filter(None, named)) or "evaluation")
-
-
-def _check_free(folder: Path, cfg: DictConfig) -> None:
-    """FmdiffError if the folder holds results that this command must not touch."""
-    saved = load_config(folder)
-    if saved is None and not any(folder.glob("*.ckpt")):
-        return
-    if saved is not None and ("trainer" in saved) != ("trainer" in cfg):
-        raise FmdiffError(f"out={folder} holds results of another command: choose another folder")
-    if cfg.overwrite:
-        return
-    if "trainer" in cfg:
-        raise FmdiffError(
-            f"out={folder} holds a run already: resume=true goes on with it, overwrite=true "
-            "replaces it"
-        )
-    changes = {
-        key: change
-        for key, change in differences(saved or OmegaConf.create(), cfg).items()
-        if key not in INCIDENTAL
-    }
-    if changes:
-        raise FmdiffError(
-            f"out={folder} holds results of other settings ({listed(changes)}): choose another "
-            "folder or say overwrite=true"
-        )
+    choices = [cfg.choices.get(group) for group in ("model", "data", "system")]
+    # with samples= and result= there is no choice
+    return OUTPUTS / (cfg.name or "-".join(filter(None, choices)) or "evaluation")
 
 
 def _claim(folder: Path | None, parent: Path) -> Run:
     """Make the folder where needed and lock it against a second run."""
     inner = parent / "new" if folder is None else folder
-    created = [path for path in (inner, *inner.parents) if not path.exists()]
+    new_folders = [path for path in (inner, *inner.parents) if not path.exists()]
     if folder is None:
-        created[0] = folder = new_folder(parent)
+        new_folders[0] = folder = new_folder(parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        # the system lets go of it when the process ends, however it ends
+        # the system releases it when the process ends, however it ends
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
@@ -245,11 +219,11 @@ def _claim(folder: Path | None, parent: Path) -> Run:
         log.warning("%s cannot be locked (%s): start no second run in it", folder, error.strerror)
     lock.truncate(0)
     print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
-    return Run(folder, lock, created)
+    return Run(folder, lock, new_folders)
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on beside the config."""
+    """What a result may depend on beside the config: versions, machine and command."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -281,7 +255,7 @@ def _store() -> Any:
 
 
 def _share_folder(folder: Path | None) -> str:
-    """Rank 0 gives, and the other ranks wait for, the run folder through torchrun's store."""
+    """The run folder, which rank 0 puts into torchrun's store and the other ranks wait for."""
     store = _store()
     key = f"fmdiff/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if folder is not None:

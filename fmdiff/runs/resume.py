@@ -1,4 +1,4 @@
-"""Which run a command line goes on with, and whether it is still the same run."""
+"""Which run a command line goes on with, whether it is the same run, and whether out= is free."""
 
 import logging
 from pathlib import Path
@@ -29,14 +29,37 @@ CHANGEABLE = INCIDENTAL | {
 # keys for which null means a rule, and the run has written down what the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")
 
+# files that every command begins with or writes by itself: alone they are worth nothing
+BEGINNING = ("config.yaml", "overrides", "environment.json", "report.html")
+# the files of ours in a run folder, which overwrite=true replaces
+RESULTS = (
+    "*.ckpt",
+    "*.csv",
+    "*.json",
+    "*.npz",
+    "*.npy",
+    "*.pt",
+    "*.png",
+    "*.gif",
+    "*.log",
+    "*.apng",
+    "*.webp",
+    "*.md",
+    "*.html",
+    "events.out.tfevents.*",
+    "overrides",
+    "config.yaml",
+)
+
 log = logging.getLogger("fmdiff")
 
 
 def resume_folder(cfg: DictConfig) -> Path | None:
-    """The run that `resume` means, None to start a new one; said so where that may surprise.
+    """The run that `resume` means; None, and a line in the log, to start a new one.
 
-    true: the run in `out`; last: that one, else the newest of the same settings under
-    outputs/NAME; else the named folder. Raises FmdiffError where there is nothing to name.
+    true: the run in `out`; last: that one or, without `out`, the newest of the same settings
+    under outputs/NAME; otherwise the folder itself. Raises FmdiffError for a folder that is no
+    run, for true without `out`, and for an `out` that is another folder.
     """
     if cfg.resume is None:
         return None
@@ -44,12 +67,13 @@ def resume_folder(cfg: DictConfig) -> Path | None:
     if cfg.resume is True or cfg.resume == "last":
         if out is None and cfg.resume is True:
             raise FmdiffError("resume=true needs out=RUN; resume=last takes the newest like this")
-        found = out if out is not None and load_config(out) else None
         if out is None:
-            found = _newest_like(cfg)
-        if found is None:
+            run = _newest_like(cfg)
+        else:
+            run = out if holds_results(out) and load_config(out) else None
+        if run is None:
             log.info("nothing to resume in %s: starting a new run", out or OUTPUTS / cfg.name)
-        return found
+        return run
     folder = Path(cfg.resume).expanduser()
     if out is not None and out.resolve() != folder.resolve():
         raise FmdiffError(f"resume={folder} and out={out} differ: leave out= away")
@@ -69,15 +93,15 @@ def _newest_like(cfg: DictConfig) -> Path | None:
 
 
 def check_resume(folder: Path, cfg: DictConfig) -> None:
-    """Log what a resumed run changes; FmdiffError for a change that makes it another run.
+    """Log the settings that a resumed run changes, and fill in what a null stood for.
 
-    Takes over into cfg what a null stood for when the run began.
+    Raises FmdiffError for a change that makes it another run.
     """
     saved = load_config(folder)
     assert saved is not None
     _fill_in(saved, cfg)
     changes = differences(saved, cfg)
-    # a key the run does not have came with a later version: what it was is what is the default
+    # a key that the run does not have came with a later version, and its default is what was done
     wrong = {
         key: change
         for key, change in changes.items()
@@ -85,12 +109,63 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     }
     if wrong and not cfg.overwrite:
         raise FmdiffError(f"{folder} is a run of other settings: {listed(wrong)}")
-    told = ("resume", "overwrite", "out")
-    shown = {key: change for key, change in changes.items() if key not in told}
-    log.info("resuming %s%s", folder, f" with {listed(shown)}" if shown else "")
+    own = ("resume", "overwrite", "out")  # of the command line that resumes
+    others = {key: change for key, change in changes.items() if key not in own}
+    log.info("resuming %s%s", folder, f" with {listed(others)}" if others else "")
 
 
 def _fill_in(saved: DictConfig, cfg: DictConfig) -> None:
     for key in FILLED_IN:
         if OmegaConf.select(cfg, key) is None and OmegaConf.select(saved, key) is not None:
             OmegaConf.update(cfg, key, OmegaConf.select(saved, key))
+
+
+def check_free(folder: Path, cfg: DictConfig) -> None:
+    """Raises FmdiffError if the folder holds results that this command must not touch.
+
+    A folder in which a command failed before it had any result is free.
+    """
+    if not holds_results(folder):
+        return
+    saved = load_config(folder)
+    if saved is None and not any(folder.glob("*.ckpt")):
+        return
+    if saved is not None and ("trainer" in saved) != ("trainer" in cfg):
+        raise FmdiffError(f"out={folder} holds results of another command: choose another folder")
+    if cfg.overwrite:
+        return
+    if "trainer" in cfg:
+        raise FmdiffError(
+            f"out={folder} holds a run already: resume=true goes on with it, overwrite=true "
+            "replaces it"
+        )
+    changes = {
+        key: change
+        for key, change in differences(saved or OmegaConf.create(), cfg).items()
+        if key not in INCIDENTAL
+    }
+    if changes:
+        raise FmdiffError(
+            f"out={folder} holds results of other settings ({listed(changes)}): choose another "
+            "folder or say overwrite=true"
+        )
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a folder holds more than the beginning of a command.
+
+    Checkpoints, samples, averages, pictures, tables and results count; settings, logs,
+    TensorBoard's files and a metrics.csv without a row do not.
+    """
+    for pattern in RESULTS:
+        for path in folder.glob(pattern):
+            beginning = path.name in BEGINNING or path.suffix == ".log"
+            if not (beginning or ".tfevents." in path.name or _empty(path)):
+                return True
+    return any(
+        path.is_file() for part in ("samples", "averages") for path in (folder / part).rglob("*")
+    )
+
+
+def _empty(path: Path) -> bool:
+    return path.name == "metrics.csv" and path.read_bytes().count(b"\n") <= 1

@@ -1,4 +1,4 @@
-"""metrics.csv: a row per report, whole rows alone, none lost to a disk full for a while."""
+"""metrics.csv: a row per report; only whole rows, and none lost while a disk is full."""
 
 import csv
 import errno
@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fmdiff import files
+
 log = logging.getLogger("fmdiff")
 
 
-def rows_up_to(path: Path, step: int) -> list[dict]:
-    """The rows of a file that may be, up to a step."""
+def rows_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv up to a step; none if there is no such file."""
     if not (path.is_file() and step):
         return []
     with path.open(newline="") as file:
@@ -21,30 +23,32 @@ def rows_up_to(path: Path, step: int) -> list[dict]:
 
 
 class Rows:
-    """The rows of a run's metrics.csv; what a later run leaves out of them is forgotten."""
+    """The rows of a run's metrics.csv.
 
-    def __init__(self, path: Path, columns: Sequence[str], rows: list[dict]) -> None:
-        """Begin the file with these rows."""
+    rows: those the file begins with; what else an earlier run wrote is dropped. Raises OSError.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
         self.path, self.columns = path, columns
-        self.unwritten: list[dict[str, Any]] = []
-        part = path.with_suffix(".part")
-        part.write_bytes(self._lines(rows, header=True))
-        part.replace(path)
+        self.pending: list[dict[str, Any]] = []  # rows that are not in the file yet
+        with files.whole(path) as file:
+            file.write(self._lines(rows, header=True))
 
     def add(self, row: dict[str, Any]) -> None:
-        self.unwritten.append(row)
+        """Add a row, with those that could not be written before."""
+        self.pending.append(row)
         self.write()
 
     def write(self) -> None:
-        """Add what is not in the file yet, all of it or, with a warning, nothing."""
-        data = self._lines(self.unwritten)
+        """Add the pending rows to the file: all of them or, with a warning, none."""
+        data = self._lines(self.pending)
         try:
             with self.path.open("ab", buffering=0) as file:
                 size = file.tell()
                 if file.write(data) < len(data):
                     file.truncate(size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.unwritten.clear()
+            self.pending.clear()
         except OSError as error:
             log.warning("%s is behind, its rows are kept: %s", self.path, error.strerror)
 

@@ -3,6 +3,7 @@ import csv
 import html
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -344,10 +345,10 @@ def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     report.write_report(folder).write_text("old")
     before = set(folder.iterdir())
 
-    def fail(self, target):
+    def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         report.write_report(folder)
     report.update(folder)  # logged only

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PLAIN
 from omegaconf import OmegaConf
 
 from fmdiff.errors import FmdiffError
@@ -168,7 +169,8 @@ def test_discard_removes_the_folders_made(cwd):
 
 
 def test_samples_of_the_same_settings_may_be_made_again(cwd):
-    finished(config(SAMPLE, out="s"), "sample", checkpoint=False)
+    folder = finished(config(SAMPLE, out="s"), "sample", checkpoint=False)
+    (folder / "samples.npz").write_text("points")
     finished(config(SAMPLE, out="s", device="cpu", threads=2), "sample", checkpoint=False)
     with pytest.raises(FmdiffError, match=r"other settings \(steps: 28 \(saved\) vs 30 \(now\)\)"):
         open_run(config(SAMPLE, out="s", steps=30), "sample")
@@ -181,6 +183,46 @@ def test_a_discarded_repetition_leaves_the_samples(cwd):
     before = {path.name for path in folder.iterdir()}
     open_run(config(SAMPLE, out="s", device="cuda"), "sample").close(discard=True)
     assert {path.name for path in folder.iterdir()} | {".lock"} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "base"), [("train", BASE), ("sample", SAMPLE), ("evaluate", SAMPLE)]
+)
+def test_what_failed_before_it_had_a_result_blocks_nothing(cwd, command, base, caplog):
+    folder = finished(config(base, out="run"), command, checkpoint=False)
+    (folder / "metrics.csv").write_text("step,loss\n")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events.out.tfevents.1").write_text("events")
+    (folder / f"{command}.log").write_text("this is a bug\n")
+    run = open_run(config(base, out="run", seed=1), command)
+    logging.getLogger("fmdiff").info("once more")
+    run.close()
+    log = (folder / f"{command}.log").read_text()
+    assert load_config(folder).seed == 1 and "a bug" in log and "once more" in log
+    # and for the other commands, and resume=true
+    other, name = (SAMPLE, "sample") if base is BASE else (BASE, "train")
+    open_run(config(other, out="run"), name).close()
+    open_run(config(BASE, out="run", seed=2, resume=True), "train").close()
+    assert "nothing to resume in run: starting a new run" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["0000100.ckpt", "samples.npz", "results.json", "samples/a/grid.png", "averages/1.pt", "a.md"],
+)
+def test_a_result_blocks_other_settings(cwd, result):
+    folder = finished(config(SAMPLE, out="run"), "sample", checkpoint=False)
+    (folder / result).parent.mkdir(parents=True, exist_ok=True)
+    (folder / result).write_text("worth something")
+    with pytest.raises(FmdiffError, match="other settings"):
+        open_run(config(SAMPLE, out="run", seed=1), "sample")
+
+
+def test_rows_of_metrics_are_a_result(cwd):
+    folder = finished(config(out="run"), checkpoint=False)
+    (folder / "metrics.csv").write_text("step,loss\n100,0.5\n")
+    with pytest.raises(FmdiffError, match="holds a run already"):
+        open_run(config(out="run"), "train")
 
 
 def test_samples_do_not_overwrite_a_run(cwd):
@@ -309,3 +351,38 @@ def test_what_null_stood_for_is_kept(cwd):
     assert (cfg.threads, cfg.trainer.inner_steps) == (3, 25)
     with pytest.raises(FmdiffError, match=r"trainer.inner_steps: 25 \(saved\) vs 5 \(now\)"):
         open_run(config(resume="run", trainer__inner_steps=5), "train")
+
+
+# A command that fails
+
+
+BROKEN = """
+from fmdiff.data.toy import Moons
+from fmdiff.solvers.runge_kutta import Heun
+
+class Data(Moons):
+    def batches(self, *args, **more):
+        raise ZeroDivisionError("mine")
+
+class Solver(Heun):
+    def step(self, *args, **more):
+        raise ZeroDivisionError("mine")
+"""
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_a_failed_try_does_not_block_the_next(command, cwd, monkeypatch, capfd, name):
+    (cwd / "broken_parts.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(cwd)
+    words, part = ("data=gmm4", "model=exact", "n=20", "steps=2"), "solver._target_"
+    broken = "broken_parts.Solver"
+    if name == "train":
+        words, part = (*PLAIN, "data=moons", "trainer.max_steps=2"), "data._target_"
+        broken = "broken_parts.Data"
+    words = (*words, "device=cpu", "out=run")
+    assert command(name, *words, f"{part}={broken}") == 1
+    assert "ZeroDivisionError: mine" in capfd.readouterr().err
+    assert command(name, *words, "seed=1") == 0
+    log = (cwd / "run" / f"{name}.log").read_text()
+    assert "ZeroDivisionError: mine" in log and load_config(cwd / "run").seed == 1
+    assert command(name, *words, "seed=2") == 2  # now there are results
