@@ -27,7 +27,10 @@ NEAR = 0.02
 FEW = [4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 40]  # evaluations tried
 JUDGED = ("euler", "midpoint", "heun", "rk4", "adams", "dpmpp_2m", "unipc", "deis", FIXED)
 THEIRS = (
-    *("torchdiffeq rk4, straight", "diffusers DPM++ 2", "diffusers UniPC 2", "k-diffusion lms"),
+    "torchdiffeq rk4, straight",
+    "diffusers DPM++ 2",
+    "diffusers UniPC 2",
+    "k-diffusion lms",
     "azula vAB 3",
 )
 

@@ -256,12 +256,19 @@ def network(name: str, shape: tuple[int, ...], words: tuple[str, ...]) -> nn.Mod
 def toy() -> Problem:
     size, threads, span = 256, 1, (200, 1200)
     small = (
-        *("model.hidden=64", "model.layers=3", "model.activation=selu", "model.frequencies=0"),
+        "model.hidden=64",
+        "model.layers=3",
+        "model.activation=selu",
+        "model.frequencies=0",
         "model.skip=false",
     )
     ours = partial(
         fmdiff,
-        *("data=moons", f"data.batch_size={size}", "model=mlp", *small, f"threads={threads}"),
+        "data=moons",
+        f"data.batch_size={size}",
+        "model=mlp",
+        *small,
+        f"threads={threads}",
         span=span,
     )
     x = named("data", "moons").sample(0, RESIDENT, 0)[0].to(DEVICE)
@@ -294,8 +301,14 @@ def images(
     threads = int(os.environ.get("OMP_NUM_THREADS", 2))  # 1 where others use the cores
     ours = partial(
         fmdiff,
-        *(f"data={data}", "data.conditional=false", f"data.batch_size={size}", f"optim.lr={lr}"),
-        *(f"model={model}", *words, f"threads={threads}", *NO_PICTURES),
+        f"data={data}",
+        "data.conditional=false",
+        f"data.batch_size={size}",
+        f"optim.lr={lr}",
+        f"model={model}",
+        *words,
+        f"threads={threads}",
+        *NO_PICTURES,
         span=(10, 10 + n) if CUDA else (1, 1 + n),
     )
     source = named("data", data)
@@ -326,7 +339,9 @@ def mnist() -> Problem:
 
     theirs = UNetModel(dim=(1, 28, 28), num_channels=32, num_res_blocks=1)
     words = (
-        *("model.multipliers=[1,2,2]", "model.attention=[0]", "model.head_channels=64"),
+        "model.multipliers=[1,2,2]",
+        "model.attention=[0]",
+        "model.head_channels=64",
         "model.scale_shift=false",
     )
     made = images("mnist: U-Net", "mnist", "unet", words, theirs, 16, 1e-3)

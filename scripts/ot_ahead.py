@@ -78,7 +78,12 @@ def ours(coupling: str, source: str) -> Callable[[int], Times]:
         keys = dict(hidden=64, layers=3, activation="selu", frequencies=0, skip=False)
         net = named("model", "mlp", shape=data.shape, classes=0, **keys)
         objective = FlowMatching(
-            *(CondOT(), data.std, "v", None, 0.05, 1e-4),
+            CondOT(),
+            data.std,
+            "v",
+            None,
+            0.05,
+            1e-4,
             source=of_source,
             coupled=not pairs.independent,
         )

@@ -56,8 +56,12 @@ some_paths = pytest.mark.parametrize(
 
 POINTS = ("data=moons", "model.hidden=16", "data.batch_size=64")
 IMAGES = (
-    *("data=digits", "model=unet", "data.batch_size=8", "model.channels=8"),
-    *("model.multipliers=[1,2]", "model.head_channels=8"),
+    "data=digits",
+    "model=unet",
+    "data.batch_size=8",
+    "model.channels=8",
+    "model.multipliers=[1,2]",
+    "model.head_channels=8",
 )
 CLOCKED = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
 PLAIN = ("device=cpu", "threads=1", "trainer.logger=csv", "trainer.progress=false")

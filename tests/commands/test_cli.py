@@ -22,8 +22,14 @@ from fmdiff.settings.sentences import key_of
 
 # a choice of each group the commands name, should fmdiff have none of that name
 STAND_INS = (
-    *("path/condot", "time/uniform", "objective/flow_matching", "optim/adam"),
-    *("solver/heun", "solver/euler", "schedule/uniform", "guidance/none"),
+    "path/condot",
+    "time/uniform",
+    "objective/flow_matching",
+    "optim/adam",
+    "solver/heun",
+    "solver/euler",
+    "schedule/uniform",
+    "guidance/none",
 )
 USER_FILES = {
     "mine.py": "from torch import nn\n\nclass Net(nn.Module):\n    ...\n",
@@ -334,7 +340,12 @@ def test_cfg_is_what_the_run_writes(fmdiff, calls, tmp_path):
     assert (folder / "overrides").read_text().splitlines() == list(words[1:])
     assert OmegaConf.load(folder / "config.yaml") == calls[0][1]
     assert {
-        *("config.yaml", "overrides", "environment.json", "train.log", "last.ckpt", ".lock"),
+        "config.yaml",
+        "overrides",
+        "environment.json",
+        "train.log",
+        "last.ckpt",
+        ".lock",
         "report.html",
     } == {path.name for path in folder.iterdir()}
 

@@ -175,7 +175,11 @@ def test_the_command_on_a_mixture(command, tmp_path, capsys):
     report = json.loads((tmp_path / "a" / "invert.json").read_text())
     rows = report["rows"]
     assert [(row["solver"], row["steps"]) for row in rows] == [
-        *(("euler", 10), ("euler", 20), ("rk4", 10), ("rk4", 20), ("dopri5", None))
+        ("euler", 10),
+        ("euler", 20),
+        ("rk4", 10),
+        ("rk4", 20),
+        ("dopri5", None),
     ]
     assert [row["nfe"] for row in rows[:4]] == [20, 40, 80, 160] and rows[4]["nfe"] > 0
     assert rows[0]["rms"] > rows[1]["rms"] > rows[3]["rms"] > 0

@@ -35,9 +35,14 @@ FORK.set_forkserver_preload(
 HUNG = 500  # seconds; of a machine that does much else
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
 RUN = (
-    *("train", *PLAIN, *POINTS, "trainer.max_steps=40", "trainer.inner_steps=1"),
+    "train",
+    *PLAIN,
+    *POINTS,
+    "trainer.max_steps=40",
+    "trainer.inner_steps=1",
     *(f"trainer.{name}_every=10" for name in ("log", "validate", "checkpoint")),
-    *("trainer.picture_every=20", "trainer.keep=null"),
+    "trainer.picture_every=20",
+    "trainer.keep=null",
 )
 
 
@@ -479,9 +484,15 @@ def test_torchrun_on_one_machine_and_on_two(whole, tmp_path, nodes):
     agents = [
         start(
             tmp_path,
-            *(f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}", f"--node_rank={node}"),
-            *("--master_addr=127.0.0.1", f"--master_port={port}", "-m", "fmdiff"),
-            *(*RUN, "name=here"),
+            f"--nnodes={nodes}",
+            f"--nproc_per_node={2 // nodes}",
+            f"--node_rank={node}",
+            "--master_addr=127.0.0.1",
+            f"--master_port={port}",
+            "-m",
+            "fmdiff",
+            *RUN,
+            "name=here",
             module="torch.distributed.run",
             stderr=subprocess.PIPE,
         )

@@ -5,7 +5,8 @@ from faults import INCEPTION, OF_FILES, SAMPLE, SIZE, TRAIN, UNET, Case, Row
 
 ROWS = (
     Row(
-        *(26, "a disk that is full when a checkpoint is written"),
+        26,
+        "a disk that is full when a checkpoint is written",
         (
             Case(
                 f"{TRAIN} trainer.max_steps=60 trainer.checkpoint_every=20 out=new",
@@ -14,7 +15,9 @@ ROWS = (
                     "step 20 was not saved, the last one is kept: [Errno 28] No space left on",
                     "60 steps done",
                 ),
-                *(None, faults.full_once, "at step 20 there is no room"),
+                None,
+                faults.full_once,
+                "at step 20 there is no room",
             ),
             Case(
                 "fmdiff train resume=moons trainer.max_steps=200",
@@ -25,7 +28,9 @@ ROWS = (
                     "what was to be written could not be: File too large; moons/0000060.ckpt is "
                     "kept: go on with fmdiff train resume=moons",
                 ),
-                *(None, lambda patch: faults.small_files(), "no file can grow beyond 40 kB"),
+                None,
+                lambda patch: faults.small_files(),
+                "no file can grow beyond 40 kB",
             ),
             Case(
                 "unshare -rm bash -c 'mkdir disk && mount -t tmpfs -o size=400k tmpfs disk && "
@@ -43,19 +48,22 @@ ROWS = (
         tests=("test_checkpoint::test_a_full_disk_leaves_the_old_file_and_says_why",),
     ),
     Row(
-        *(27, "kill -9 while a checkpoint is written"),
+        27,
+        "kill -9 while a checkpoint is written",
         tests=(
             "test_checkpoint::test_thirty_kills",
             "test_processes::test_killed_in_mid_run_the_same_command_ends_bit_identically",
         ),
     ),
     Row(
-        *(28, "SIGTERM and Ctrl-C, to any process of a run"),
+        28,
+        "SIGTERM and Ctrl-C, to any process of a run",
         (
             Case(
                 f"{TRAIN} trainer.checkpoint_every=100 trainer.max_steps=1000000 out=new & "
                 "until [ -f new/0000100.ckpt ]; do sleep 0.1; done; kill -TERM $!; wait $!",
-                *(143, ("stopped by SIGTERM after step", "go on with fmdiff train resume=new")),
+                143,
+                ("stopped by SIGTERM after step", "go on with fmdiff train resume=new"),
             ),
         ),
         tests=(
@@ -63,9 +71,10 @@ ROWS = (
             "test_processes::test_a_signal_at_any_step_saves_and_the_rest_is_bit_identical",
         ),
     ),
-    Row(*(29, "a process of a run dies"), tests=("test_processes",)),
+    Row(29, "a process of a run dies", tests=("test_processes",)),
     Row(
-        *(30, "a loss that is not finite"),
+        30,
+        "a loss that is not finite",
         (
             Case(
                 f"{TRAIN} optim.lr=1e30 trainer.clip=null out=new",
@@ -82,7 +91,8 @@ ROWS = (
         ),
     ),
     Row(
-        *(31, "no memory left on the device"),
+        31,
+        "no memory left on the device",
         (
             Case(
                 "fmdiff train resume=moons trainer.max_steps=100",
@@ -92,16 +102,20 @@ ROWS = (
                     "data.batch_size, trainer.accumulate=2 (the same batch in two parts), "
                     "trainer.precision=bf16 or trainer.recompute=true; moons/0000060.ckpt is kept",
                 ),
-                *(None, faults.no_memory, "torch.OutOfMemoryError in step 75"),
+                None,
+                faults.no_memory,
+                "torch.OutOfMemoryError in step 75",
             ),
             Case(
                 "fmdiff train resume=moons trainer.max_steps=62 trainer.accumulate=2",
-                *(0, ("trainer.accumulate: 1 (saved) vs 2 (now)", "62 steps done")),
+                0,
+                ("trainer.accumulate: 1 (saved) vs 2 (now)", "62 steps done"),
             ),
         ),
     ),
     Row(
-        *(32, "a data set that is absent, without a network"),
+        32,
+        "a data set that is absent, without a network",
         (
             Case(
                 f"fmdiff train data=mnist data.root=data {UNET}",
@@ -114,13 +128,16 @@ ROWS = (
                     "into data/MNIST/raw",
                     "choose data=digits, which needs no download",
                 ),
-                *(None, faults.no_network, "every connection is refused"),
+                None,
+                faults.no_network,
+                "every connection is refused",
             ),
         ),
         tests=("test_data_files::test_missing_data_without_a_network",),
     ),
     Row(
-        *(33, "a file of a data set that is damaged"),
+        33,
+        "a file of a data set that is damaged",
         (
             Case(
                 f"fmdiff train data=mnist data.root=data {UNET}",
@@ -130,25 +147,30 @@ ROWS = (
                     "with md5 6bbc9ace898e44ae57da46a324031adb, found 47,040,016 bytes with md5",
                     "delete it and it is fetched again",
                 ),
-                *(faults.mnist_of_zeros, None, "files of the right sizes, all zeros"),
+                faults.mnist_of_zeros,
+                None,
+                "files of the right sizes, all zeros",
             ),
         ),
         tests=("test_data_files::test_a_damaged_mnist_file_is_named",),
     ),
     Row(
-        *(34, "a batch larger than the data set"),
+        34,
+        "a batch larger than the data set",
         (
             Case(
                 f"fmdiff train data=digits {UNET} data.batch_size=1600 trainer.max_steps=1 "
                 "threads=1",
-                *(0, ("1 steps done",)),
+                0,
+                ("1 steps done",),
             ),
         ),
         "No image is ever dropped: a batch goes on into the next epoch, so this is no error.",
         ("test_randomness::test_training_steps_walk_through_the_epochs_without_loss",),
     ),
     Row(
-        *(35, "a GPU that is not there"),
+        35,
+        "a GPU that is not there",
         (
             Case(f"{TRAIN} device=cuda", 2, ("device=cuda: this machine has 0 CUDA devices",)),
             Case(f"{SAMPLE} device=cuda:1", 2, ("choose device=cpu or device=auto",)),
@@ -157,30 +179,38 @@ ROWS = (
         "device=auto, the default, takes a GPU where there is one; what it took is said.",
     ),
     Row(
-        *(36, "a precision that the device has not"),
+        36,
+        "a precision that the device has not",
         (
             Case(
                 f"{TRAIN} trainer.precision=16-mixed",
-                *(2, ("trainer.precision=16-mixed: must be fp32 or tf32 or bf16 or fp16",)),
+                2,
+                ("trainer.precision=16-mixed: must be fp32 or tf32 or bf16 or fp16",),
             ),
             Case(
                 f"{TRAIN} trainer.precision=fp16 device=cpu",
-                *(2, ("trainer.precision=fp16 needs a CUDA device: choose fp32 or bf16",)),
+                2,
+                ("trainer.precision=fp16 needs a CUDA device: choose fp32 or bf16",),
             ),
         ),
     ),
     Row(
-        *(37, "more devices than there are"),
+        37,
+        "more devices than there are",
         (
             Case(
                 f"{TRAIN} device=cuda trainer.devices=2",
-                *(2, ("trainer.devices=2: this machine has 1 CUDA devices; choose that many",)),
-                *(None, faults.one_gpu, "a machine with one GPU"),
+                2,
+                ("trainer.devices=2: this machine has 1 CUDA devices; choose that many",),
+                None,
+                faults.one_gpu,
+                "a machine with one GPU",
             ),
         ),
     ),
     Row(
-        *(38, "a Frechet distance of too few samples"),
+        38,
+        "a Frechet distance of too few samples",
         (
             Case(
                 f"{OF_FILES} samples=one.npz against=real.npz",
@@ -190,7 +220,8 @@ ROWS = (
             ),
             Case(
                 f"{OF_FILES} samples=made.npz against=one.npz",
-                *(2, ("against=one.npz holds one sample, and a metric needs 2 at least",)),
+                2,
+                ("against=one.npz holds one sample, and a metric needs 2 at least",),
             ),
             Case(
                 f"{OF_FILES} samples=made.npz against=real.npz",
@@ -205,7 +236,8 @@ ROWS = (
         ("test_frechet",),
     ),
     Row(
-        *(39, "FID without Inception's weights, or with others"),
+        39,
+        "FID without Inception's weights, or with others",
         (
             Case(
                 f"{INCEPTION} metrics=[fid]",
@@ -220,13 +252,16 @@ ROWS = (
             ),
             Case(
                 f"{INCEPTION} metrics=[fid] features.weights=none.pth",
-                *(2, ("features.weights=none.pth is not a file; it should be FID's",)),
+                2,
+                ("features.weights=none.pth is not a file; it should be FID's",),
             ),
             Case(
                 f"{INCEPTION} metrics=[fid] features.download=true",
                 2,
                 ("could not be fetched to", "give it as features.weights=PATH"),
-                *(None, faults.no_network, "every connection is refused"),
+                None,
+                faults.no_network,
+                "every connection is refused",
             ),
         ),
         tests=(
@@ -235,7 +270,8 @@ ROWS = (
         ),
     ),
     Row(
-        *(40, "FID of images of another kind"),
+        40,
+        "FID of images of another kind",
         (
             Case(
                 f"{OF_FILES} samples=floats.npz against=real.npz",
@@ -255,30 +291,36 @@ ROWS = (
         ),
     ),
     Row(
-        *(41, "a reference of another size, split or extractor"),
+        41,
+        "a reference of another size, split or extractor",
         (
             Case(
                 f"{OF_FILES} samples=made.npz against=rgb.npz",
-                *(2, ("against=rgb.npz is data of shape [3, 32, 32], and the samples have",)),
+                2,
+                ("against=rgb.npz is data of shape [3, 32, 32], and the samples have",),
                 faults.images,
             ),
             Case(
                 f"{OF_FILES} samples=made.npz against=few_dims.npz",
-                *(2, ("few_dims.npz holds statistics of 64 dimensions, and mnist gives 96",)),
+                2,
+                ("few_dims.npz holds statistics of 64 dimensions, and mnist gives 96",),
             ),
             Case(
                 f"{OF_FILES} samples=made.npz against=inception.npz",
-                *(2, ("holds statistics of extractor=inception, and extractor=mnist is wanted",)),
+                2,
+                ("holds statistics of extractor=inception, and extractor=mnist is wanted",),
             ),
             Case(
                 f"{OF_FILES} samples=made.npz against=mnist:val",
-                *(2, ("mnist has no split 'val'; choose mnist:train or mnist:test",)),
+                2,
+                ("mnist has no split 'val'; choose mnist:train or mnist:test",),
             ),
         ),
         tests=("test_reference::test_another_thing_is_refused",),
     ),
     Row(
-        *(42, "an SDE for a model whose source is not normal"),
+        42,
+        "an SDE for a model whose source is not normal",
         (
             Case(
                 "fmdiff sample ckpt=eight n=4 solver=ddpm",
@@ -293,15 +335,18 @@ ROWS = (
         tests=("test_combinations::test_what_a_checkpoint_tells_is_refused",),
     ),
     Row(
-        *(43, "the score at an end of the path, where it is infinite"),
+        43,
+        "the score at an end of the path, where it is infinite",
         (
             Case(
                 f"{SAMPLE} solver=euler_maruyama steps=10 coordinates=native",
-                *(0, ("10 evaluations per sample counted",)),
+                0,
+                ("10 evaluations per sample counted",),
             ),
             Case(
                 "fmdiff sample model=exact data=gmm4 path=vp n=4 solver=ddpm steps=10",
-                *(0, ("10 evaluations per sample counted",)),
+                0,
+                ("10 evaluations per sample counted",),
             ),
         ),
         "A field says where it may be asked, and a diffusion that is infinite at the start is "
@@ -312,12 +357,14 @@ ROWS = (
         ),
     ),
     Row(
-        *(44, "optimal transport of one sample, and of a million"),
+        44,
+        "optimal transport of one sample, and of a million",
         (
             Case(
                 "fmdiff train model.hidden=16 coupling=ot data.batch_size=1 trainer.max_steps=2 "
                 "out=new",
-                *(0, ("2 steps done",)),
+                0,
+                ("2 steps done",),
             ),
             Case(
                 "fmdiff train coupling=ot data.batch_size=1000000",
@@ -331,24 +378,25 @@ ROWS = (
         ),
     ),
     Row(
-        *(45, "a sweep of runs of several processes"),
+        45,
+        "a sweep of runs of several processes",
         tests=("test_processes::test_a_sweep_of_two_processes_each_goes_on_after_a_failure",),
     ),
-    Row(*(46, "a start by torchrun"), tests=("test_processes",)),
+    Row(46, "a start by torchrun", tests=("test_processes",)),
     Row(
-        *(47, "spaces, brackets, equals signs and other letters in paths"),
+        47,
+        "spaces, brackets, equals signs and other letters in paths",
         (
             Case(
-                *(
-                    """fmdiff sample 'ckpt="my runs/a=b (1)/é"' n=4 steps=2 'out="my samples"'""",
-                    0,
-                ),
+                """fmdiff sample 'ckpt="my runs/a=b (1)/é"' n=4 steps=2 'out="my samples"'""",
+                0,
                 ("using my runs/a=b (1)/é/0000060.ckpt", "my samples/samples.npz"),
                 faults.odd_names,
             ),
             Case(
                 """fmdiff train 'resume="my runs/a=b (1)/é"' trainer.max_steps=61""",
-                *(0, ("""next: fmdiff sample 'ckpt="my runs/a=b (1)/é"'""",)),
+                0,
+                ("""next: fmdiff sample 'ckpt="my runs/a=b (1)/é"'""",),
             ),
             Case(
                 "fmdiff sample 'ckpt=my runs/a=b (1)/é'",
@@ -362,20 +410,24 @@ ROWS = (
         ),
     ),
     Row(
-        *(48, "nobody to read what is printed"),
+        48,
+        "nobody to read what is printed",
         (
             Case(
                 f"set -o pipefail; {SAMPLE} steps=2 | true",
-                *(141, ("ckpt=moons: using moons/0000060.ckpt",)),
+                141,
+                ("ckpt=moons: using moons/0000060.ckpt",),
             ),
             Case("fmdiff info ckpt=moons >&-", 0, ("ckpt=moons: using",)),
             Case(
                 "fmdiff info ckpt=moons >/dev/full",
-                *(1, ("what was to be written could not be: No space left on device",)),
+                1,
+                ("what was to be written could not be: No space left on device",),
             ),
             Case(
                 f"NO_COLOR=1 {TRAIN} trainer.max_steps=1 out=new 2>&1 | cat",
-                *(0, ("step 1/1: loss", "1 steps done")),
+                0,
+                ("step 1/1: loss", "1 steps done"),
             ),
         ),
         "141 is how a shell is told that a pipe was closed. A file or a pipe gets plain lines, a "
@@ -386,28 +438,37 @@ ROWS = (
         ),
     ),
     Row(
-        *(49, "a Python that the libraries do not support yet"),
+        49,
+        "a Python that the libraries do not support yet",
         (
             Case(
                 "python -c 'from importlib.metadata import metadata; "
                 """print(metadata("fmdiff")["Requires-Python"])'""",
-                *(0, ("<3.14,>=3.11",)),
+                0,
+                ("<3.14,>=3.11",),
             ),
         ),
         "pip refuses to install fmdiff where this does not hold; nothing is looked at afterwards.",
     ),
     Row(
-        *(50, "two starts in one second"),
+        50,
+        "two starts in one second",
         (
             Case(
                 f"{TRAIN} trainer.max_steps=1",
-                *(0, ("writing to outputs/moons-condot-mlp/2026-01-31_12-00-00",)),
-                *(None, faults.stopped_clock, "the clock stands still"),
+                0,
+                ("writing to outputs/moons-condot-mlp/2026-01-31_12-00-00",),
+                None,
+                faults.stopped_clock,
+                "the clock stands still",
             ),
             Case(
                 f"{TRAIN} trainer.max_steps=1",
-                *(0, ("writing to outputs/moons-condot-mlp/2026-01-31_12-00-00-2",)),
-                *(None, faults.stopped_clock, "the clock stands still"),
+                0,
+                ("writing to outputs/moons-condot-mlp/2026-01-31_12-00-00-2",),
+                None,
+                faults.stopped_clock,
+                "the clock stands still",
             ),
         ),
         tests=("test_run::test_runs_that_start_in_one_second_get_their_own_folders",),

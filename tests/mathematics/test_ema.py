@@ -332,10 +332,17 @@ def test_a_run_that_replaces_another_forgets_its_snapshots(train, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        *("trainer.power_ema=[0]", "trainer.power_ema=[0.3]", "trainer.power_ema=[wide]"),
-        *("trainer.power_ema=0.1", "trainer.snapshot_every=0"),
-        *("sample weights=power:0", "sample weights=power:0.3", "sample weights=power:wide"),
-        *("sample weights=power:", "sample weights=power:nan", "sample weights=powr:0.1"),
+        "trainer.power_ema=[0]",
+        "trainer.power_ema=[0.3]",
+        "trainer.power_ema=[wide]",
+        "trainer.power_ema=0.1",
+        "trainer.snapshot_every=0",
+        "sample weights=power:0",
+        "sample weights=power:0.3",
+        "sample weights=power:wide",
+        "sample weights=power:",
+        "sample weights=power:nan",
+        "sample weights=powr:0.1",
     ],
 )
 def test_refused(command, tmp_path, capfd, words):

@@ -109,7 +109,8 @@ def test_fokker_planck_equation(path, diffusion):
 
 def ends(field, path, coordinates, steps=400, n=128):
     made = generate(
-        *(field, n),
+        field,
+        n,
         path=path,
         coordinates=coordinates,
         solver="rk4",

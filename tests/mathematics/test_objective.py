@@ -387,7 +387,7 @@ def test_the_default_loss_is_finite_up_to_the_ends(name, prediction):
     t = torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64)
     objective = FlowMatching(PATHS[name], S, prediction, None, 0.05, 1e-4)
     for dtype in (torch.float64, torch.float32):
-        values = objective(Net(), *(x.to(dtype), None, eps.to(dtype), t.to(dtype)))
+        values = objective(Net(), x.to(dtype), None, eps.to(dtype), t.to(dtype))
         assert values.isfinite().all() and (values < 1e4).all()
 
 

@@ -27,8 +27,12 @@ class Net(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.layers = nn.Sequential(
-                *(nn.Conv2d(1, 16, 3, stride=2), nn.SiLU(), nn.Flatten()),
-                *(nn.Linear(144, 64), nn.SiLU(), nn.Linear(64, 24)),
+                nn.Conv2d(1, 16, 3, stride=2),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(144, 64),
+                nn.SiLU(),
+                nn.Linear(64, 24),
             )
 
     @torch.no_grad()
@@ -143,8 +147,12 @@ def test_batches_and_processes_do_not_matter(net, size, processes):
         kernel, score = kernel_distance(features, real, 5, 200), inception_score(features @ head)
         close = memorisation(features, real[:200], real[200:])
         return [
-            *(frechet_distance(seen, Moments(24).add(real)), kernel.mean, score.mean),
-            *(*precision_recall(features, real)[:2], close.ratio, close.share),
+            frechet_distance(seen, Moments(24).add(real)),
+            kernel.mean,
+            score.mean,
+            *precision_recall(features, real)[:2],
+            close.ratio,
+            close.share,
         ]
 
     whole = net(pixels)

@@ -317,9 +317,16 @@ def test_the_pareto_front(points, more, wanted):
 
 def test_training_is_judged_on_the_way_and_keeps_its_best(train, tmp_path):
     words = (
-        *(*POINTS, "trainer.max_steps=60", "trainer.log_every=20", "trainer.inner_steps=10"),
-        *("trainer.metrics=[sw2]", "trainer.metrics_every=20", "trainer.metrics_n=300"),
-        *("trainer.best=sw2", "trainer.validate_every=60", "trainer.picture_every=60"),
+        *POINTS,
+        "trainer.max_steps=60",
+        "trainer.log_every=20",
+        "trainer.inner_steps=10",
+        "trainer.metrics=[sw2]",
+        "trainer.metrics_every=20",
+        "trainer.metrics_n=300",
+        "trainer.best=sw2",
+        "trainer.validate_every=60",
+        "trainer.picture_every=60",
         "trainer.checkpoint_every=20",
     )
     whole = train(tmp_path / "whole", *words)

@@ -153,9 +153,15 @@ def test_a_page_tells_what_the_files_hold(tmp_path):
         assert said in found.words, said
     labels = [line["data-label"] for line in found.all("polyline") if "data-label" in line]
     assert labels == [
-        *("training", "validation"),
-        *("t 0.0-0.2", "t 0.2-0.4", "t 0.4-0.6", "t 0.6-0.8", "t 0.8-1.0"),
-        *("lr", "grad_norm"),
+        "training",
+        "validation",
+        "t 0.0-0.2",
+        "t 0.2-0.4",
+        "t 0.4-0.6",
+        "t 0.6-0.8",
+        "t 0.8-1.0",
+        "lr",
+        "grad_norm",
     ]
     values = found.all("polyline", **{"data-label": "validation"})[0]["data-values"]
     assert values == "100,0.5 200,0.25 300,0.1667 400,0.125 500,0.1"
@@ -259,8 +265,13 @@ def test_a_page_fetches_nothing(tmp_path):
 
 DAMAGED = [b"", b"\x00\xff\xfe", b'{"a": [', b"null", b"[1, 2]", b"{}", b"a: ${b}\n", b"x" * 10]
 FILES = (
-    *("config.yaml", "overrides", "environment.json", "metrics.csv", "train.log"),
-    *("samples/step_0000300.png", "samples/2026-01-01_11-00-00/sample.json"),
+    "config.yaml",
+    "overrides",
+    "environment.json",
+    "metrics.csv",
+    "train.log",
+    "samples/step_0000300.png",
+    "samples/2026-01-01_11-00-00/sample.json",
     *(f"samples/2026-01-01_11-00-00/{n}" for n in ("results.json", "scatter.png")),
     "samples/2026-01-01_11-00-00/trajectory.gif",
 )

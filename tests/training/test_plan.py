@@ -99,7 +99,8 @@ def test_a_plan_of_images(planned, tmp_path):
     words = (*words, "trainer.ema=[0.99]")
     said = planned(*IMAGES, *words)
     net = named(
-        *("model", "unet"),
+        "model",
+        "unet",
         shape=(1, 8, 8),
         classes=10,
         channels=8,
