@@ -15,9 +15,10 @@ _PUBLIC = {
     "load": "fmdiff.loading",
     "generate": "fmdiff.sampling",
     "log_prob": "fmdiff.likelihood",
+    "train": "fmdiff.commands.python",
     "FmdiffError": "fmdiff.errors",
 }
-__all__ = ["FmdiffError", "generate", "load", "log_prob", "path"]
+__all__ = ["FmdiffError", "generate", "load", "log_prob", "path", "train"]
 
 
 def __getattr__(name: str):

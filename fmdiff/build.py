@@ -112,7 +112,7 @@ def _imported(target: str, module: str, name: str) -> Any:
         return getattr(found, name)
     except AttributeError as error:
         public = [n for n, value in vars(found).items() if inspect.isclass(value) and n[0] != "_"]
-        where = getattr(found, "__file__", None) or "a folder"
+        where = vars(found).get("__file__") or "a folder"
         raise FmdiffError(
             f"_target_={target!r} cannot be found: {module} ({where}) has no {name!r}"
             + (f"; {nearest(name, public)}" if public else "")
@@ -147,7 +147,20 @@ def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
         found = (
             vars(sys.modules[found.__module__]).get(result) if isinstance(result, str) else result
         )
-    return found if isinstance(found, type) else object
+    return found if isinstance(found, type) and found is not Any else object
+
+
+def own_modules(tree: Any) -> list[str]:
+    """What `trust=` must say for a file with this content: the modules of its foreign classes."""
+    if isinstance(tree, list):
+        return list(dict.fromkeys(name for item in tree for name in own_modules(item)))
+    if not isinstance(tree, Mapping):
+        return []
+    names = own_modules(list(tree.values()))
+    target = str(tree.get("_target_"))
+    if "_target_" in tree and target not in FUNCTIONS and not _allowed(locate(target)):
+        names = [f"{target.rpartition('.')[0]}.", *names]
+    return list(dict.fromkeys(names))
 
 
 def vouch(tree: Any, trust: tuple[str, ...]) -> Any:

@@ -43,7 +43,7 @@ def launch(name: str, words: list[str]) -> int:
         chosen = help.of_choices(name, args.overrides, folders)
         print(chosen or help.of_command(name, COMMANDS[name], folders))
         return 0
-    own = [Path(), *folders[1:]]
+    own = compose.import_folders(args)
     with importable(*own):
         overrides, sweep = args.overrides, None
         if not (args.hydra_help or args.info or args.shell_completion):

@@ -4,8 +4,10 @@ Hydra composes twice: here, and then in `hydra.main`, which runs the job. Both s
 and the same folders.
 """
 
+import contextlib
 import copy
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +19,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -36,6 +39,21 @@ VERSION_BASE = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 def config_folders(args: Namespace) -> list[Path]:
     """fmdiff's YAML files and the user's, in Hydra's order."""
     return [config_folder(), *([Path(args.config_dir)] if args.config_dir else [])]
+
+
+def import_folders(args: Namespace) -> list[Path]:
+    """Where a user's own classes may lie: the working folder and that of --config-dir."""
+    return [Path(), *config_folders(args)[1:]]
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Leave nothing of Hydra's state behind, nor take any away that was there before."""
+    state = Singleton.get_state()
+    try:
+        yield
+    finally:
+        Singleton.set_state(state)
 
 
 def parse(words: list[str]) -> tuple[Namespace, list[str]]:

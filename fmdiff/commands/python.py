@@ -1,0 +1,105 @@
+"""Commands from Python: `fmdiff.train` takes the words of the command line and returns the run."""
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from fmdiff import loading
+from fmdiff.build import importable, own_modules
+from fmdiff.commands import job
+from fmdiff.errors import Failed, FmdiffError, exhausted
+from fmdiff.field import NetField
+from fmdiff.runs.find import find
+from fmdiff.settings import compose, prepare
+from fmdiff.settings.sentences import key_of
+
+LOGGERS = ("", "fmdiff", "lightning", "lightning.pytorch", "lightning.fabric")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has been trained; `folder` is what `fmdiff.load` and every command take too.
+
+    trust: the modules of the user's own classes, which its checkpoints may name.
+    """
+
+    folder: Path
+    trust: tuple[str, ...] = ()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest good checkpoint."""
+        return find(self.folder)
+
+    def field(self, weights: str | float = "ema") -> NetField:
+        """The field that was trained; weights and errors as in `fmdiff.load`."""
+        return loading.load(self.folder, weights, self.trust)
+
+
+def train(*words: str) -> Trained:
+    """Train as `fmdiff train WORDS` does: fmdiff.train("data=moons", "trainer.max_steps=100").
+
+    words: group=choice and key=value, and --config-dir=FOLDER. What the command prints goes to
+    the logger "fmdiff", its warnings to stderr too where logging has not been set up. Hydra,
+    logging, warnings and what torch has one of are as before afterwards.
+
+    Raises FmdiffError for all that the command refuses, with exit code 1, 3 or 128 + a signal's
+    number as its `code` where that is how the command ends; an error in one's own class as it is.
+    """
+    args, flags = compose.parse(list(words))
+    others = {n: v for n, v in vars(args).items() if v and n not in ("overrides", "config_dir")}
+    keys = {key_of(word).partition("/")[0].partition(".")[0] for word in args.overrides}
+    if others or "hydra" in keys:
+        raise FmdiffError(
+            "fmdiff.train takes group=choice, key=value and --config-dir=FOLDER, not "
+            + " ".join(flags or (word for word in words if "hydra" in word))
+        )
+    with _restored(), compose.restored(), importable(*compose.import_folders(args)):
+        overrides, (cfg,), _ = prepare.prepare("train", args)
+        if cfg.plan:
+            raise FmdiffError("plan=true trains nothing: fmdiff train plan=true prints the plan")
+        outcome = job.run("train", cfg, overrides)
+    error = outcome.error
+    if error is not None:
+        sentence = None if isinstance(error, FmdiffError) else exhausted(error, "train")
+        raise error if sentence is None else Failed(sentence) from error
+    assert outcome.folder is not None
+    trust = (*cfg.trust, *own_modules(OmegaConf.to_container(cfg)))
+    return Trained(outcome.folder.absolute(), trust)
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Leave logging, warnings and what torch has one of as they were before the block."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    threads, hook = torch.get_num_threads(), threading.excepthook
+    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    fmdiff = logging.getLogger("fmdiff")
+    fmdiff.setLevel(logging.INFO)  # for train.log
+    if not fmdiff.hasHandlers():
+        fmdiff.addHandler(_warnings())
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for logger, handlers, level in before:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32, threading.excepthook = cudnn, hook
+
+
+def _warnings() -> logging.Handler:
+    """Shows warnings; an error is raised."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno == logging.WARNING)
+    return handler
