@@ -1,9 +1,9 @@
 """Features of images: what Frechet, kernel and precision-recall metrics compare.
 
-A feature extractor is any callable with the attributes of `Features`; configs/features names
-one, or a `_target_` of the user's own. Three small classifiers are part of the package: they see
-what a digit, a garment or a CIFAR-10 object is, need no download and cost milliseconds an image,
-but a distance of their features is no FID and is never called so.
+A feature extractor is a class below `Features` and a YAML in configs/features. Three small
+classifiers are part of the package: they see what a digit, a garment or a CIFAR-10 object is, need
+no download and cost milliseconds an image, but a distance of their features is no FID and is never
+called so.
 """
 
 import contextlib
@@ -25,25 +25,64 @@ CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
 
 
 class Features(ABC):
-    """What metrics ask of a feature extractor; the user's own class is given by `_target_`.
+    """What metrics ask of a feature extractor: a class with `__call__` and three attributes.
 
-    Other keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
+    The keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
     arguments. The features of an image must not depend on its neighbours in the batch.
     """
 
     name: str  # of the extractor, for reports
     distance: str  # what a Frechet distance of these features is called; "fid" is Inception's
     dimension: int  # d
-    classes: int  # K, 0 if it gives no logits
-    sha256: str  # of the file of its weights; "" if there is none
+    classes: int = 0  # K; 0 if it gives no logits
+    # of the file of its weights, by which features of data sets are cached; "": they are not
+    sha256: str = ""
+    device = torch.device("cpu")
 
     @abstractmethod
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
 
-    @abstractmethod
-    def to(self, device) -> "Features":
-        """Itself, computing on `device`."""
+    def to(self, device: str | torch.device) -> "Features":
+        """Itself, computing on `device`; an extractor with weights moves them."""
+        self.device = torch.device(device)
+        return self
+
+
+def extractor_of(value: Any) -> Features:
+    """The value itself. Raises FmdiffError unless it is a `Features` with its attributes."""
+    name = type(value).__name__
+    if not isinstance(value, Features):
+        raise FmdiffError(f"features: {name} must derive from {__name__}.Features")
+    for attribute in ("name", "distance", "dimension"):
+        if not hasattr(value, attribute):
+            raise FmdiffError(
+                f"features: {name} lacks {attribute}; it needs name, distance (what a Frechet "
+                "distance of its features is called) and dimension (their number)"
+            )
+    return value
+
+
+def read(extractor: Features, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features float32 (B, d) and logits (B, K) or None of images uint8 (B, H, W, C).
+
+    Raises FmdiffError if the extractor returns something else.
+    """
+    value = extractor(pixels)
+    features, logits = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    for what, part, size in (
+        ("features", features, extractor.dimension),
+        ("logits", logits, extractor.classes),
+    ):
+        if part is None and what == "logits":
+            continue
+        if not isinstance(part, Tensor) or part.shape != (len(pixels), size):
+            returned = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise FmdiffError(
+                f"features={extractor.name}: {type(extractor).__name__} must return {what} of "
+                f"shape [{len(pixels)}, {size}] for {len(pixels)} images, and returned {returned}"
+            )
+    return features.float(), logits
 
 
 class Network(nn.Module):

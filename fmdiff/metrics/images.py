@@ -1,5 +1,6 @@
 """Metrics of images in one pass: features are taken as images arrive, metrics when all are in."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.metrics import reference
-from fmdiff.metrics.features import Features
+from fmdiff.metrics.features import Features, read
 from fmdiff.metrics.frechet import (
     Moments,
     Normal,
@@ -53,7 +54,7 @@ def features_of(
     """Features (n, d) on the CPU of images uint8 (n, H, W, C)."""
     found = []
     for part in pixels.split(BATCH):
-        found.append(extractor(part)[0].cpu())
+        found.append(read(extractor, part)[0].cpu())
         if progress:
             progress(len(part))
     return torch.cat(found)
@@ -69,8 +70,8 @@ def real_images(
 ) -> Real:
     """A data set's split uint8 (n, H, W, C) as a reference; its features come from the cache.
 
-    The cache is told by the hash of the pixels and of the extractor's weights. Without a cache
-    folder to write to it goes on without.
+    The cache is told by the hash of the pixels and of the extractor's weights. Without the latter
+    or a cache folder to write to it goes on without.
     """
     text = f"{name} {split}, {len(pixels):,} images"
     facts: dict[str, Any] = {
@@ -80,19 +81,19 @@ def real_images(
         "pixels": reference.pixels_hash(pixels.permute(0, 3, 1, 2)),
     }
     file = reference.cached(**facts, extractor=extractor)
-    try:
-        found = reference.load(file, extractor, features=True, **facts)
-        return Real(text, found, found.features, labels, pixels)
-    except FmdiffError:  # absent, or not as it was written: made anew
-        pass
+    if extractor.sha256:
+        try:
+            stored = reference.load(file, extractor, features=True, **facts)
+            return Real(text, stored, stored.features, labels, pixels)
+        except FmdiffError:  # absent, or not as it was written: made anew
+            pass
     features = features_of(extractor, pixels, progress)
     moments = Moments(extractor.dimension).add(features)
     own: dict[str, Any] = {"extractor": extractor.name, "sha256": extractor.sha256}
-    try:
-        kept = reference.Reference(moments.mean, moments.cov, **facts, **own, features=features)
-        reference.save(file, kept)
-    except OSError:
-        pass
+    if extractor.sha256:
+        whole = reference.Reference(moments.mean, moments.cov, **facts, **own, features=features)
+        with contextlib.suppress(OSError):
+            reference.save(file, whole)
     return Real(text, moments, features, labels, pixels)
 
 
@@ -159,7 +160,7 @@ class ImageMetrics:
     def add(self, pixels: Tensor, y: Tensor | None = None) -> None:
         """Take in images uint8 (B, H, W, C) and the classes (B,) they were asked for."""
         for part in pixels.split(BATCH):
-            features, logits = self.extractor(part)
+            features, logits = read(self.extractor, part)
             self.features.append(features.cpu())
             if logits is not None:
                 self.logits.append(logits.cpu())

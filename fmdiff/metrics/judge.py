@@ -14,7 +14,7 @@ from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference
-from fmdiff.metrics.features import Features, for_data
+from fmdiff.metrics.features import Features, extractor_of, for_data
 from fmdiff.metrics.frechet import gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
 from fmdiff.metrics.metric import Metric
@@ -180,7 +180,7 @@ def judge(
 
 def _extractor(spec: dict | None, data: Any, shape: tuple[int, ...]) -> Features:
     if spec is not None:
-        return build(spec)
+        return extractor_of(build(spec))
     choice = for_data(_name(data), shape)
     if choice is None:
         raise FmdiffError(

@@ -12,7 +12,16 @@ from safetensors import safe_open
 from fmdiff.build import build, config_folder, named
 from fmdiff.data.files import SOURCES, found
 from fmdiff.errors import FmdiffError
-from fmdiff.metrics.features import EMBEDDED, Classifier, Network, exactly, for_data
+from fmdiff.metrics.features import (
+    EMBEDDED,
+    Classifier,
+    Features,
+    Network,
+    exactly,
+    extractor_of,
+    for_data,
+    read,
+)
 
 WEIGHTS = package_files("fmdiff.metrics").joinpath("weights")
 embedded = pytest.mark.parametrize("name", EMBEDDED)
@@ -127,10 +136,10 @@ def test_every_choice_is_a_yaml():
     assert choices == {*EMBEDDED, "inception"}
 
 
-class Mean:
+class Mean(Features):
     """The least a user's own extractor can be."""
 
-    name, distance, dimension, classes, sha256 = "mean", "fd_mean", 3, 0, ""
+    name, distance, dimension = "mean", "fd_mean", 3
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -138,14 +147,19 @@ class Mean:
     def __call__(self, pixels):
         return pixels.float().mean((1, 2)) * self.scale, None
 
-    def to(self, device):
-        return self
 
-
-def test_a_module_of_the_user():
+def test_a_module_of_the_user(monkeypatch):
     extractor = build({"_target_": f"{__name__}.Mean", "scale": 2.0})
-    features, logits = extractor(torch.full((4, 8, 8, 3), 5, dtype=torch.uint8))
+    images = torch.full((4, 8, 8, 3), 5, dtype=torch.uint8)
+    features, logits = read(extractor_of(extractor), images)
     assert torch.equal(features, torch.full((4, 3), 10.0)) and logits is None
+    with pytest.raises(FmdiffError, match=r"Mean must return features .*\[4, 3\].* \[4, 1\]"):
+        read(extractor, images[..., :1])
+    monkeypatch.delattr(Mean, "distance")
+    with pytest.raises(FmdiffError, match="Mean lacks distance"):
+        extractor_of(extractor)
+    with pytest.raises(FmdiffError, match=r"Net must derive from fmdiff\.metrics\.features"):
+        extractor_of(type("Net", (), {})())
 
 
 def test_whitened_patches_have_unit_covariance():

@@ -15,6 +15,7 @@ from fmdiff.commands import evaluate
 from fmdiff.data.images import Digits
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import results
+from fmdiff.metrics.features import Features
 from fmdiff.metrics.frechet import Moments
 from fmdiff.metrics.images import ImageMetrics, Real
 from fmdiff.metrics.judge import against
@@ -24,7 +25,7 @@ from fmdiff.runs import checkpoint
 CPU = ("device=cpu", "threads=1")
 
 
-class Tiny:
+class Tiny(Features):
     """Features of any image by a fixed random projection of its pixels; logits the first ten."""
 
     name, distance, dimension, classes, sha256 = "tiny", "fd_tiny", 12, 10, "0" * 64
