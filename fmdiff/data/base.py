@@ -23,7 +23,7 @@ Device = torch.device | str
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def concatenate(parts: Sequence[Tensor]) -> Tensor:
     """Concatenates tensors along their first axis; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -153,7 +153,7 @@ class Data(ABC):
             x, a = self.augmented(plain, seed, k, rows)
             parts.append((x, y, a))
         columns = zip(*parts, strict=True)
-        return tuple(None if c[0] is None else joined(c) for c in columns)  # type: ignore
+        return tuple(None if c[0] is None else concatenate(c) for c in columns)  # type: ignore
 
     @abstractmethod
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
@@ -170,7 +170,7 @@ class Data(ABC):
     def examples(self, n: int) -> Batch:
         """The first n training examples (fewer if there are fewer)."""
 
-    def labelled(self, x: Tensor, label: Tensor, device: Device) -> Batch:
+    def with_labels(self, x: Tensor, label: Tensor, device: Device) -> Batch:
         """x and its labels on a device; None in place of the labels without classes."""
         return x.to(device), label.to(device) if self.classes else None
 
@@ -238,19 +238,19 @@ class Toy(Data):
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batch:
         x, label = self.pairs(self.batch_size, generator(seed, "data", step))
-        return self.labelled(x[rows], label[rows], device)
+        return self.with_labels(x[rows], label[rows], device)
 
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
         x, label = self._rows(0, n, 0, "held_out")
-        return self.labelled(x, label, device)
+        return self.with_labels(x, label, device)
 
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         x, label = self._rows(start, stop, seed, "reference")
-        return self.labelled(x, label, "cpu")
+        return self.with_labels(x, label, "cpu")
 
     def examples(self, n: int) -> Batch:
         x, label = self._rows(0, n, 0, "examples")
-        return self.labelled(x, label, "cpu")
+        return self.with_labels(x, label, "cpu")
 
     def _rows(self, start: int, stop: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         blocks = range(start // BLOCK, -(-stop // BLOCK))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,19 +80,19 @@ def data_root(root: str | None = None) -> Path:
     return Path(root or os.environ.get("FMDIFF_DATA") or Path(cache, "fmdiff")).expanduser()
 
 
-def _present(folder: Path, names) -> bool:
+def _present(folder: Path, names: Iterable[str]) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def unpacked(name: str, where: Path) -> bool:
+def has_files(name: str, where: Path) -> bool:
     """Whether every file that is read exists under `where` (a look at names only)."""
     return _present(where / SOURCES[name].folder, SOURCES[name].files)
 
 
-def found(name: str, root: str | None = None) -> bool:
+def available(name: str, root: str | None = None) -> bool:
     """Whether data set `name` can be used without a network: its files or archives are there."""
     source, where = SOURCES[name], data_root(root)
-    return unpacked(name, where) or _present(where / source.archive_folder, source.archives)
+    return has_files(name, where) or _present(where / source.archive_folder, source.archives)
 
 
 def _md5(path: Path) -> str:
@@ -120,12 +121,12 @@ def unavailable(name: str, where: Path, reason: object) -> FmdiffError:
     """The error for files that are neither there nor downloadable: what to put where."""
     source = SOURCES[name]
     folder = where / source.archive_folder
-    wanted = ", ".join(
+    missing = ", ".join(
         f"{file} (md5 {md5}{_state(folder / file, md5)})" for file, md5 in source.archives.items()
     )
     return FmdiffError(
         f"data={name}: {where / source.folder} lacks some of {', '.join(source.files)}, and the "
-        f"download failed ({' '.join(str(reason).split())}); put {wanted} from {source.url} into "
+        f"download failed ({' '.join(str(reason).split())}); put {missing} from {source.url} into "
         f"{folder}, or point data.root or FMDIFF_DATA to a folder that has {source.folder}, or "
         "choose data=digits, which needs no download"
     )

@@ -113,7 +113,7 @@ class Images(Data):
         if self.flip and not self.augment:
             draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
             x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
-        return self.labelled(x, labels[index], device)
+        return self.with_labels(x, labels[index], device)
 
     def augmented(
         self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
@@ -126,7 +126,7 @@ class Images(Data):
 
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
         images, labels = self.test
-        return self.labelled(from_uint8(images[:n]), labels[:n], device)
+        return self.with_labels(from_uint8(images[:n]), labels[:n], device)
 
     @property
     def references(self) -> int:  # type: ignore[override]
@@ -134,7 +134,7 @@ class Images(Data):
 
     def examples(self, n: int) -> Batch:
         images, labels = self.train
-        return self.labelled(from_uint8(images[:n]), labels[:n], "cpu")
+        return self.with_labels(from_uint8(images[:n]), labels[:n], "cpu")
 
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         """Test images start ... stop - 1 in the order of a seed.
@@ -148,7 +148,7 @@ class Images(Data):
                 f"{type(self).__name__} has {len(labels)}; choose n <= {len(labels)}"
             )
         order = torch.randperm(len(labels), generator=generator(seed, "reference"))[start:stop]
-        return self.labelled(from_uint8(images[order]), labels[order], "cpu")
+        return self.with_labels(from_uint8(images[order]), labels[order], "cpu")
 
 
 class Digits(Images):
@@ -180,7 +180,7 @@ class Downloaded(Images):
 
     def prepare(self) -> None:
         where = files.data_root(self.root)
-        if not files.unpacked(self.name, where):
+        if not files.has_files(self.name, where):
             try:
                 self._torchvision(train=True, download=True)
             except (RuntimeError, OSError, EOFError, HTTPException) as error:

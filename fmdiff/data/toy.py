@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.data.base import Batches, Device, Toy, joined
+from fmdiff.data.base import Batches, Device, Toy, concatenate
 from fmdiff.data.mixture import GMM, EightGaussians, FourGaussians, Pattern, TwoModes, plane
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
@@ -43,9 +43,9 @@ class Curves(Toy):
 
     def _points(self, n: int, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
         """`draw` by each generator, one after another; a curve of many points costs as few."""
-        label = joined([self.draw_labels(n, g) for g in generators])
-        u = joined([torch.rand(n, generator=g) for g in generators])
-        eps = joined([torch.randn(n, 2, generator=g) for g in generators])
+        label = concatenate([self.draw_labels(n, g) for g in generators])
+        u = concatenate([torch.rand(n, generator=g) for g in generators])
+        eps = concatenate([torch.randn(n, 2, generator=g) for g in generators])
         x, label = self.check_points(len(label), self.curve(u, label), label, "curve")
         return x.add_(eps, alpha=self.noise), label
 
@@ -57,7 +57,7 @@ class Curves(Toy):
             x, label = (
                 v.unflatten(0, (len(steps), -1))[:, rows].flatten(0, 1) for v in (x, label)
             )
-        x, y = self.labelled(x, label, device)
+        x, y = self.with_labels(x, label, device)
         return x, y, None
 
     def off_support(self, x: Tensor) -> Tensor:

@@ -54,9 +54,9 @@ def counterpart(
         return None
     if "data" in typed:
         return "model=mlp" if points else "model=unet"
-    from fmdiff.data.files import found
+    from fmdiff.data.files import available
 
-    return "data=mnist" if found("mnist") else "data=digits"
+    return "data=mnist" if available("mnist") else "data=digits"
 
 
 def saved_overrides(overrides: list[str]) -> list[str]:

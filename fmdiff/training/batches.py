@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from fmdiff.coupling import Coupling, transport_cost
-from fmdiff.data.base import Data, joined
+from fmdiff.data.base import Data, concatenate
 from fmdiff.machine.ahead import Ahead
 from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
@@ -74,8 +74,8 @@ class Batches:
         u = [self.time(size, generator(self.seed, "time", k, device=device))[rows] for k in steps]
         if y is not None and self.label_dropout:
             y = self.dropped(y, steps, rows)
-        t = self.objective.time(joined(u))
-        return x, y, joined([z[rows] for z in eps]), t, augmentation
+        t = self.objective.time(concatenate(u))
+        return x, y, concatenate([z[rows] for z in eps]), t, augmentation
 
     def noise(self, k: int) -> Tensor:
         """eps of the global batch of step k, in the order in which it is drawn."""
@@ -87,7 +87,7 @@ class Batches:
         """Labels y of these steps and rows, some of them replaced by the null label."""
         size = self.data.batch_size
         u = [torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps]
-        drop = joined([v[rows] for v in u]) < self.label_dropout
+        drop = concatenate([v[rows] for v in u]) < self.label_dropout
         return torch.where(drop.to(y.device), torch.full_like(y, self.data.classes), y)
 
     def paired(self, k: int, eps: Tensor) -> Tensor:

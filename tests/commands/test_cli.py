@@ -322,7 +322,7 @@ def test_data_and_model_fit(fmdiff, calls, words, data, model):
 
 
 def test_mnist_if_found(fmdiff, calls, monkeypatch):
-    monkeypatch.setattr("fmdiff.data.files.found", lambda name: name == "mnist")
+    monkeypatch.setattr("fmdiff.data.files.available", lambda name: name == "mnist")
     code, _, err = fmdiff("train", "model=unet")
     assert code == 0 and calls[0][1].choices.data == "mnist" and "data=mnist" in err
 

@@ -70,7 +70,7 @@ def test_a_damaged_mnist_file_is_named(tmp_path, monkeypatch, damage):
     path.write_bytes(
         content[:-3] if damage == "truncated" else content + b"0" * (damage == "longer")
     )
-    assert files.found("mnist", str(tmp_path))
+    assert files.available("mnist", str(tmp_path))
     with pytest.raises(FmdiffError, match=rf"data=mnist: {path} is damaged .* md5") as caught:
         _ = make("mnist", str(tmp_path)).train
     assert len(str(caught.value).splitlines()) == 1
@@ -82,7 +82,7 @@ def test_missing_data_without_a_network(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mnist, "download_and_extract_archive", no_network)
     monkeypatch.setattr(cifar, "download_and_extract_archive", no_network)
-    assert not files.found(name, str(tmp_path))
+    assert not files.available(name, str(tmp_path))
     with pytest.raises(FmdiffError) as caught:
         make(name, str(tmp_path)).prepare()
     message, source = str(caught.value), files.SOURCES[name]
@@ -134,7 +134,7 @@ def test_looking_for_files_is_instant_and_sampling_needs_no_torchvision():
 def real(name):
     if not os.environ.get("FMDIFF_DATA"):
         pytest.skip("FMDIFF_DATA is not set")
-    if not files.found(name):
+    if not files.available(name):
         pytest.skip(f"{name} is not in FMDIFF_DATA")
     return make(name)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from fmdiff.build import build, config_folder, named
-from fmdiff.data.files import SOURCES, found
+from fmdiff.data.files import SOURCES, available
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import (
     EMBEDDED,
@@ -46,7 +46,7 @@ def script(name):
 @embedded
 def test_accuracy_is_the_stated_one(name, count):
     """Recomputed on real test images; other machines may round otherwise."""
-    if not found(name):
+    if not available(name):
         pytest.skip(f"needs {name} in FMDIFF_DATA")
     extractor = named("features", name)
     images, labels = (part[:count] for part in named("data", name).test)

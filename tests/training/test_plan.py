@@ -161,7 +161,7 @@ def test_slips_are_told(planned, monkeypatch, words, slip, request):
 
 @pytest.fixture
 def mnist():
-    from fmdiff.data.files import found
+    from fmdiff.data.files import available
 
-    if not found("mnist"):
+    if not available("mnist"):
         pytest.skip("MNIST is not at hand: set FMDIFF_DATA")
