@@ -20,9 +20,10 @@ def plan(cfg: DictConfig) -> None:
     """Print what training as cfg says takes, from a few steps that are tried and forgotten."""
     module, device = assemble(cfg)
     judge_of(module, device)  # refuses what it cannot judge
-    options, data = module.options, module.data
-    work = cost.operations(module.net, data.shape, data.classes)
-    needed = memory(module, options)
+    options, data, net = module.options, module.data, module.net
+    work = cost.operations(net, data.shape, data.classes)
+    micro, half = _micro(options, data), options.precision in ("bf16", "fp16")
+    needed = cost.memory(net, data.shape, data.classes, micro, len(module.averages), half)
     speed = steps_per_second(module, device)
     rows = table(module, options, device, work, needed, speed)
     width = max(map(len, rows))
@@ -31,14 +32,6 @@ def plan(cfg: DictConfig) -> None:
             print(f"{name:<{width}}  {value}")
     for slip in slips(module, options, options.max_steps / speed):
         print(f"{'note':<{width}}  {slip}")
-
-
-def memory(module: Training, options: TrainerOptions) -> int:
-    """Estimated bytes of a training step on each device."""
-    data, half = module.data, options.precision in ("bf16", "fp16")
-    micro = data.batch_size // options.devices // options.accumulate
-    copies = len(module.averages)
-    return cost.memory(module.net, data.shape, data.classes, micro, copies, half)
 
 
 def table(
@@ -63,7 +56,7 @@ def table(
         "model": f"{module.settings['choices']['model']}, {parameters:,} parameters, "
         f"{_engineering(work)}FLOP forward and {_engineering(3 * work)}FLOP a step per {noun}",
         "batch": f"{batch} {noun}s a step: {devices} device{'s' * (devices > 1)} x "
-        f"{options.accumulate} x {batch // devices // options.accumulate}",
+        f"{options.accumulate} x {_micro(options, data)}",
         "length": f"{steps:,} steps from the start, {steps * batch:,} {noun}s"
         + _epochs(data, steps * batch),
         "memory": f"about {_engineering(needed)}B a device" + _measured(device),
@@ -139,6 +132,10 @@ def _slips_of_loss(module: Training) -> Iterator[str]:
                 f"the {space} of path={path} is infinite at an end, and so is the loss: "
                 "objective.t_eps=1e-3, or objective.loss=null"
             )
+
+
+def _micro(options: TrainerOptions, data: Data) -> int:
+    return data.batch_size // options.devices // options.accumulate
 
 
 def _half_life(decay: float) -> float:

@@ -30,10 +30,17 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
     with processes.after_rank_0():
         data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
-    net = network(settings, data)
+    net = build(settings["model"], shape=data.shape, classes=data.classes)
+    if not isinstance(net, nn.Module):
+        raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape)
-    objective = objective_of(settings, path, data, coupled=not coupling.independent)
+    source = build(settings["source"])
+    source.check(data.shape)
+    source.prepare()
+    context = {"path": path, "data_std": float(data.std), "source": source}
+    context["coupled"] = not coupling.independent
+    objective = build(settings["objective"], **context)
     check_pair(settings, net, objective)
     if where.type == "cpu":
         parameters = sum(p.numel() for p in net.parameters())
@@ -74,28 +81,6 @@ def check_sizes(data: Data, options: TrainerOptions) -> None:
             f"trainer.accumulate = {ranks * options.accumulate}"
         )
     options.steps_per_batch(points=len(data.shape) == 1)
-
-
-def network(settings: dict[str, Any], data: Data) -> nn.Module:
-    """The network of `model=` for these data. Raises FmdiffError for an exact field."""
-    net = build(settings["model"], shape=data.shape, classes=data.classes)
-    if not isinstance(net, nn.Module):
-        raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
-    return net
-
-
-def objective_of(settings: dict[str, Any], path: Any, data: Data, coupled: bool) -> Any:
-    """The objective, its source ready to be drawn from."""
-    source = build(settings["source"])
-    source.check(data.shape)
-    source.prepare()
-    return build(
-        settings["objective"],
-        path=path,
-        data_std=float(data.std),
-        source=source,
-        coupled=coupled,
-    )
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Any) -> None:

@@ -50,7 +50,7 @@ class Batches:
         self.ahead: Ahead[Pairs] = Ahead(self.match, depth=(50 if points else 4) // self.block)
         self.current = -1  # the block whose pairs these are
         self.pairs: Pairs = ([], [])
-        self.costed = -1  # the last step whose transport costs were counted
+        self.cost_step = -1  # the last step whose transport costs were counted
 
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
         """The micro-batches of these rows, `accumulate` of them for each step."""
@@ -70,10 +70,10 @@ class Batches:
         x, y, augmentation = self.data.batches(self.seed, steps, rows, device)
         eps = [self.noise(k) for k in steps]
         if not self.coupling.independent:
-            eps = [self.paired(k, z) for k, z in zip(steps, eps, strict=True)]
+            eps = [self.pair(k, z) for k, z in zip(steps, eps, strict=True)]
         u = [self.time(size, generator(self.seed, "time", k, device=device))[rows] for k in steps]
         if y is not None and self.label_dropout:
-            y = self.dropped(y, steps, rows)
+            y = self.drop_labels(y, steps, rows)
         t = self.objective.time(concatenate(u))
         return x, y, concatenate([z[rows] for z in eps]), t, augmentation
 
@@ -83,21 +83,21 @@ class Batches:
         draws = generator(self.seed, "eps", k, device=device)
         return self.source.batch(torch.randn(size, device=device, generator=draws), self.seed, k)
 
-    def dropped(self, y: Tensor, steps: range, rows: slice) -> Tensor:
+    def drop_labels(self, y: Tensor, steps: range, rows: slice) -> Tensor:
         """Labels y of these steps and rows, some of them replaced by the null label."""
         size = self.data.batch_size
         u = [torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps]
         drop = concatenate([v[rows] for v in u]) < self.label_dropout
         return torch.where(drop.to(y.device), torch.full_like(y, self.data.classes), y)
 
-    def paired(self, k: int, eps: Tensor) -> Tensor:
+    def pair(self, k: int, eps: Tensor) -> Tensor:
         """eps of the global batch of step k in the order of the coupling; counts its cost once."""
         block, i = divmod(k, self.block)
         if self.current != block:
             self.current, self.pairs = block, self.ahead(block)
         index, costs = self.pairs
-        if k != self.costed:
-            self.costed = k
+        if k != self.cost_step:
+            self.cost_step = k
             self.tally.add_costs(*costs[i])
         return eps[index[i]]
 

@@ -98,7 +98,7 @@ class Checkpoints(Hooks):
         self.folder, self.every, self.keep = folder, options.checkpoint_every, options.keep
         self.snapshot_every = options.snapshot_every or options.checkpoint_every
         self.last = options.max_steps
-        self.saved = -1
+        self.newest = -1
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
         self.before = module.step
@@ -107,10 +107,10 @@ class Checkpoints(Hooks):
 
     def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
         last = module.step == self.last
-        passed = module.step // self.snapshot_every > self.before // self.snapshot_every
+        due = module.step // self.snapshot_every > self.before // self.snapshot_every
         self.before = module.step
         try:
-            if (passed or last) and module.averages.widths and trainer.is_global_zero:
+            if (due or last) and module.averages.widths and trainer.is_global_zero:
                 averages.save(self.folder, module.step, module.averages)
             if module.step % self.every == 0 and not last:
                 self.save(trainer, module)
@@ -122,7 +122,7 @@ class Checkpoints(Hooks):
 
     def save(self, trainer: pl.Trainer, module: Training) -> None:
         """Write the checkpoint of this step, unless it is there. Raises OSError."""
-        if self.saved == module.step or not trainer.is_global_zero:
+        if self.newest == module.step or not trainer.is_global_zero:
             return
         writer = board(trainer)
         if writer is not None:  # no event of an earlier step is then lost with the process
@@ -131,7 +131,7 @@ class Checkpoints(Hooks):
         path = self.folder / checkpoint.name(module.step)
         checkpoint.write(path, content(module))
         checkpoint.link_last(path)
-        self.saved = module.step
+        self.newest = module.step
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         for old in numbered[: -self.keep] if self.keep else []:
             old.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from fmdiff.training.trainer import Hooks
 log = logging.getLogger("fmdiff")
 
 BINS = 5  # of equal width in t, for the validation loss
-VALIDATED = 100  # held-out samples at a time
+AT_ONCE = 100  # held-out samples at a time
 
 
 class Log(Hooks):
@@ -34,13 +34,13 @@ class Log(Hooks):
     TRAINING = ("loss", "grad_norm", "lr")
     COSTS = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
     VALIDATION = ("val_loss", *(f"val_loss_{i}" for i in range(BINS)))
-    CLOCKED = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
+    CLOCK = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
 
     def __init__(self, folder: Path, options: TrainerOptions, metrics: SampleMetrics) -> None:
         self.path, self.options, self.metrics = folder / "metrics.csv", options, metrics
         self.bar: Any = None
         # held-out x, y, eps and t, once they have been drawn
-        self.fixed: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        self.validation: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         # of the peak rate of the device that one sample a second takes; None: not known
         self.utilisation: float | None = None
         self.losses: deque[float] = deque(maxlen=9)  # of the last rows
@@ -51,10 +51,10 @@ class Log(Hooks):
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         progress.ready = progress.completed = module.step  # global_step counts on after a resume
         costs = () if module.batches.coupling.independent else self.COSTS
-        self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCKED)
+        self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCK)
         self.columns += (*costs, *self.metrics.columns)
         self.begin = self.mark = time.perf_counter()
-        self.marked = self.first = module.step
+        self.mark_step = self.first = module.step
         rate = peak(module.device, self.options.precision)
         if rate is not None:
             data = module.data
@@ -144,24 +144,24 @@ class Log(Hooks):
     def report(self, trainer: pl.Trainer, module: Training, values: Mapping[str, float]) -> None:
         """Write a row, tell the logger, and tell the user how far the run is."""
         now = time.perf_counter()
-        steps, self.marked = module.step - self.marked, module.step
+        steps, self.mark_step = module.step - self.mark_step, module.step
         speed = steps * module.data.batch_size / (now - self.mark)
         self.mark = now
-        clocked = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
+        clock = {f"ms_{part}": ms for part, ms in module.clock.take().items()}
         if self.utilisation:
-            clocked["utilisation"] = self.utilisation * speed
+            clock["utilisation"] = self.utilisation * speed
         self.rows.add(
             {
                 "step": module.step,
                 **{k: f"{v:.7g}" for k, v in values.items()},
                 "seconds": f"{now - self.begin:.3f}",
                 "samples_per_second": f"{speed:.1f}",
-                **{k: f"{v:.4g}" for k, v in clocked.items()},
+                **{k: f"{v:.4g}" for k, v in clock.items()},
             }
         )
         if trainer.logger:
-            logged = {**values, "samples_per_second": speed, **clocked}
-            trainer.logger.log_metrics(logged, step=module.step)
+            figures = {**values, "samples_per_second": speed, **clock}
+            trainer.logger.log_metrics(figures, step=module.step)
         self.tell(module.step, values, speed, now - self.begin)
 
     def tell(self, step: int, values: Mapping[str, float], speed: float, seconds: float) -> None:
@@ -180,12 +180,12 @@ class Log(Hooks):
     @torch.no_grad()
     def validate(self, module: Training) -> dict[str, float]:
         """The averaged weights' loss on held-out data at fixed (t, eps), whole and by time."""
-        if self.fixed is None:
-            self.fixed = self.held_out(module)
-        x, y, eps, t = self.fixed
+        if self.validation is None:
+            self.validation = self.draw_validation(module)
+        x, y, eps, t = self.validation
         losses, net = [], module.field().net
-        for start in range(0, len(x), VALIDATED):
-            part = slice(start, start + VALIDATED)
+        for start in range(0, len(x), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
             labels = None if y is None else y[part]
             losses.append(module.objective(net, x[part], labels, eps[part], t[part]))
         loss = torch.cat(losses).float().cpu()
@@ -193,7 +193,7 @@ class Log(Hooks):
         named = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
         return {name: mean.item() for name, mean in named}
 
-    def held_out(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def draw_validation(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """x, y, eps and t to validate on: fixed draws, coupled as in training."""
         batches, data = module.batches, module.data
         x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)

@@ -48,7 +48,7 @@ class Training(pl.LightningModule):
         self.compare: Callable[..., Tensor] = getattr(objective, "judge", objective)
         self.classifies = getattr(objective, "logits", False)  # what it trains gives no samples
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
-        self.seed, self.step, self.skipped = settings["seed"], 0, 0
+        self.seed, self.step, self.skips = settings["seed"], 0, 0
         # of the run that goes on, until the optimiser and the scaler are there
         self.optimizer_state: dict | None = None
         self.scaler_state: dict | None = None
@@ -70,7 +70,7 @@ class Training(pl.LightningModule):
         """The optimiser; the module is on its device by now, so how it computes is settled too."""
         options, device = self.options, self.device
         self.batches.device = device
-        # looking the parameters up takes as long as their update
+        # looking the parameters up takes as too_long as their update
         self.weights = list(self.net.parameters())
         self.optimizer = build(self.settings["optim"], self.weights)
         # torch's fused optimisers can divide the gradients by a number
@@ -140,10 +140,10 @@ class Training(pl.LightningModule):
         if loss > self.spike_above:
             self.spikes.append((k, loss))
         clip = self.options.clip or math.inf
-        long = norm > clip
+        too_long = norm > clip
         if self.divides:  # on the way, without a pass over all gradients before
-            self.optimizer.grad_scale = length / clip if long else None
-        elif long:
+            self.optimizer.grad_scale = length / clip if too_long else None
+        elif too_long:
             nn.utils.clip_grads_with_norm_(self.weights, clip, length)
         self.optimizer.step()
         self.scaler.update()
@@ -200,9 +200,9 @@ class Training(pl.LightningModule):
         self.scaler.update()
         if self.scaler.is_enabled() and scale > 1:
             return
-        self.skipped += 1
+        self.skips += 1
         event = f"step {k} (seed {self.seed}): loss {loss}, gradient norm {norm}"
-        if self.skipped > self.options.skip_nonfinite:
+        if self.skips > self.options.skip_nonfinite:
             raise Diverged(
                 f"{event} is not finite; earlier checkpoints are kept. "
                 "Try a smaller optim.lr, trainer.clip or a larger objective.t_eps"

@@ -29,7 +29,7 @@ class Stop(Hooks):
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self.raised = self.flag = 0  # in this process; as all ranks have agreed
+        self.number = self.flag = 0  # the signal's: of this process; on which all ranks agree
         self.first = math.inf  # when this process had its first Ctrl-C
 
     def listening(self) -> AbstractContextManager[None]:
@@ -42,7 +42,7 @@ class Stop(Hooks):
             if now - self.first > self.TWICE:
                 os._exit(128 + number)
             self.first = min(self.first, now)
-        self.raised = number
+        self.number = number
         print("\nsaving, then stopping", file=sys.stderr)
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
@@ -51,14 +51,14 @@ class Stop(Hooks):
 
     def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
         if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
-            self.raised = self.raised or self.TIME
+            self.number = self.number or self.TIME
         self._agree(trainer, module)
 
     def finish(self, trainer: pl.Trainer, module: Training) -> None:
         self._agree(trainer, module)
 
     def _agree(self, trainer: pl.Trainer, module: Training) -> None:
-        self.flag = self.raised
+        self.flag = self.number
         if trainer.world_size > 1:
             flag = torch.tensor(self.flag, device=module.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

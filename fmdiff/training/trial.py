@@ -11,12 +11,12 @@ from lightning import pytorch as pl
 from fmdiff.training.module import Training
 from fmdiff.training.trainer import Chunks, Hooks, fitter, quiet
 
-TRIED = 5.0  # seconds of the timed trial, after its first steps
+SECONDS = 5.0  # seconds of the timed trial, after its first steps
 WARM = 2  # steps before it; one where a step takes longer than that
 
 
 class Trial(Hooks):
-    """Stops after TRIED seconds; steps a second."""
+    """Stops after SECONDS seconds; steps a second."""
 
     speed = 0.0
 
@@ -27,12 +27,12 @@ class Trial(Hooks):
         if module.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if not self.first and (module.step >= WARM or now - self.begin > TRIED):
+        if not self.first and (module.step >= WARM or now - self.begin > SECONDS):
             self.begin, self.first = now, module.step
             module.clock.take()
         elif self.first:
             self.speed = (module.step - self.first) / (now - self.begin)
-            trainer.should_stop = now - self.begin > TRIED
+            trainer.should_stop = now - self.begin > SECONDS
 
 
 def steps_per_second(module: Training, device: torch.device) -> float:

@@ -26,7 +26,9 @@ OT = (*POINTS, *BRIEF, "coupling=ot")
 SAMPLE = ("device=cpu", "threads=1", "out=samples")
 
 
-def batches(coupling="ot", source="normal", data=None, source_keys=None, label_dropout=0.1):
+def batches(
+    coupling="ot", source="normal", data=None, source_keys=None, label_dropout=0.1, accumulate=1
+):
     """What the steps of fmdiff train are given, of small batches."""
 
     def spec(group, name, **changes):
@@ -45,7 +47,7 @@ def batches(coupling="ot", source="normal", data=None, source_keys=None, label_d
         source=named("source", source, **(source_keys or {})),
         coupled=not pairs.independent,
     )
-    return Batches(data, objective, named("time", "uniform"), pairs, 0, label_dropout)
+    return Batches(data, objective, named("time", "uniform"), pairs, 0, label_dropout, accumulate)
 
 
 # The draws of a step

@@ -80,7 +80,7 @@ def test_peaks_are_found_by_the_name_of_the_device(monkeypatch):
 @pytest.fixture
 def planned(command, capfd, monkeypatch):
     """The lines of a plan by their first word; `note` has all of them."""
-    monkeypatch.setattr(trial, "TRIED", 0.2)
+    monkeypatch.setattr(trial, "SECONDS", 0.2)
 
     def run(*words):
         capfd.readouterr()
@@ -125,7 +125,7 @@ def test_a_plan_of_points(planned):
 
 
 def test_a_sweep_of_plans_leaves_nothing(command, capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr(trial, "TRIED", 0.0)
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
     words = ("-m", *PLAIN, *POINTS, "trainer.max_steps=50", "seed=0,1", "plan=true")
     for out in ((), ("out=swept",)):
         assert command("train", *words, *out) == 0
@@ -155,7 +155,7 @@ def test_slips_are_told(planned, monkeypatch, words, slip, request):
     if "data=mnist" in words:
         request.getfixturevalue("mnist")
     # the trial is timed elsewhere: here two steps will do
-    monkeypatch.setattr(trial, "TRIED", 0.0)
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
     assert slip in planned(*words)["note"]
 
 

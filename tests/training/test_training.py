@@ -191,27 +191,6 @@ def test_accumulated_micro_batches_give_the_same_update(parts):
     torch.testing.assert_close(whole.tally.tensor(), split.tally.tensor(), rtol=1e-5, atol=1e-6)
 
 
-def test_draws_are_rows_of_one_global_batch():
-    m = module(data={"conditional": True}, label_dropout=0.5)
-    whole = m.batches.draw(range(3, 4), slice(None))
-    for part, want in zip(m.batches.draw(range(3, 4), slice(8, 20))[:4], whole[:4], strict=True):
-        assert torch.equal(part, want[8:20])
-    assert not torch.equal(m.batches.draw(range(4, 5), slice(None))[2], whole[2])
-
-
-def test_labels_are_dropped_per_sample_at_the_given_rate():
-    m = module(data={"conditional": True, "batch_size": 4000}, label_dropout=0.1)
-    y = m.batches.draw(range(0, 1), slice(None))[1]
-    rate = (y == m.data.classes).float().mean().item()
-    assert abs(rate - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
-    assert 0 < y[: len(y) // 2].eq(m.data.classes).sum() < len(y) // 2
-    assert set(y.tolist()) == set(range(m.data.classes + 1))
-    for rate in (0.0, 1.0):
-        m.batches.label_dropout = rate
-        y = m.batches.draw(range(0, 1), slice(None))[1]
-        assert (y == m.data.classes).float().mean() == rate
-
-
 def test_learning_rate_warms_up_and_falls():
     m = module(warmup=4, max_steps=12, decay="cosine")
     m.configure_optimizers()
