@@ -109,7 +109,7 @@ def _of_model(settings: dict[str, Any], where, folder: Path) -> dict[str, Metric
     with processes.started("evaluate", folder, devices, where):
         mine, lead = processes.share(n, size), processes.rank() == 0
         say = print if lead else lambda _: None
-        with Bar(len(mine) * len(cells) * len(seeds), shown=lead) as bar:
+        with Bar(len(mine) * len(cells) * len(seeds), visible=lead) as bar:
             for cell in cells:
                 for seed in seeds:
                     key = json.dumps([cell, seed])

@@ -87,7 +87,7 @@ def sample(cfg, folder: Path) -> None:
         if lead:
             said = describe(cfg, chosen["solver"], laid_out, bound.branches)
             print(f"{n} samples on {where}, {said}")
-        bar = Bar(len(mine), shown=lead)
+        bar = Bar(len(mine), visible=lead)
         begin = time.perf_counter()
         drawn = partial(
             generate,

@@ -1,4 +1,4 @@
-"""Which device and how many threads a command computes with."""
+"""The device and the number of threads that a command computes with."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ ONE_THREAD = 2e8
 
 
 def pick(name: str) -> torch.device:
-    """The device of `device=`: auto takes CUDA where there is one, else the CPU.
+    """The device that `device=` names; auto is CUDA if the machine has it, otherwise the CPU.
 
-    Raises FmdiffError for a device this machine does not have.
+    Raises FmdiffError for a device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +29,7 @@ def pick(name: str) -> torch.device:
 
 
 def memory() -> int:
-    """Bytes of main memory: this machine's, or what a control group leaves of it."""
+    """Bytes of main memory that this machine has, or that its control group may use."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
         return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -37,7 +37,7 @@ def memory() -> int:
 
 
 def enough(where: torch.device, count: int, key: str) -> None:
-    """Raises FmdiffError where this machine has not `count` devices for the option `key`."""
+    """Raises FmdiffError if this machine does not have `count` devices for the option `key`."""
     if where.index is not None and count > 1:
         raise FmdiffError(f"device={where} is one device: {key} must be 1")
     if where.type == "cuda" and count > torch.cuda.device_count():
@@ -48,10 +48,10 @@ def enough(where: torch.device, count: int, key: str) -> None:
 
 
 def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
-    """The rule for `threads=null`: one for tiny networks, else all cores.
+    """How many threads `threads=null` takes: one for tiny networks, all cores for others.
 
-    A function of the network and the batch alone (on one machine), so that equal settings give
-    equal bits: parameters x batch x pixels bounds the multiply-adds of a forward pass.
+    On one machine it is a function of the network and the batch alone, so that equal settings
+    give equal bits. parameters x batch x pixels bounds the multiply-adds of a forward pass.
     """
     pixels = 1
     for size in shape[1:]:

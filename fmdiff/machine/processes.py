@@ -1,7 +1,8 @@
 """The processes of a command, one per device: started here, by torchrun or by srun.
 
-Each knows itself by the variables that torchrun sets (RANK, WORLD_SIZE ...). Rank 0 writes and
-speaks; what another that was started here says is in RUN/rankN.log, kept if it failed.
+Each reads which one it is from the variables that torchrun sets (RANK, WORLD_SIZE ...). Rank 0
+writes the files and prints. The output of the others that are started here goes to
+RUN/rankN.log, which stays only if that process failed.
 """
 
 import contextlib
@@ -23,8 +24,15 @@ from fmdiff.machine import signals
 GRACE = 20.0  # seconds for rank 0 to end by itself once another has failed
 OURS = "FMDIFF_STARTED"  # set where `started` has started the others
 VARIABLES = (
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", OURS),
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "OMP_NUM_THREADS",
+    OURS,
 )
 T = TypeVar("T")
 log = logging.getLogger("fmdiff")
@@ -36,32 +44,32 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is; 0 leads."""
+    """The number of this process; 0 leads."""
     return int(os.environ.get("RANK", 0)) if world() > 1 else 0
 
 
 def adopt_srun() -> None:
-    """Say in torchrun's words what SLURM tells the tasks of one `srun` with several."""
-    said = os.environ
-    tasks = int(said.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks == 1 or "RANK" in said:
+    """Translate the variables that SLURM sets for the tasks of one `srun` to torchrun's."""
+    variables = os.environ
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1 or "RANK" in variables:
         return
-    first = re.match(r"[^\[,]+(\[\d+)?", said["SLURM_STEP_NODELIST"])
+    first = re.match(r"[^\[,]+(\[\d+)?", variables["SLURM_STEP_NODELIST"])
     assert first is not None
-    said |= {
-        "RANK": said["SLURM_PROCID"],
-        "LOCAL_RANK": said["SLURM_LOCALID"],
+    variables |= {
+        "RANK": variables["SLURM_PROCID"],
+        "LOCAL_RANK": variables["SLURM_LOCALID"],
         "WORLD_SIZE": str(tasks),
-        "LOCAL_WORLD_SIZE": str(tasks // int(said["SLURM_STEP_NUM_NODES"])),
+        "LOCAL_WORLD_SIZE": str(tasks // int(variables["SLURM_STEP_NUM_NODES"])),
     }
-    said.setdefault("MASTER_ADDR", first[0].replace("[", ""))
-    said.setdefault("MASTER_PORT", str(20000 + int(said["SLURM_JOB_ID"]) % 10000))
+    variables.setdefault("MASTER_ADDR", first[0].replace("[", ""))
+    variables.setdefault("MASTER_PORT", str(20000 + int(variables["SLURM_JOB_ID"]) % 10000))
 
 
 def settle(cfg: Any) -> None:
-    """Fill into cfg how many processes of a machine torchrun or srun has started.
+    """Fill in how many processes torchrun or srun has started on this machine.
 
-    Raises FmdiffError where cfg says another number, and for a command of one process.
+    Raises FmdiffError if cfg has another number, and for a command that runs in one process.
     """
     from omegaconf import OmegaConf
 
@@ -69,16 +77,16 @@ def settle(cfg: Any) -> None:
         return
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
     key = "trainer.devices" if "trainer" in cfg else "devices"
-    said = OmegaConf.select(cfg, key)
-    if said is None:
+    devices = OmegaConf.select(cfg, key)
+    if devices is None:
         raise FmdiffError(f"this runs in one process, and {world()} were started")
-    if said not in (1, here):
-        raise FmdiffError(f"{key}={said}: {here} processes were started on this machine")
+    if devices not in (1, here):
+        raise FmdiffError(f"{key}={devices}: {here} processes were started on this machine")
     OmegaConf.update(cfg, key, here)
 
 
 def join(where: Any) -> Any:
-    """Make this process one of the default group, if there are several; its device."""
+    """Make this process one of the default group, if there are several, and return its device."""
     import torch
 
     if world() == 1:
@@ -101,10 +109,11 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def after_rank_0() -> Iterator[None]:
-    """Rank 0 goes through the block before the others do, as where data are downloaded."""
+    """Let rank 0 go through the block before the others, for instance to download data."""
     from torch import distributed
 
-    apart = world() > 1 and OURS not in os.environ  # else rank 0 has been there already
+    # the others that are started here come after rank 0 anyway
+    apart = world() > 1 and OURS not in os.environ
     if apart and rank():
         distributed.barrier()
     yield
@@ -113,35 +122,35 @@ def after_rank_0() -> Iterator[None]:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The value of every rank, in their order, on each of them."""
+    """The values of all ranks, in their order, on each of them."""
     from torch import distributed
 
     if world() == 1:
         return [value]
-    found = [None] * world()
-    distributed.all_gather_object(found, value)
-    return found
+    values = [None] * world()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What work() gives in this rank; the first FmdiffError of any rank is raised in all."""
+    """The result of work() in this rank; the first FmdiffError of any rank is raised in all."""
     if world() == 1:
         return work()
-    wrong: tuple[str, int] | None = None
+    failure: tuple[str, int] | None = None
     try:
-        found = work()
+        result = work()
     except FmdiffError as error:
-        wrong = str(error), error.code
-    for said in gathered(wrong):
-        if said is not None:
-            refused = FmdiffError(said[0])
-            refused.code = said[1]
-            raise refused
-    return found
+        failure = str(error), error.code
+    for first in gathered(failure):
+        if first is not None:
+            refusal = FmdiffError(first[0])
+            refusal.code = first[1]
+            raise refusal
+    return result
 
 
 def divisible(n: int, size: int, count: int) -> None:
-    """Raises FmdiffError where n samples in batches of `size` are no work for all processes."""
+    """Raises FmdiffError if n samples in batches of `size` are not enough for all processes."""
     batches, ranks = -(-n // size), max(count, world())
     if batches < ranks:
         raise FmdiffError(
@@ -151,7 +160,7 @@ def divisible(n: int, size: int, count: int) -> None:
 
 
 def share(n: int, size: int) -> range:
-    """This rank's of n samples, whole batches of `size`: just those that one process makes."""
+    """This rank's share of n samples, in whole batches of `size`, as one process makes them."""
     batches = -(-n // size)
     first, last = (batches * k // world() * size for k in (rank(), rank() + 1))
     return range(first, min(n, last))
@@ -159,10 +168,10 @@ def share(n: int, size: int) -> range:
 
 @contextlib.contextmanager
 def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
-    """Run the block as rank 0 of `count` processes that all have joined.
+    """Run the block as rank 0 of `count` processes that have all joined the default group.
 
-    The others run `fmdiff COMMAND --worker FOLDER`, and this in turn with all there. Where one of
-    them fails the block is left by Died, or as a signal ended that one by signals.Ended.
+    The others run `fmdiff COMMAND --worker FOLDER`, which comes here in turn with all of them
+    started. If one of them fails this raises Died, or signals.Ended if a signal ended it.
     """
     if count == 1 or world() > 1:
         join(where)
@@ -173,14 +182,18 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ |= {
-        **{"RANK": "0", "LOCAL_RANK": "0"},
-        **{"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
-        **{"TORCHELASTIC_USE_AGENT_STORE": "True", OURS: "1"},
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        OURS: "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     others = Others(command, folder, count)
-    failed = None
+    failure = None
     try:
         join(where)
         yield
@@ -188,12 +201,12 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
     except FmdiffError:
         raise
     except Exception as error:
-        failed = others.failed(seconds=5)
-        if failed is None:
+        failure = others.failure(seconds=5)
+        if failure is None:
             raise
-        raise failed from error
+        raise failure from error
     finally:
-        others.end(keep=isinstance(failed, Died))
+        others.end(keep=isinstance(failure, Died))
         leave()
         for name, value in before.items():
             if value is None:
@@ -203,21 +216,21 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
 
 
 class Others:
-    """The processes of ranks 1 ... count - 1, and a thread that watches over them."""
+    """The processes of ranks 1 ... count - 1, and a thread that watches them."""
 
     def __init__(self, command: str, folder: Path, count: int) -> None:
-        self.command, self.folder, self.over = command, folder, threading.Event()
+        self.command, self.folder, self.end_event = command, folder, threading.Event()
         self.processes: dict[int, subprocess.Popen] = {}
-        self.lost: int | None = None  # the rank that failed first
+        self.first_lost: int | None = None  # the rank that failed first
         words = [sys.executable, "-m", "fmdiff", command, "--worker", str(folder)]
         for number in range(1, count):
-            with self._log(number).open("w") as said:
+            with self._log(number).open("w") as output:
                 self.processes[number] = subprocess.Popen(
                     [*words, str(os.getpid())],
                     env=os.environ | {"RANK": str(number), "LOCAL_RANK": str(number)},
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                 )
         self.watch = threading.Thread(target=self._watch, daemon=True)
         self.watch.start()
@@ -225,8 +238,8 @@ class Others:
     def _log(self, number: int) -> Path:
         return self.folder / f"rank{number}.log"
 
-    def failed(self, seconds: float = 0.0) -> BaseException | None:
-        """What to raise for the first that has failed, or does within so many seconds."""
+    def failure(self, seconds: float = 0.0) -> Died | signals.Ended | None:
+        """What to raise for the first that has failed, or that fails within so many seconds."""
         end = time.monotonic() + seconds
         while True:
             for number, process in self.processes.items():
@@ -234,7 +247,7 @@ class Others:
                 if code is not None and (by := _signal(code)):
                     return signals.Ended(by)
                 if code:
-                    self.lost = number
+                    self.first_lost = number
                     what = f"rank {number} {_ending(code)}; {self._log(number)} says more"
                     if self.command == "train":
                         what += f"; resume={self.folder} goes on from the last checkpoint"
@@ -244,19 +257,19 @@ class Others:
             time.sleep(0.1)
 
     def _watch(self) -> None:
-        """End rank 0 too if it hangs, as NCCL does, where another has failed."""
-        while (failed := self.failed()) is None:
-            if self.over.wait(0.5):
+        """End rank 0 too if another has failed and rank 0 hangs, as NCCL does."""
+        while (failure := self.failure()) is None:
+            if self.end_event.wait(0.5):
                 return
-        if isinstance(failed, signals.Ended):
-            os.kill(os.getpid(), failed.code - 128)
-        if not self.over.wait(GRACE):
-            log.error("%s", failed)
+        if isinstance(failure, signals.Ended):
+            os.kill(os.getpid(), failure.code - 128)
+        if not self.end_event.wait(GRACE):
+            log.error("%s", failure)
             self._kill()
-            os._exit(getattr(failed, "code", 1))
+            os._exit(failure.code)
 
     def wait(self) -> None:
-        """Until all have ended, which they do with rank 0."""
+        """Wait until all have ended, which they do when rank 0 does, or for a minute each."""
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
@@ -266,17 +279,17 @@ class Others:
             process.kill()
 
     def end(self, keep: bool) -> None:
-        """Kill what is left; `keep` the log of the one that failed."""
-        self.over.set()
+        """Kill those that still run; `keep` the log of the one that failed."""
+        self.end_event.set()
         self._kill()
         for number, process in self.processes.items():
             process.wait()
-            if not keep or number != self.lost:
+            if not keep or number != self.first_lost:
                 self._log(number).unlink(missing_ok=True)
 
 
 def _signal(code: int) -> int | None:
-    """The signal of ENDING that a process with this exit code came to its end by."""
+    """The signal of ENDING that ended a process with this exit code, if one did."""
     number = -code if code < 0 else code - 128
     return number if number in signals.ENDING else None
 
@@ -286,7 +299,7 @@ def _ending(code: int) -> str:
 
 
 def end_with(parent: int) -> None:
-    """End this process, whatever it does, soon after process `parent` has."""
+    """End this process, whatever it does, soon after process `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:

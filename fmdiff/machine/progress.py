@@ -1,30 +1,34 @@
-"""How far a long job is."""
+"""How far a long job has come."""
 
 import time
 from types import TracebackType
 
 
 class Bar:
-    """A progress bar on a terminal, a line every ten seconds elsewhere."""
+    """A progress bar on a terminal, and elsewhere a line every ten seconds.
 
-    def __init__(self, n: int, unit: str = "sample", shown: bool = True) -> None:
+    n: how many units there are in all. visible: false for a process that shows nothing.
+    """
+
+    def __init__(self, n: int, unit: str = "sample", visible: bool = True) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=n, unit=unit, disable=None if shown else True, leave=False)
-        self.shown = shown
-        self.unit, self.n, self.done, self.begin = unit, n, 0, time.monotonic()
-        self.said = self.begin
+        self.bar = tqdm(total=n, unit=unit, disable=None if visible else True, leave=False)
+        self.unit, self.n, self.count, self.visible = unit, n, 0, visible
+        self.begin = self.last_line = time.monotonic()
 
-    def __call__(self, done: int) -> None:
-        self.bar.update(done)
-        self.done += done
+    def __call__(self, count: int) -> None:
+        """Take in that `count` more units are finished."""
+        self.bar.update(count)
+        self.count += count
         now = time.monotonic()
-        if self.shown and self.bar.disable and now - self.said > 10:
-            left = (now - self.begin) * (self.n / self.done - 1)
-            print(f"{self.done:,}/{self.n:,} {self.unit}s, {left:.0f} s left", flush=True)
-            self.said = now
+        if self.visible and self.bar.disable and now - self.last_line > 10:
+            left = (now - self.begin) * (self.n / self.count - 1)
+            print(f"{self.count:,}/{self.n:,} {self.unit}s, {left:.0f} s left", flush=True)
+            self.last_line = now
 
     def close(self) -> None:
+        """Remove the bar from the terminal."""
         self.bar.close()
 
     def __enter__(self) -> "Bar":

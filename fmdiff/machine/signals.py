@@ -19,14 +19,15 @@ class Ended(KeyboardInterrupt):
 
 
 def end(number: int, frame: object) -> NoReturn:
+    """A handler that ends the command by raising Ended."""
     raise Ended(number)
 
 
 @contextmanager
 def handled(handler: Callable[[int, object], object]) -> Iterator[None]:
-    """Let handler(number, frame) take the signals of ENDING while the block runs."""
+    """Have handler(number, frame) take the signals of ENDING while the block runs."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python hands signals to its main thread alone
+        yield  # Python runs handlers in its main thread alone
         return
     before = {number: signal.signal(number, handler) for number in ENDING}
     try:
