@@ -4,15 +4,15 @@ Intervals come from the influence of each point, phi_i = n dT/d(weight of point 
 
     Var T = Var_i(phi_i) / n,   summed over both sets,
 
-which is the limit of the bootstrap without its repeated points: a point drawn twice is at
+which is the limit of the bootstrap without its repeated points. A point drawn twice is at
 distance 0 from itself, which moves distances of resampled sets by as much as their noise floor.
-Where the laws agree T is quadratic in the noise and this is twice its variance: the intervals
+Where the laws agree, T is quadratic in the noise and this is twice its variance: the intervals
 are then too wide. Measured between Gaussians in the plane, n = 300 and 500, they cover in 94 to
 100 % (energy where the effect is about the noise: 92 %, and 88 % on the line).
 
-All of these distances are biased by the noise of finite sets, except for the unbiased mmd2 and
-energy. Intervals have it taken off, values have not: a Wasserstein value near its floor may lie
-far up in its interval or above it, and the interval then begins at 0.
+The noise of finite sets biases all of these distances except the unbiased mmd2 and energy. The
+intervals are corrected for it, the values are not: a Wasserstein value near its floor may lie far
+up in its interval or above it, and the interval then begins at 0.
 """
 
 import math
@@ -51,10 +51,10 @@ def noise_floor(
     pairs: int = 32,
     distance: Callable[[Tensor, Tensor], float] = sliced_wasserstein2,
 ) -> float:
-    """Median distance of `pairs` pairs of fresh sets of one law: what no sampler can beat.
+    """Median distance of `pairs` pairs of fresh sets of one law, which no sampler can beat.
 
-    draw(n, seed) -> (n, d) returns the set of a seed; seeds 0 ... 2 pairs - 1 are used. A
-    measured distance at the same n and settings is told in multiples of it.
+    draw(n, seed) -> (n, d) returns the set of a seed; seeds 0 ... 2 pairs - 1 are used. Distances
+    at the same n and settings are best read as multiples of it.
     """
     return statistics.median(
         distance(draw(n, 2 * pair), draw(n, 2 * pair + 1)) for pair in range(pairs)
@@ -71,8 +71,8 @@ def _projected(a: Tensor, b: Tensor, projections: int, seed: int) -> tuple[np.nd
     if d == 1:
         directions = torch.ones(1, 1)
     else:
-        drawn = torch.randn(projections, d, generator=generator(seed, "directions"))
-        directions = torch.nn.functional.normalize(drawn)
+        normal = torch.randn(projections, d, generator=generator(seed, "directions"))
+        directions = torch.nn.functional.normalize(normal)
     first, second = ((directions.to(s) @ s.T).numpy(force=True) for s in (a, b))
     return first, second
 
@@ -166,7 +166,9 @@ def _shortest(lengths: np.ndarray) -> np.ndarray:
     return distance
 
 
-def _noise(distance, a: Tensor, b: Tensor, rate: float) -> float:
+def _noise(
+    distance: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor, rate: float
+) -> float:
     """What finite sets add to a squared distance that falls like n^-rate where the laws agree.
 
     The halves of a set are two sets of one law: 2^-rate times their squared distance is that of
@@ -261,7 +263,7 @@ def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metri
     return Metric(value=value, n=n, se=se, interval=interval)
 
 
-def _sums(kernel, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _sums(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of k over rows (n,) and columns (m,), float64, without the diagonal if a is b."""
     rows = torch.empty(len(a), dtype=torch.float64)
     columns = torch.zeros(len(b), dtype=torch.float64)

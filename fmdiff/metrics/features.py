@@ -1,15 +1,16 @@
 """Features of images: what Frechet, kernel and precision-recall metrics compare.
 
 A feature extractor is a class below `Features` and a YAML in configs/features. Three small
-classifiers are part of the package: they see what a digit, a garment or a CIFAR-10 object is, need
-no download and cost milliseconds an image, but a distance of their features is no FID and is never
-called so.
+classifiers are part of the package: they recognise digits, garments or CIFAR-10 objects, need no
+download and take milliseconds an image, but a distance of their features is no FID and is never
+called one.
 """
 
 import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -25,14 +26,14 @@ CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
 
 
 class Features(ABC):
-    """What metrics ask of a feature extractor: a class with `__call__` and three attributes.
+    """What metrics need of a feature extractor: a class with `__call__` and three attributes.
 
     The keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
-    arguments. The features of an image must not depend on its neighbours in the batch.
+    arguments. The features of an image must not depend on the others in the batch.
     """
 
     name: str  # of the extractor, for reports
-    distance: str  # what a Frechet distance of these features is called; "fid" is Inception's
+    distance: str  # the name of a Frechet distance of these features; "fid" is Inception's
     dimension: int  # d
     classes: int = 0  # K; 0 if it gives no logits
     # of the file of its weights, by which features of data sets are cached; "": they are not
@@ -44,7 +45,7 @@ class Features(ABC):
         """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
 
     def to(self, device: str | torch.device) -> "Features":
-        """Itself, computing on `device`; an extractor with weights moves them."""
+        """Compute on `device`, to which an extractor with weights moves them; itself."""
         self.device = torch.device(device)
         return self
 
@@ -108,6 +109,7 @@ class Network(nn.Module):
         self.head = nn.Linear(sizes[-1], classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, widths[-1]) and logits (B, classes) of images (B, C, H, W) in [-1, 1]."""
         h = self.whiten(x).relu()
         for down, same in zip(self.down, self.same, strict=True):
             h = down(h)
@@ -117,7 +119,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def whitened(self, x: Tensor) -> "Network":
-        """Itself, its first layer set by the patches of images x (B, C, H, W)."""
+        """Set the first layer by the patches of images x (B, C, H, W); itself."""
         patches = nn.functional.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh((patches - mean).T.cov())
@@ -131,7 +133,7 @@ class Network(nn.Module):
 class Classifier(Features):
     """The classifier of the package for a data set of EMBEDDED; a `Features`.
 
-    `about` is what its file says of itself: data, accuracy on the test images, the architecture,
+    `about` holds the metadata of its file: data, accuracy on the test images, the architecture,
     the version of fmdiff and the files it was trained by. Raises FmdiffError for another name.
     """
 
@@ -159,27 +161,28 @@ class Classifier(Features):
         """
         channels, height, width = EMBEDDED[self.name]
         if pixels.shape[1:] != (height, width, channels):
-            given = " x ".join(map(str, pixels.shape[1:]))
+            size = " x ".join(map(str, pixels.shape[1:]))
             raise FmdiffError(
                 f"features={self.name} takes images of {height} x {width} x {channels}, not "
-                f"{given}; {CHOICES}"
+                f"{size}; {CHOICES}"
             )
         with exactly():
             return self.net(from_uint8(on(self.device, pixels)))
 
-    def to(self, device) -> "Classifier":
+    def to(self, device: str | torch.device) -> "Classifier":
+        """Move the network to a device; itself."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
 
 
 def about(content: bytes) -> dict[str, Any]:
-    """What a safetensors file of ours says of itself: JSON under the one key `fmdiff`."""
+    """The metadata of a safetensors file of fmdiff: JSON under the one key `fmdiff`."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return json.loads(header["__metadata__"]["fmdiff"])
 
 
-def on(device, pixels: Tensor) -> Tensor:
+def on(device: str | torch.device, pixels: Tensor) -> Tensor:
     """Pixels uint8 (B, H, W, C) as (B, C, H, W) on a device. Raises TypeError for other dtypes."""
     if pixels.dtype != torch.uint8:
         raise TypeError(f"features are of uint8 pixels, not {pixels.dtype}")
@@ -187,8 +190,8 @@ def on(device, pixels: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def exactly():
-    """No gradients, and on CUDA neither TF32 nor algorithms chosen by timing.
+def exactly() -> Iterator[None]:
+    """Compute without gradients, and on CUDA without TF32 and algorithms chosen by timing.
 
     TF32 has 10 bits: features would depend on the batch size in the fourth digit.
     """
@@ -198,12 +201,12 @@ def exactly():
 
 
 def for_data(name: str | None, shape: tuple[int, ...]) -> str | None:
-    """The choice of `features` for a data set: its own, else the only one of its shape, else None.
+    """The choice of `features` for a data set: its own, or the only one of its shape, or None.
 
     shape: (C, H, W), or (d,) of points. MNIST and Fashion-MNIST share a shape, so other images of
     it have no default.
     """
     if name in EMBEDDED:
         return name
-    fitting = [known for known, taken in EMBEDDED.items() if taken == tuple(shape)]
+    fitting = [own for own, size in EMBEDDED.items() if size == tuple(shape)]
     return fitting[0] if len(fitting) == 1 else None

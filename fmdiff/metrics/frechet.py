@@ -20,16 +20,20 @@ from fmdiff.randomness import generator
 
 
 class Normal(Protocol):
-    """What a distance needs: `Moments`, `Gaussian` and a file of statistics have it."""
+    """What a distance needs of each set: `Moments`, `Gaussian` and `Reference` have it."""
 
     @property
-    def mean(self) -> Tensor: ...  # (d,)
+    def mean(self) -> Tensor:
+        """The mean (d,)."""
 
     @property
-    def cov(self) -> Tensor: ...  # (d, d)
+    def cov(self) -> Tensor:
+        """The covariance (d, d)."""
 
 
 class Gaussian(NamedTuple):
+    """A Gaussian by its mean (d,) and covariance (d, d)."""
+
     mean: Tensor
     cov: Tensor
 
@@ -42,11 +46,11 @@ class Moments:
         S = S_1 + S_2 + n_1 n_2 / (n_1 + n_2) delta delta^T,   delta = mean_2 - mean_1,
 
     so no large numbers cancel and the result does not depend on the batches, up to rounding
-    (Chan, Golub & LeVeque, 1983). `device` must know float64 and, for `reduce`, be one that the
-    process group can send from.
+    (Chan, Golub & LeVeque, 1983). `device` must support float64 and, for `reduce`, be one that
+    the process group can send from.
     """
 
-    def __init__(self, dimension: int, device="cpu") -> None:
+    def __init__(self, dimension: int, device: str | torch.device = "cpu") -> None:
         self.n = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
@@ -61,7 +65,7 @@ class Moments:
         return self
 
     def merge(self, other: "Moments") -> "Moments":
-        """Take in what `other` has seen."""
+        """Take in the samples of `other`."""
         if other.n:
             self.scatter += other.scatter.to(self.scatter)
             self._join(other.n, other.mean.to(self.mean), self.mean.new_empty(0, len(self.mean)))
@@ -107,8 +111,8 @@ def _spread() -> bool:
 def gather(rows: Tensor) -> Tensor:
     """The rows (n_rank, ...) of all processes, in the order of their ranks, on each of them.
 
-    For metrics that need the features themselves. n_rank may differ and be 0; without
-    torch.distributed these are the rows given.
+    For metrics that need the features themselves. n_rank may differ and be 0. Without
+    torch.distributed it returns `rows`.
     """
     if not _spread():
         return rows
@@ -125,7 +129,7 @@ def gather(rows: Tensor) -> Tensor:
 def frechet_distance(a: Normal, b: Normal) -> float:
     """FD of two Gaussians. Equal ones give 0 up to rounding, of either sign (-1e-10, say).
 
-    Raises ValueError for other dimensions, FmdiffError for fewer than 2 samples.
+    Raises ValueError for different dimensions, FmdiffError for fewer than 2 samples.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions")
@@ -152,8 +156,8 @@ def _factor(c: Tensor) -> Tensor:
     if not failed:
         return root
     values, vectors = torch.linalg.eigh(c)
-    kept = values > len(c) * torch.finfo(c.dtype).eps * values[-1]
-    return vectors[:, kept] * values[kept].sqrt()
+    positive = values > len(c) * torch.finfo(c.dtype).eps * values[-1]
+    return vectors[:, positive] * values[positive].sqrt()
 
 
 def _roots(c: Tensor) -> Tensor:
@@ -188,6 +192,8 @@ def few_samples(n: int, dimension: int) -> str | None:
 
 
 class Interval(NamedTuple):
+    """A Frechet distance and how far it may be off."""
+
     value: float  # FD of the samples themselves
     error: float  # its standard error
     bias: float  # estimate of E[value] - FD of infinitely many samples
@@ -198,7 +204,7 @@ class Interval(NamedTuple):
 def frechet_interval(
     features: Tensor, reference: Normal, repeats: int = 200, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """How far FD(features, reference) may be off for the choice of the n samples (n, d).
+    """How far FD(features, reference) may be off by the choice of the n samples (n, d).
 
     Bootstrap (Efron, 1979): FD* of `repeats` sets of n rows drawn with replacement by `seed`;
     error = std FD*, bias = mean FD* - FD, and with q the quantiles of FD* the interval is
@@ -225,7 +231,8 @@ def frechet_interval(
         rows = turned - m @ root
         trace = _roots((rows * count[:, None]).T @ rows / (n - 1))
         values.append((m @ m + spread + cov.trace() - 2 * trace).item())
-    drawn = torch.tensor(values, dtype=torch.float64)
+    repetitions = torch.tensor(values, dtype=torch.float64)
     tails = torch.tensor([(1 + level) / 2, (1 - level) / 2], dtype=torch.float64)
-    low, high = (2 * value - drawn.quantile(tails)).tolist()
-    return Interval(value, drawn.std().item(), drawn.mean().item() - value, low, high)
+    low, high = (2 * value - repetitions.quantile(tails)).tolist()
+    bias = repetitions.mean().item() - value
+    return Interval(value, repetitions.std().item(), bias, low, high)

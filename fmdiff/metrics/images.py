@@ -1,4 +1,4 @@
-"""Metrics of images in one pass: features are taken as images arrive, metrics when all are in."""
+"""Metrics of images in one pass: features as images arrive, metrics when all are there."""
 
 import contextlib
 import math
@@ -26,24 +26,31 @@ from fmdiff.metrics.metric import Metric, normal_interval, wilson
 from fmdiff.metrics.score import inception_score
 from fmdiff.randomness import generator
 
-BATCH = 250  # images an extractor sees at a time
+BATCH = 250  # images given to an extractor at a time
 BOOTSTRAPPED = 256  # dimensions up to which an interval of the Frechet distance costs seconds
 SPAN = 10_000  # real images that span the manifold of precision and recall
 SURE = 0.9  # the confidence above which a sample counts as clearly of a class
 NAMES = (
-    *("fid", "kid", "is", "precision", "recall", "memorisation"),
-    *("agreement", "confidence", "classes"),
+    "fid",
+    "kid",
+    "is",
+    "precision",
+    "recall",
+    "memorisation",
+    "agreement",
+    "confidence",
+    "classes",
 )
 OF_CLASSES = ("is", "agreement", "confidence", "classes")
-COMPARED = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
+OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's
 
 
 class Real(NamedTuple):
     """Real images, as an extractor sees them."""
 
-    text: str  # which they are, for reports
+    text: str  # which images, for reports
     moments: Normal
-    features: Tensor | None  # (m, d), where known
+    features: Tensor | None  # (m, d); None where only their moments are known
     labels: Tensor | None = None
     pixels: Tensor | None = None  # uint8 (m, H, W, C)
 
@@ -51,13 +58,13 @@ class Real(NamedTuple):
 def features_of(
     extractor: Features, pixels: Tensor, progress: Callable[[int], None] | None = None
 ) -> Tensor:
-    """Features (n, d) on the CPU of images uint8 (n, H, W, C)."""
-    found = []
+    """Features (n, d), on the CPU, of images uint8 (n, H, W, C)."""
+    parts = []
     for part in pixels.split(BATCH):
-        found.append(read(extractor, part)[0].cpu())
+        parts.append(read(extractor, part)[0].cpu())
         if progress:
             progress(len(part))
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def real_images(
@@ -68,10 +75,10 @@ def real_images(
     labels: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Real:
-    """A data set's split uint8 (n, H, W, C) as a reference; its features come from the cache.
+    """The split of a data set, uint8 (n, H, W, C), as a reference, its features from the cache.
 
-    The cache is told by the hash of the pixels and of the extractor's weights. Without the latter
-    or a cache folder to write to it goes on without.
+    The file in the cache is named by the hashes of the pixels and of the extractor's weights.
+    Without the latter, or where no file can be written, the features are computed every time.
     """
     text = f"{name} {split}, {len(pixels):,} images"
     facts: dict[str, Any] = {
@@ -85,7 +92,7 @@ def real_images(
         try:
             stored = reference.load(file, extractor, features=True, **facts)
             return Real(text, stored, stored.features, labels, pixels)
-        except FmdiffError:  # absent, or not as it was written: made anew
+        except FmdiffError:  # absent, or not as it was written: computed anew
             pass
     features = features_of(extractor, pixels, progress)
     moments = Moments(extractor.dimension).add(features)
@@ -98,18 +105,19 @@ def real_images(
 
 
 class ImageMetrics:
-    """Takes samples in as they come, and gives the metrics `names` against real images.
+    """Takes in samples as they come, and gives the metrics `names` against real images.
 
-    fid: the Frechet distance, by the name the extractor gives it (fd_mnist, ...; fid is
-    Inception's alone); kid; is: the Inception Score of the extractor's own classes; precision and
-    recall, together precision_recall; memorisation (with `held_out`, features of real images that
-    were not trained on); agreement: the share read as the class asked for; confidence: the share
-    with a probability of 0.9 or more; classes: half the sum of the differences between the shares
-    of classes read and the reference's. Only features are kept. With `spread` each process of the
-    default group takes in its own samples, and `results`, which all must call, judges them
-    together.
+    fid: the Frechet distance, under the name that the extractor gives it (fd_mnist, ...; only
+    Inception's is called fid). kid: the kernel distance. is: the Inception Score of the
+    extractor's own classes. precision and recall, together precision_recall. memorisation: see
+    `manifold.memorisation`; `held_out` are features of real images that were not trained on.
+    agreement: the share of samples that are classified as the class that was asked for.
+    confidence: the share classified with a probability of 0.9 or more. classes: half the sum of
+    the differences between the shares of classes of the samples and of the reference.
 
-    Raises FmdiffError for an unknown name and for what the extractor or the reference lacks.
+    Only features are held, no images. With `spread` each process of the default group takes in
+    its own samples, and `results`, which all must call, is of all of them. Raises FmdiffError for
+    an unknown name and for a metric that needs what the extractor or the reference lacks.
     """
 
     def __init__(
@@ -126,7 +134,7 @@ class ImageMetrics:
         for name in names:
             if name not in NAMES:
                 raise FmdiffError(f"metrics=[{name}] is unknown; {nearest(name, NAMES)}")
-            if name in COMPARED and real.features is None:
+            if name in OF_FEATURES and real.features is None:
                 raise FmdiffError(
                     f"metrics=[{name}] needs the reference's images or features, and {real.text} "
                     "gives their mean and covariance alone; choose metrics=[fid]"
@@ -154,11 +162,11 @@ class ImageMetrics:
 
     @property
     def columns(self) -> list[str]:
-        """What the metrics are called."""
+        """The names of the metrics."""
         return [self.extractor.distance if name == "fid" else name for name in self.names]
 
     def add(self, pixels: Tensor, y: Tensor | None = None) -> None:
-        """Take in images uint8 (B, H, W, C) and the classes (B,) they were asked for."""
+        """Take in images uint8 (B, H, W, C) and the classes (B,) that they were asked to be."""
         for part in pixels.split(BATCH):
             features, logits = read(self.extractor, part)
             self.features.append(features.cpu())
@@ -168,7 +176,7 @@ class ImageMetrics:
             self.labels.append(y.cpu())
 
     def results(self) -> dict[str, Metric]:
-        """The metrics of all images taken in, by the name each is to be called."""
+        """The metrics of all images taken in, by the name that each is given in reports."""
         parts = (self.features, self.logits, self.labels)
         rows = [torch.cat(part) if part else None for part in parts]
         if self.spread:
@@ -176,13 +184,13 @@ class ImageMetrics:
         features, logits, y = rows
         assert features is not None
         moments = Moments(self.extractor.dimension).add(features)
-        found: dict[str, Metric] = {}
-        made = Made(features, moments, logits, y)
+        metrics: dict[str, Metric] = {}
+        samples = Pool(features, moments, logits, y)
         for name in self.names:
-            found |= getattr(self, f"_{name}")(made)
-        return found
+            metrics |= getattr(self, f"_{name}")(samples)
+        return metrics
 
-    def _metric(self, value: float, n: int, **more) -> Metric:
+    def _metric(self, value: float, n: int, **more: Any) -> Metric:
         return Metric(
             value,
             n,
@@ -191,63 +199,61 @@ class ImageMetrics:
             **{"reference": self.real.text} | more,
         )
 
-    def _fid(self, made: "Made") -> dict[str, Metric]:
-        n, real = len(made.features), self.real.moments
+    def _fid(self, samples: "Pool") -> dict[str, Metric]:
+        n, real = len(samples.features), self.real.moments
         if warning := few_samples(n, self.extractor.dimension):
             self.warnings.append(f"{self.extractor.distance}: {warning}")
-        value = frechet_distance(made.moments, real)
+        value = frechet_distance(samples.moments, real)
         more: dict[str, Any] = {}
         if self.held_out is not None and len(self.held_out) >= n:
             fresh = Moments(self.extractor.dimension).add(self.held_out[:n])
             more["floor"] = frechet_distance(fresh, real)
         if self.extractor.dimension <= BOOTSTRAPPED and n >= 10 * self.extractor.dimension:
-            drawn = frechet_interval(made.features, real, seed=self.seed)
-            # of the distance infinitely many samples would have, which is not below 0
-            more |= {"se": drawn.error, "interval": (max(drawn.low, 0.0), max(drawn.high, 0.0))}
+            choice = frechet_interval(samples.features, real, seed=self.seed)
+            # of the distance that infinitely many samples would have, which is not below 0
+            more |= {"se": choice.error, "interval": (max(choice.low, 0.0), max(choice.high, 0.0))}
         return {self.extractor.distance: self._metric(value, n, **more)}
 
-    def _kid(self, made: "Made") -> dict[str, Metric]:
-        kernel = kernel_distance(made.features, self._features())
+    def _kid(self, samples: "Pool") -> dict[str, Metric]:
+        kernel = kernel_distance(samples.features, self._features())
         interval = normal_interval(kernel.mean, kernel.error) if kernel.error else None
         extra = {"subsets": kernel.subsets, "size": kernel.size}
-        return {
-            "kid": self._metric(
-                *(kernel.mean, len(made.features)), se=kernel.error, interval=interval, extra=extra
-            )
-        }
+        n = len(samples.features)
+        metric = self._metric(kernel.mean, n, se=kernel.error, interval=interval, extra=extra)
+        return {"kid": metric}
 
-    def _is(self, made: "Made") -> dict[str, Metric]:
-        assert made.logits is not None
-        n = len(made.logits)
-        score = inception_score(made.logits, min(10, n))
+    def _is(self, samples: "Pool") -> dict[str, Metric]:
+        assert samples.logits is not None
+        n = len(samples.logits)
+        score = inception_score(samples.logits, min(10, n))
         extra = {"splits": score.splits, "std_over_splits": score.std}
         return {"is": self._metric(score.mean, n, reference=None, extra=extra)}
 
-    def _precision(self, made: "Made") -> dict[str, Metric]:
-        return {"precision": self._share(self._coverage(made).precision, len(made.features))}
+    def _precision(self, samples: "Pool") -> dict[str, Metric]:
+        return {"precision": self._share(self._coverage(samples).precision, len(samples.features))}
 
-    def _recall(self, made: "Made") -> dict[str, Metric]:
+    def _recall(self, samples: "Pool") -> dict[str, Metric]:
         span = min(SPAN, len(self._features()))
-        return {"recall": self._share(self._coverage(made).recall, span)}
+        return {"recall": self._share(self._coverage(samples).recall, span)}
 
     def _features(self) -> Tensor:
-        assert self.real.features is not None  # the constructor has refused the metric else
+        assert self.real.features is not None  # the constructor refuses such metrics
         return self.real.features
 
-    def _coverage(self, made: "Made"):
-        if made.coverage is None:
+    def _coverage(self, samples: "Pool") -> Coverage:
+        if samples.coverage is None:
             real = self._features()
             order = torch.randperm(len(real), generator=generator(0, "span"))
-            made.coverage = precision_recall(made.features, real[order[:SPAN]])
-        return made.coverage
+            samples.coverage = precision_recall(samples.features, real[order[:SPAN]])
+        return samples.coverage
 
-    def _share(self, value: float, n: int, **more) -> Metric:
+    def _share(self, value: float, n: int, **more: Any) -> Metric:
         se = math.sqrt(value * (1 - value) / n)
         return self._metric(value, n, se=se, interval=wilson(value, n), **more)
 
-    def _memorisation(self, made: "Made") -> dict[str, Metric]:
+    def _memorisation(self, samples: "Pool") -> dict[str, Metric]:
         assert self.held_out is not None
-        near = memorisation(made.features, self._features(), self.held_out)
+        near = memorisation(samples.features, self._features(), self.held_out)
         self.neighbours = near.neighbour, near.distance
         extra = {
             k: v for k, v in near._asdict().items() if k not in ("neighbour", "distance", "share")
@@ -257,40 +263,40 @@ class ImageMetrics:
                 f"memorisation: {near.share:.1%} of the samples are nearer to a training image "
                 "than all but 1 % of fresh real images; look at neighbours.png"
             )
-        n = len(made.features)
+        n = len(samples.features)
         return {"memorisation": self._metric(near.share, n, se=near.share_error, extra=extra)}
 
-    def _agreement(self, made: "Made") -> dict[str, Metric]:
-        if made.y is None:
+    def _agreement(self, samples: "Pool") -> dict[str, Metric]:
+        if samples.y is None:
             raise FmdiffError("metrics=[agreement] needs samples with classes")
-        assert made.logits is not None
-        right = (made.logits.argmax(1) == made.y).double().mean().item()
-        return {"agreement": self._share(right, len(made.y), reference="the classes asked for")}
+        assert samples.logits is not None
+        right = (samples.logits.argmax(1) == samples.y).double().mean().item()
+        return {"agreement": self._share(right, len(samples.y), reference="the classes asked for")}
 
-    def _confidence(self, made: "Made") -> dict[str, Metric]:
-        assert made.logits is not None
-        largest = made.logits.double().softmax(1).amax(1)
+    def _confidence(self, samples: "Pool") -> dict[str, Metric]:
+        assert samples.logits is not None
+        largest = samples.logits.double().softmax(1).amax(1)
         share, extra = (largest >= SURE).double().mean().item(), {"mean": largest.mean().item()}
         metric = self._share(share, len(largest), reference=None, extra=extra)
         return {"confidence": metric}
 
-    def _classes(self, made: "Made") -> dict[str, Metric]:
-        assert made.logits is not None
-        k, n = self.extractor.classes, len(made.logits)
-        shares = made.logits.argmax(1).bincount(minlength=k).double() / n
-        known = self.real.labels
-        wanted = torch.full((k,), 1 / k).double()
-        if known is not None:
-            wanted = known.bincount(minlength=k).double() / len(known)
-        extra = {"shares": shares.tolist(), "reference_shares": wanted.tolist()}
-        text = "equal shares" if known is None else f"the labels of {self.real.text}"
-        value = (shares - wanted).abs().sum().item() / 2
+    def _classes(self, samples: "Pool") -> dict[str, Metric]:
+        assert samples.logits is not None
+        k, n = self.extractor.classes, len(samples.logits)
+        shares = samples.logits.argmax(1).bincount(minlength=k).double() / n
+        labels = self.real.labels
+        reference = torch.full((k,), 1 / k).double()
+        if labels is not None:
+            reference = labels.bincount(minlength=k).double() / len(labels)
+        extra = {"shares": shares.tolist(), "reference_shares": reference.tolist()}
+        text = "equal shares" if labels is None else f"the labels of {self.real.text}"
+        value = (shares - reference).abs().sum().item() / 2
         return {"classes": self._metric(value, n, reference=text, extra=extra)}
 
 
 @dataclass
-class Made:
-    """What is known of the samples that were taken in."""
+class Pool:
+    """All samples that were taken in, as the extractor sees them."""
 
     features: Tensor
     moments: Moments

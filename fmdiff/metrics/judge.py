@@ -1,4 +1,4 @@
-"""What judges samples: metrics against real data, chosen by metrics=, features= and against=."""
+"""Judges of samples: metrics against real data, chosen by metrics=, features= and against=."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,175 +10,183 @@ from torch import Tensor
 from fmdiff import files
 from fmdiff.build import build, config_folder, named
 from fmdiff.data import saved
+from fmdiff.data.base import Data
 from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.machine.progress import Bar
-from fmdiff.metrics import reference
+from fmdiff.metrics import reference as statistics
 from fmdiff.metrics.features import Features, extractor_of, for_data
 from fmdiff.metrics.frechet import gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
 from fmdiff.metrics.metric import Metric
-from fmdiff.metrics.points import chosen, measures, point_metrics
+from fmdiff.metrics.points import measures, measures_of, point_metrics
 
 SPLITS = ("train", "test")
 
 
 class Judge(Protocol):
-    """Takes batches of samples in and gives their metrics at the end."""
+    """Takes in batches of samples and gives their metrics at the end."""
 
-    warnings: list[str]
+    warnings: list[str]  # what a reader of the metrics must know
 
     @property
     def columns(self) -> list[str]:
-        """What the metrics are called."""
+        """The names of the metrics."""
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Images uint8 (B, H, W, C) or points (B, d), and the classes they were asked for."""
+        """Take in images uint8 (B, H, W, C) or points (B, d), and the classes (B,) meant."""
 
-    def results(self) -> dict[str, Metric]: ...
+    def results(self) -> dict[str, Metric]:
+        """The metrics of all samples taken in, by name."""
 
     def clear(self) -> None:
         """Forget the samples, not the reference."""
 
 
 class PointMetrics:
-    """Metrics of points against fresh points of a data set, or against given ones (m, d).
+    """Metrics of points against fresh points of a data set, or against points (m, d) of a file.
 
-    With `spread` those that all processes of the default group took in: see ImageMetrics.
+    names: null takes all that the data set allows. With `spread` each process of the default
+    group takes in its own samples, and `results`, which all must call, is of all of them.
+    Raises FmdiffError for a name that the data set does not allow.
     """
 
     def __init__(
         self,
         names: Sequence[str] | None,
-        data,
-        given: Tensor | None,
+        data: Data | None,
+        reference: Tensor | None,
         seed: int,
         spread: bool = False,
     ) -> None:
-        self.names = list(chosen(names or list(measures(data)), data))
-        self.data, self.given, self.seed, self.spread = data, given, seed, spread
+        self.names = list(measures_of(names or list(measures(data)), data))
+        self.data, self.reference, self.seed, self.spread = data, reference, seed, spread
         self.warnings: list[str] = []
         self.clear()
 
     @property
     def columns(self) -> list[str]:
+        """The names of the metrics."""
         return self.names
 
     def clear(self) -> None:
+        """Forget the samples, not the reference."""
         self.points: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take in points (B, d); their classes are not used."""
         self.points.append(x.float().cpu())
 
     def results(self) -> dict[str, Metric]:
+        """The metrics of all points taken in, by name; see `point_metrics`."""
         x = torch.cat(self.points)
         if self.spread:
             x = gather(x)
-        n = len(x) if self.given is None else min(len(x), len(self.given))
-        return point_metrics(self.names, x, self.data, n, self.seed, self.given)
+        n = len(x) if self.reference is None else min(len(x), len(self.reference))
+        return point_metrics(self.names, x, self.data, n, self.seed, self.reference)
 
 
 class Against(NamedTuple):
-    """What samples are compared with: a split of a data set, samples in files, or statistics."""
+    """What samples are compared with: a split of a data set, samples of a file, or statistics."""
 
-    data: Any = None
+    data: Data | None = None
     split: str = "train"
     samples: Tensor | None = None
     statistics: Path | None = None
 
 
-def against(said: str | None, data: Any, channels: int = 1) -> Against:
-    """What against= means; data is the data set the samples stand for, which null stands for.
+def against(value: str | None, data: Data | None, channels: int = 1) -> Against:
+    """What `against=value` means.
 
-    channels: of the samples, which grey pictures of a folder take on.
-
-    Raises FmdiffError for what is neither a file nor a folder nor the name of a data set.
+    data: the data set that the samples stand for, which null means. channels: of the samples,
+    which grey pictures of a folder take on. Raises FmdiffError for a value that is neither a file
+    nor a folder nor the name of a data set.
     """
-    if said is None:
+    if value is None:
         if data is None:
             raise FmdiffError("against= is needed: a data set, a .npz or a folder of images")
         return Against(data)
-    path = Path(said).expanduser()
+    path = Path(value).expanduser()
     if "mu" in files.npz_names(path):
         return Against(statistics=path)
     if path.exists():
         return Against(samples=saved.read(path, "against", channels)[0])
-    name, _, split = said.partition(":")
+    name, _, split = value.partition(":")
     sets = sorted(file.stem for file in (config_folder() / "data").glob("*.yaml"))
     if name not in sets:
         raise FmdiffError(
-            f"against={said} is no file or folder, no data set and not exact; "
+            f"against={value} is no file or folder, no data set and not exact; "
             f"{nearest(name, sets)}"
         )
-    found = data if name == _name(data) else named("data", name)
-    if split and split not in found.splits:
-        raise FmdiffError(
-            f"against={said}: {name} has no split {split!r}; "
-            + (f"choose {name}:train or {name}:test" if found.splits else f"say against={name}")
-        )
-    return Against(found, split or "train")
+    other: Data = data if data is not None and name == data.name else named("data", name)
+    if split and split not in other.splits:
+        advice = f"choose {name}:train or {name}:test" if other.splits else f"say against={name}"
+        raise FmdiffError(f"against={value}: {name} has no split {split!r}; {advice}")
+    return Against(other, split or "train")
 
 
 def judge(
     settings: dict[str, Any],
-    data: Any,
+    data: Data | None,
     shape: tuple[int, ...],
     classes: int,
     seed: int,
-    device,
+    device: str | torch.device,
     spread: bool = False,
 ) -> Judge:
-    """The judge that the keys metrics, features and against ask for.
+    """The judge that the keys metrics, features and against of the settings ask for.
 
     data: the data set that samples of `shape` and `classes` stand for, or None. spread: each rank
-    takes in its own samples, and all ask for the results.
-
-    Raises FmdiffError for what does not go together.
+    takes in its own samples, and all ask for the results. Raises FmdiffError for settings that do
+    not go together.
     """
     channels = shape[0] if len(shape) == 3 else 1
-    real, names = against(settings["against"], data, channels), settings["metrics"]
+    real = against(settings["against"], data, channels)
+    _check_shape(real, shape, f"against={settings['against']}")
+    if len(shape) == 1:
+        if real.statistics is not None:
+            raise FmdiffError(f"against={real.statistics}: points are compared with points")
+        return PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
+    extractor = _extractor(settings["features"], real.data or data, shape).to(device)
+    names = settings["metrics"] or _usual(real, classes, extractor)
+    held_out = None
+    if real.statistics is not None:
+        reference = _statistics(real.statistics, extractor)
+    elif real.samples is not None:
+        reference = real_images(extractor, real.samples, "files", "all")
+    else:
+        images: Any = real.data
+        reference = split_features(extractor, images, real.split)
+        if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
+            held_out = split_features(extractor, images, SPLITS[real.split == "train"]).features
+    judge = ImageMetrics(names, extractor, reference, held_out, seed, spread)
+    if settings["against"] and data is not None and _name(real.data) != _name(data):
+        judge.warnings.append(
+            f"the samples stand for {_name(data)} and are compared with {reference.text}"
+        )
+    if "fid" in names and extractor.distance != "fid":
+        judge.warnings.append(
+            f"the Frechet distance is {extractor.distance}, of the features of "
+            f"features={extractor.name}; only features=inception gives FID"
+        )
+    return judge
+
+
+def _check_shape(real: Against, shape: tuple[int, ...], option: str) -> None:
+    """Raises FmdiffError if samples of `shape` cannot be compared with what `option` means."""
     other = tuple(shape if real.data is None else real.data.shape)
     if real.samples is not None:
         if len(real.samples) < 2:
-            raise FmdiffError(
-                f"against={settings['against']} holds one sample, and a metric needs 2 at least"
-            )
+            raise FmdiffError(f"{option} holds one sample, and a metric needs 2 at least")
         *size, last = real.samples.shape[1:]
         other = (last, *size)  # pixels are (N, H, W, C)
     if other != tuple(shape):
         raise FmdiffError(
-            f"against={settings['against']} is data of shape {list(other)}, and the samples have "
-            f"shape {list(shape)}"
+            f"{option} is data of shape {list(other)}, and the samples have shape {list(shape)}"
         )
-    if len(shape) == 1:
-        if real.statistics is not None:
-            raise FmdiffError(f"against={real.statistics}: points are compared with points")
-        return PointMetrics(names, real.data, real.samples, seed, spread)
-    extractor = _extractor(settings["features"], real.data or data, shape).to(device)
-    names = names or _usual(real, classes, extractor)
-    held_out = None
-    if real.statistics is not None:
-        compared = _statistics(real.statistics, extractor)
-    elif real.samples is not None:
-        compared = real_images(extractor, real.samples, "files", "all")
-    else:
-        compared = split_features(extractor, real.data, real.split)
-        if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
-            held_out = split_features(extractor, real.data, SPLITS[real.split == "train"]).features
-    made = ImageMetrics(names, extractor, compared, held_out, seed, spread)
-    if settings["against"] and data is not None and _name(real.data) != _name(data):
-        made.warnings.append(
-            f"the samples stand for {_name(data)} and are compared with {compared.text}"
-        )
-    if "fid" in names and extractor.distance != "fid":
-        made.warnings.append(
-            f"the Frechet distance is {extractor.distance}, of the features of "
-            f"features={extractor.name}; only features=inception gives FID"
-        )
-    return made
 
 
-def _extractor(spec: dict | None, data: Any, shape: tuple[int, ...]) -> Features:
+def _extractor(spec: dict | None, data: Data | None, shape: tuple[int, ...]) -> Features:
     if spec is not None:
         return extractor_of(build(spec))
     choice = for_data(_name(data), shape)
@@ -191,18 +199,19 @@ def _extractor(spec: dict | None, data: Any, shape: tuple[int, ...]) -> Features
 
 
 def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
-    """The metrics taken where none are named."""
+    """The metrics of images where metrics= is null."""
     names = ["fid"] if real.statistics is not None else ["fid", "kid", "precision", "recall"]
     return names + ["agreement", "confidence"] * (classes == extractor.classes > 0)
 
 
 def _statistics(path: Path, extractor: Features) -> Real:
-    found = reference.load(path, extractor, features="features" in files.npz_names(path))
-    text = f"the statistics {path.name}" + (f" of {found.count:,} images" if found.count else "")
-    return Real(text, found, found.features)
+    stored = statistics.load(path, extractor, features="features" in files.npz_names(path))
+    text = f"the statistics {path.name}" + (f" of {stored.count:,} images" if stored.count else "")
+    return Real(text, stored, stored.features)
 
 
 def split_features(extractor: Features, data: Images, split: str) -> Real:
+    """The images of a split, train or test, as an extractor sees them; prepares the data."""
     data.prepare()
     pixels, labels = data.train if split == "train" else data.test
     name = _name(data) or type(data).__name__.lower()
@@ -210,6 +219,6 @@ def split_features(extractor: Features, data: Images, split: str) -> Real:
         return real_images(extractor, pixels.permute(0, 2, 3, 1), name, split, labels, bar)
 
 
-def _name(data: Any) -> str | None:
-    """The name of the YAML of a data set that is downloaded, or None."""
+def _name(data: Data | None) -> str | None:
+    """The name of the YAML of a data set whose files fmdiff looks after, or None."""
     return None if data is None else data.name

@@ -10,11 +10,13 @@ from fmdiff.errors import FmdiffError
 
 
 class Kernel(NamedTuple):
+    """A kernel distance over subsets of the samples."""
+
     mean: float
     std: float  # of the subsets' values: what torch-fidelity prints after "+-"
     error: float  # standard error of the mean, for the choice of the samples and of the subsets
     subsets: int
-    size: int  # samples per subset, fewer than asked when there were fewer
+    size: int  # samples per subset, at most as many as there are
 
 
 def kernel_distance(
@@ -23,15 +25,15 @@ def kernel_distance(
     """KID of features (n_a, d), (n_b, d): the mean of `mmd2` over random subsets of both.
 
     A subset takes min(size, n_a, n_b) rows of each set without replacement. `seed` is that of
-    NumPy's RandomState, which draws the subsets torch-fidelity draws with the same seed. The
-    value is unbiased whatever the size, and may be below 0. Subsets share rows, so that
-    std/sqrt(subsets) tells of their choice alone, a tenth of the error where a subset is the
-    whole set. The choice of the samples is added to first order (Hoeffding's projection):
+    NumPy's RandomState, which draws the subsets that torch-fidelity draws with the same seed. The
+    value is unbiased whatever the size, and may be below 0. Subsets share rows, so
+    std/sqrt(subsets) is the error of their choice alone: a tenth of the whole where a subset is
+    the whole set. The choice of the samples adds, to first order (Hoeffding's projection):
 
         error^2 = std^2 / subsets + 4 var_i(u_i) / n_a + 4 var_j(w_j) / n_b,
 
-    u_i = mean_{i'} k(a_i, a_i') - mean_j k(a_i, b_j) and w_j likewise, with the variances inside a
-    subset, which makes it somewhat too large for sets of equal laws.
+    u_i = mean_{i'} k(a_i, a_i') - mean_j k(a_i, b_j) and w_j likewise. The variances are those in
+    a subset, which makes the error somewhat too large for sets of equal laws.
     Raises FmdiffError for fewer than 2 samples (Binkowski et al., 2018).
     """
     a, b = a.double(), b.to(a.device, torch.float64)
@@ -41,11 +43,11 @@ def kernel_distance(
     if len(a) == len(b) == size:
         subsets = 1  # each would be the whole of both
     random = np.random.RandomState(seed)
-    found = []
+    subset_values = []
     for _ in range(subsets):
         rows, others = (random.choice(len(s), size, replace=False) for s in (a, b))
-        found.append(_compare(a[torch.from_numpy(rows)], b[torch.from_numpy(others)]))
-    values, of_a, of_b = torch.tensor(found, dtype=torch.float64).T
+        subset_values.append(_compare(a[torch.from_numpy(rows)], b[torch.from_numpy(others)]))
+    values, of_a, of_b = torch.tensor(subset_values, dtype=torch.float64).T
     std = values.std(correction=0).item()
     samples = 4 * (of_a.mean() / len(a) + of_b.mean() / len(b)).item()
     error = (std**2 / subsets + samples) ** 0.5

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fmdiff.errors import FmdiffError
 
-ROWS = 1024  # rows of a distance matrix held at a time
+ROWS = 1024  # rows of a distance matrix in memory at a time
 
 
 class Coverage(NamedTuple):
+    """Precision and recall with k nearest neighbours."""
+
     precision: float
     recall: float
     k: int
@@ -59,15 +61,15 @@ def radii(features: Tensor, k: int) -> Tensor:
 def nearest(queries: Tensor, keys: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Distance (n,) and index (n,) of the nearest row of keys (m, d) to each of queries (n, d).
 
-    skip (n,): a key that is not looked at, for queries that are keys themselves.
+    skip (n,): the index of a key that does not count, for queries that are keys themselves.
     """
     queries, keys = _double(queries, keys)
-    found = []
+    minima = []
     for rows, distance in _blocks(queries, keys):
         if skip is not None:
             distance.scatter_(1, skip[rows, None].to(distance.device), torch.inf)
-        found.append(distance.min(1))
-    distances, indices = zip(*found, strict=True)
+        minima.append(distance.min(1))
+    distances, indices = zip(*minima, strict=True)
     return torch.cat(distances), torch.cat(indices)
 
 
@@ -83,7 +85,10 @@ def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 class Memorisation(NamedTuple):
-    """Where a model that learnt the distribution and copies nothing is expected is in brackets."""
+    """How near generated images are to training images.
+
+    In brackets stands what a model gives that has learnt the distribution and copies nothing.
+    """
 
     generated: float  # median distance of a generated image to its nearest training image
     held_out: float  # the same of held-out images
@@ -100,10 +105,11 @@ class Memorisation(NamedTuple):
 def memorisation(
     generated: Tensor, train: Tensor, held_out: Tensor, level: float = 0.01
 ) -> Memorisation:
-    """Are generated images nearer to training images than fresh real images are?
+    """Whether generated images are nearer to training images than fresh real images are.
 
-    Features (n, d), (m, d), (l, d) of one extractor; held_out is real data that was never trained
-    on, train what was. With D(g) the distance to the nearest training image:
+    generated (n, d), train (m, d) and held_out (l, d): features of one extractor. held_out are
+    those of real images that were not trained on. With D(g) the distance to the nearest training
+    image:
 
         threshold = the `level` quantile of D over held_out,
         share = share of generated images with D(g) < threshold,
@@ -112,8 +118,8 @@ def memorisation(
 
     A share well above `level`, in units of share_error, or an authenticity well below that of
     held-out images, is a sign of copying. A ratio above 1 or a share of 0 is no sign of health:
-    blurred and wrong images are far from everything. A copy of a training image that is left out
-    of `train` cannot be seen.
+    blurred and wrong images are far from everything. Copies of training images that are not in
+    `train` go unnoticed.
     Raises FmdiffError for an empty set or fewer than 2 training images.
     """
     if len(train) < 2 or not len(generated) or not len(held_out):
@@ -123,7 +129,7 @@ def memorisation(
         )
     distance, index = nearest(generated, train)
     real, real_index = nearest(held_out, train)
-    # distances between training images are asked only for those that were found
+    # distances between training images are needed only for the nearest ones
     used, place = torch.cat([index, real_index]).unique(return_inverse=True)
     between = nearest(train[used.to(train.device)], train, skip=used)[0].to(distance)[place]
     authentic = (torch.cat([distance, real]) > between).double()

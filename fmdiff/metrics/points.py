@@ -1,4 +1,4 @@
-"""Metrics of samples of a point data set, and of all of them at once."""
+"""Metrics of samples of a point data set."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
 from fmdiff.metrics import distances
@@ -20,11 +21,11 @@ from fmdiff.randomness import key
 ROWS = 1024  # points whose densities under all components are held at a time
 
 
-def nll(samples: Tensor, reference: Tensor, data) -> Metric:
+def nll(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     """mean -log p(sample), p the exact density of `data`, a Gaussian mixture; sets (n, d).
 
     For exact samples this is the entropy of p, estimated beside it by mean -log p(reference).
-    A value below the entropy is no merit: it says that samples crowd where p is large.
+    A value below the entropy is no merit: samples then crowd where p is large.
     """
     field, one = exact(data, CondOT()), torch.ones((), dtype=torch.float64)
     values, entropies = (
@@ -47,14 +48,16 @@ def _standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values))
 
 
-def modes(samples: Tensor, reference: Tensor, data) -> Metric:
+def modes(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     """max_k |share_k - w_k|, share_k = mean over samples of the posterior of component k.
 
     The expectation of share_k is w_k for exact samples even where components overlap. se is the
-    binomial standard error of the worst component, the interval the one that Wilson's intervals
-    of all components (Bonferroni) leave for the maximum. reference is not used.
+    binomial standard error of the worst component; the interval is the one that Wilson's intervals
+    of all components (Bonferroni) leave for the maximum. `reference` is not used.
     """
-    weights, means, covs = (c[data.mixture()[0] > 0] for c in data.mixture())
+    mixture = data.mixture()
+    assert mixture is not None  # else `measures` does not offer it
+    weights, means, covs = (c[mixture[0] > 0] for c in mixture)
     components = torch.distributions.MultivariateNormal(means, covs)
     posterior = torch.cat(
         [
@@ -84,10 +87,11 @@ def _binomial(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def off_support(samples: Tensor, reference: Tensor, data) -> Metric:
-    """The share of samples where (almost) no real point is, as data.off_support says."""
-    share = data.off_support(samples).double().mean().item()
-    real = data.off_support(reference).double().mean().item()
+def off_support(samples: Tensor, reference: Tensor, data: Data) -> Metric:
+    """The share of samples that lie where (almost) no real point does, by data.off_support."""
+    outside, outside_real = data.off_support(samples), data.off_support(reference)
+    assert outside is not None and outside_real is not None  # else `measures` does not offer it
+    share, real = outside.double().mean().item(), outside_real.double().mean().item()
     n = len(samples)
     return Metric(
         value=share,
@@ -99,42 +103,43 @@ def off_support(samples: Tensor, reference: Tensor, data) -> Metric:
 
 
 class Measure(NamedTuple):
+    """A metric of points, and how its noise floor is measured."""
+
     metric: Callable[[Tensor, Tensor], Metric]  # of samples and reference
     value: Callable[[Tensor, Tensor], float]  # its value alone, or its size if it is unbiased
-    pairs: int  # of fresh sets for the floor
+    pairs: int  # pairs of fresh sets for the floor
 
 
-def measures(data) -> dict[str, Measure]:
-    """The metrics `data` allows, by name."""
-    found = {
+def measures(data: Data | None) -> dict[str, Measure]:
+    """The metrics that a data set allows, by name; None: points of a file."""
+    by_name = {
         "sw2": Measure(distances.sw2, distances.sliced_wasserstein2, 32),
         "w2": Measure(distances.w2, distances.wasserstein2, 8),
     }
-    for name in ("mmd2", "energy"):
-        kernel = getattr(distances, name)
-        found[name] = Measure(kernel, partial(_size, kernel), 8)
-    allowed = []
+    for kernel in (distances.mmd2, distances.energy):
+        by_name[kernel.__name__] = Measure(kernel, partial(_size, kernel), 8)
+    own: list[Callable[..., Metric]] = []
     if data is not None and data.mixture() is not None:
-        allowed += [nll, modes]
+        own += [nll, modes]
     if data is not None and data.off_support(torch.zeros(1, *data.shape)) is not None:
-        allowed.append(off_support)
-    for metric in allowed:
+        own.append(off_support)
+    for metric in own:
         bound = partial(metric, data=data)
-        found[metric.__name__] = Measure(bound, partial(_value, bound), 32)
-    return found
+        by_name[metric.__name__] = Measure(bound, partial(_value, bound), 32)
+    return by_name
 
 
-def chosen(names: Sequence[str], data) -> dict[str, Measure]:
-    """Those of `measures` that are named. Raises FmdiffError for one `data` does not allow."""
-    known = measures(data)
+def measures_of(names: Sequence[str], data: Data | None) -> dict[str, Measure]:
+    """The `measures` of these names. Raises FmdiffError for one that `data` does not allow."""
+    by_name = measures(data)
     for name in names:
-        if name not in known:
+        if name not in by_name:
             raise FmdiffError(
                 f"metrics=[{name}] cannot be had for "
                 f"{'points of a file' if data is None else f'{type(data).__name__} data'}; "
-                f"{nearest(name, known)}"
+                f"{nearest(name, by_name)}"
             )
-    return {name: known[name] for name in names}
+    return {name: by_name[name] for name in names}
 
 
 def _value(metric: Callable[[Tensor, Tensor], Metric], a: Tensor, b: Tensor) -> float:
@@ -146,10 +151,11 @@ def _size(metric: Callable[[Tensor, Tensor], Metric], a: Tensor, b: Tensor) -> f
 
 
 @lru_cache(maxsize=64)
-def floor(name: str, data, n: int) -> float:
+def floor(name: str, data: Data, n: int) -> float:
     """The median of a metric between pairs of fresh sets of n points of `data`.
 
-    32 pairs, 8 for w2, mmd2 and energy; of the last two, which may be negative, the median size.
+    There are 32 pairs, 8 for w2, mmd2 and energy. The last two may be negative, and their median
+    size is taken.
     """
     measure = measures(data)[name]
 
@@ -162,35 +168,39 @@ def floor(name: str, data, n: int) -> float:
 def point_metrics(
     names: Sequence[str],
     samples: Tensor,
-    data,
+    data: Data | None,
     n: int,
     seed: int = 0,
-    given: Tensor | None = None,
+    points: Tensor | None = None,
 ) -> dict[str, Metric]:
     """The metrics `names` of the first n of `samples` (N, d), against n fresh points of `data`.
 
-    The fresh points are a function of (seed, data, n) and no sample of model=data. given (M, d)
-    takes their place with data=None, and no floor is known then. Raises FmdiffError for a name
-    `data` does not allow, fewer than n samples, n < 4, or samples that are not finite.
+    The fresh points are a function of (seed, data, n), and model=data does not sample them.
+    `points` (M, d) take their place where data is None; there is no floor then. Raises
+    FmdiffError for a name that `data` does not allow, n < 4, fewer than n samples, and samples
+    that are not finite.
     """
-    known = chosen(names, data)
+    by_name = measures_of(names, data)
     if not 4 <= n <= len(samples):
         raise FmdiffError(f"n={n} must be from 4 to the number of samples, {len(samples)}")
     x = samples[:n].detach().cpu()
-    shape = data.shape if given is None else tuple(given.shape[1:])
+    if data is not None:
+        shape, points = data.shape, data.sample(0, n, key(seed, "metrics"))[0]
+    else:
+        assert points is not None
+        shape, points = tuple(points.shape[1:]), points[:n]
     if x.shape[1:] != shape:
-        raise FmdiffError(f"samples of shape {(*x.shape[1:],)} are not of data {shape}")
+        raise FmdiffError(f"samples of shape {tuple(x.shape[1:])} are not of data {shape}")
     broken = int((~x.isfinite()).any(1).sum())
     if broken:
         raise FmdiffError(f"metrics={list(names)}: {broken} of n={n} samples are not finite")
-    reference = data.sample(0, n, key(seed, "metrics"))[0] if given is None else given[:n]
-    found = {}
+    metrics = {}
     for name in names:
-        metric = known[name].metric(x, reference)
-        if given is None:
+        metric = by_name[name].metric(x, points)
+        if data is not None:
             against = f"{metric.n} fresh points of {type(data).__name__}, seed {seed}"
             metric = replace(metric, floor=floor(name, data, n))
         else:
             against = f"{metric.n} points of a file"
-        found[name] = replace(metric, reference=metric.reference or against)
-    return found
+        metrics[name] = replace(metric, reference=metric.reference or against)
+    return metrics

@@ -1,4 +1,4 @@
-"""The Inception Score: how sure a classifier is of each image and how varied its answers are."""
+"""The Inception Score: how sure a classifier is of each image, and how varied the images are."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ from fmdiff.errors import FmdiffError
 
 
 class Score(NamedTuple):
+    """An Inception Score over splits of the images."""
+
     mean: float
     std: float  # over the splits, not a standard error of the mean
     splits: int
@@ -19,9 +21,9 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     """IS = exp( mean_i KL(p(y|x_i) || p(y)) ),  p(y) = mean_i p(y|x_i),  1 <= IS <= K.
 
     logits (n, K), p(y|x) their softmax. The images are shuffled by NumPy's RandomState(seed), as
-    torch-fidelity does, or kept in order with seed=None, cut into `splits` parts, and the score
-    of each part is taken (Salimans et al., 2016). A part of n/splits images cannot score above
-    n/splits. Raises FmdiffError for fewer images than splits.
+    torch-fidelity does (seed=None: they stay in order), and cut into `splits` parts, and the
+    scores of the parts are averaged (Salimans et al., 2016). A part of n/splits images cannot
+    score above n/splits. Raises FmdiffError for fewer images than splits.
     """
     n = len(logits)
     if not 1 <= splits <= n:
@@ -33,8 +35,8 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -
     for i in range(splits):
         part = log_p[i * n // splits : (i + 1) * n // splits]
         p = part.exp()
-        # a class that no image can have adds 0, not 0 * -inf
+        # a class of probability 0 adds 0, not 0 * -inf
         terms = torch.where(p > 0, p * (part - p.mean(0).log()), 0)
         scores.append(terms.sum(1).mean().exp())
-    drawn = torch.stack(scores)
-    return Score(drawn.mean().item(), drawn.std(correction=0).item(), splits)
+    values = torch.stack(scores)
+    return Score(values.mean().item(), values.std(correction=0).item(), splits)
