@@ -7,6 +7,7 @@ log_p = fmdiff.log_prob(field, samples.x)
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -14,17 +15,48 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "fmdiff.loading",
     "generate": "fmdiff.sampling",
+    "Sampler": "fmdiff.sampling",
     "log_prob": "fmdiff.likelihood",
     "train": "fmdiff.commands.python",
     "FmdiffError": "fmdiff.errors",
 }
-__all__ = ["FmdiffError", "generate", "load", "log_prob", "path", "train"]
+# modules that can be reached as fmdiff.NAME; fmdiff.field is also a function, see there
+_MODULES = (
+    "classifier",
+    "coupling",
+    "custom",
+    "data",
+    "exact",
+    "field",
+    "fitted",
+    "guidance",
+    "integration",
+    "inversion",
+    "likelihood",
+    "metrics",
+    "models",
+    "objectives",
+    "path",
+    "randomness",
+    "sampling",
+    "schedules",
+    "solvers",
+    "source",
+    "systems",
+    "times",
+    "trajectory",
+)
+__all__ = [*_PUBLIC, *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     try:
         return importlib.import_module(f"fmdiff.{name}")
     except ModuleNotFoundError:
         raise AttributeError(f"module 'fmdiff' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({"__version__", *_PUBLIC, *_MODULES})

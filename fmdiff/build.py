@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fmdiff.errors import FmdiffError, culprit, nearest, users
 
@@ -26,7 +26,7 @@ CONTRACTS = {
     "fmdiff.schedules": "builtins.object",
     "fmdiff.fitted": "builtins.object",
     "fmdiff.optim": "torch.optim.Optimizer",
-    "fmdiff.solvers": "builtins.object",
+    "fmdiff.solvers": "fmdiff.solvers.solver.Solver",
     "fmdiff.objectives": "builtins.object",
     "fmdiff.models": "torch.nn.Module",
     "fmdiff.data": "fmdiff.data.base.Data",
@@ -64,6 +64,30 @@ def contract(module: str) -> str | None:
     parts = module.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((CONTRACTS[prefix] for prefix in prefixes if prefix in CONTRACTS), None)
+
+
+T = TypeVar("T")
+
+
+class Described:
+    """What a YAML describes shows itself as the call that makes it, as VP(rate_min=0.1, ...).
+
+    The value of a parameter is the attribute of its name, or of _name where a method has the name.
+    """
+
+    def __repr__(self) -> str:
+        values = {name.removeprefix("_"): value for name, value in vars(self).items()}
+        names = [name for name in inspect.signature(type(self)).parameters if name in values]
+        shown = ", ".join(f"{name}={values[name]!r}" for name in names)
+        return f"{type(self).__name__}({shown})"
+
+
+def of_class(thing: object, base: type[T]) -> T:
+    """The thing itself. Raises FmdiffError unless its class derives from `base`."""
+    if isinstance(thing, base):
+        return thing
+    name = thing.__name__ if inspect.isroutine(thing) else type(thing).__name__
+    raise FmdiffError(f"{name} must derive from {base.__module__}.{base.__name__}")
 
 
 def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
@@ -206,6 +230,11 @@ def named(group: str, name: str, *args: Any, **changes: Any) -> Any:
 
     It may be asked for by a file, so only our own YAML files and what they name are taken.
     """
+    return build({**spec_of(group, name), **changes}, *args, trust=())
+
+
+def spec_of(group: str, name: str) -> dict[str, Any]:
+    """What configs/GROUP/NAME.yaml says. Raises FmdiffError for a name it does not have."""
     from omegaconf import OmegaConf
 
     folder = config_folder() / group
@@ -215,7 +244,8 @@ def named(group: str, name: str, *args: Any, **changes: Any) -> Any:
             f"unknown {group} {name!r}; {nearest(name, (p.stem for p in folder.glob('*.yaml')))}"
         )
     spec = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
-    return build({**spec, **changes}, *args, trust=())  # type: ignore[dict-item]
+    assert isinstance(spec, dict)
+    return {str(key): value for key, value in spec.items()}
 
 
 def config_folder() -> Path:

@@ -73,6 +73,9 @@ class Mixture(Field):
         masked = self.log_weights + _label_mask(self.given, self.y, self.classes)
         return self._posterior(x_t, t)[0].logsumexp(-1) - masked.logsumexp(-1).to(x_t)
 
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.log_prob(z, t)
+
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         self.evaluations += len(x_t)
         log_p, u, cu, a = self._posterior(x_t, t)
@@ -165,6 +168,9 @@ class Empirical(Field):
             shares = (torch.zeros_like(squares) + mask.to(z.device)).log_softmax(-1).flatten()
             found.append((shares - squares / (2 * b * b)).logsumexp(0) - size)
         return torch.stack(found).to(x_t)
+
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.log_prob(z, t)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         edge = torch.tensor(1 - 1e-3, dtype=torch.float64)

@@ -2,16 +2,23 @@
 
 A field answers `field(x_t, t) -> v` and `field.predict(x_t, t, kind)` for x_t (B, *shape) and t of
 shape () or (B,), and says by `field.interval(kind)` where it may be asked. A network, a guided
-pair, an exact mixture (exact.py) and a field seen along another path are all fields.
+pair, an exact mixture (exact.py), a plain function and a field along another path are all fields.
 """
 
 import copy
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fmdiff.build import of_class, spec_of
 from fmdiff.errors import FmdiffError
-from fmdiff.path import CondOT, Kind, Path, expand
+from fmdiff.path import CondOT, Kind, Path, expand, from_spec
 from fmdiff.source import Normal, Source
 
 # A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
@@ -22,6 +29,7 @@ EDGE = 0.01
 class Field:
     """The interface; `shape` and `classes` are the data's, `evaluations` counts rows asked."""
 
+    net: nn.Module | None = None  # the network that answers, if one does
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
@@ -50,6 +58,16 @@ class Field:
         """States at time t for noise eps (B, *shape) of the samples first, first + 1, ..."""
         raise NotImplementedError
 
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        """log p_t(z) (B,) of states z (B, *shape) at time t (), where the field begins.
+
+        Raises FmdiffError for a field, or a source, without a known density.
+        """
+        raise FmdiffError(
+            f"{type(self).__name__} has no density at t = 0: give ckpt=RUN, or model=exact or "
+            "empirical with data=NAME"
+        )
+
     def bind(self, y: Tensor) -> "Field":
         """The same field with the class labels y (B,) fixed."""
         raise NotImplementedError
@@ -63,12 +81,18 @@ class Field:
         """
         return in_turn(classes, self.classes, self.kept, start, stop)
 
-    def to(self, device, dtype: torch.dtype) -> "Field":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Field":
+        """The field that computes there and in that precision; a network itself is moved."""
         raise NotImplementedError
 
     def reset(self) -> None:
         """Count evaluations from 0."""
         self.evaluations = 0
+
+    def __repr__(self) -> str:
+        values = vars(self)
+        names = [name for name in ("path", "shape", "classes") if values.get(name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={values[name]!r}' for name in names)})"
 
 
 def in_turn(
@@ -132,6 +156,7 @@ class NetField(Field):
         self.gaussian = self.source.gaussian and not coupled
 
     def rms(self, kind: Kind, t: Tensor) -> Tensor:
+        """The root mean square of a quantity at t, shaped like t."""
         a, b = self.path.row(kind, t)
         return (a * a * self.data_std**2 + b * b * self.source.std**2).sqrt()
 
@@ -190,10 +215,19 @@ class NetField(Field):
         bound.y, bound.evaluations = y, 0
         return bound
 
-    def to(self, device, dtype: torch.dtype) -> "NetField":
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        scale = self.rms("x_t", t) / self.source.std
+        return self.source.log_prob(z / scale) - math.prod(self.shape) * scale.log()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         assert self.net is not None
         self.net.to(device=device, dtype=dtype)
         return self
+
+    def __repr__(self) -> str:
+        words = f"{type(self.net).__name__}, prediction={self.prediction!r}, path={self.path!r}"
+        classes = f", classes={self.classes}" if self.classes else ""
+        return f"NetField({words}, shape={self.shape}{classes})"
 
 
 class Around(Field):
@@ -219,6 +253,9 @@ class Around(Field):
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         return self.field.start(eps, t, first, seed)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.field!r})"
 
 
 class Along(Around):
@@ -262,10 +299,94 @@ class Along(Around):
         inner, scale = self._inner(t)
         return self.field.start(eps, inner, first, seed) / scale
 
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        inner, scale = self._inner(t)
+        return self.field.prior(scale * z, inner) + math.prod(self.shape) * scale.log()
+
     def bind(self, y: Tensor) -> "Along":
         return Along(self.field.bind(y), self.path)
+
+    def __repr__(self) -> str:
+        return f"Along({self.field!r}, {self.path!r})"
 
 
 def Straight(field: Field) -> Field:
     """The field in straight coordinates x_r = r x + (1 - r) eps, where v is `straight`."""
     return field if isinstance(field.path, CondOT) else Along(field, CondOT())
+
+
+class FunctionField(NetField):
+    """A plain function in place of a network: its answer is taken as it is.
+
+    fn(x_t, t) gives the quantity `kind` of x_t (B, *shape) at t, which is of shape (), or (B,)
+    where a solver is adaptive. interval: the times at which it may be asked, all where the path
+    allows it by default. Sampling starts from beta eps, or with noise of std
+    sqrt(alpha^2 data_std^2 + beta^2) where alpha is not 0.
+
+    Raises FmdiffError for an interval outside [0, 1] and, when asked, for an answer that is no
+    tensor of the shape of x_t.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor, Tensor], Tensor],
+        path: Path,
+        shape: tuple[int, ...],
+        kind: Kind = "v",
+        interval: tuple[float, float] = (0.0, 1.0),
+        data_std: float = 1.0,
+    ) -> None:
+        super().__init__(None, path, kind, data_std, 0.0, shape)
+        self.fn, self.times = fn, interval
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise FmdiffError(f"interval={interval}: (lo, hi) with 0 <= lo < hi <= 1 is needed")
+
+    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+        self.evaluations += len(x_t)
+        value: Any = self.fn(x_t, t)
+        name = f"the field's function {self._name()}"
+        if not isinstance(value, Tensor):
+            raise FmdiffError(f"{name} must return a tensor and returned a {type(value).__name__}")
+        if value.shape != x_t.shape:
+            raise FmdiffError(
+                f"{name} must return the shape of x_t, {list(x_t.shape)}, and returned "
+                f"{list(value.shape)}"
+            )
+        return value.to(x_t)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        lo, hi = super().interval(kind)
+        return max(lo, self.times[0]), min(hi, self.times[1])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        if isinstance(self.fn, nn.Module):
+            self.fn.to(device=device, dtype=dtype)
+        return self
+
+    def _name(self) -> str:
+        return self.fn.__name__ if inspect.isroutine(self.fn) else type(self.fn).__name__
+
+    def __repr__(self) -> str:
+        words = f"{self._name()}, kind={self.prediction!r}, path={self.path!r}"
+        return f"FunctionField({words}, shape={self.shape})"
+
+
+class _Module(ModuleType):
+    """This module, which can be called: `fmdiff.field` names both it and what it mostly makes."""
+
+    def __call__(
+        self,
+        fn: Callable[[Tensor, Tensor], Tensor],
+        path: Path | str,
+        shape: tuple[int, ...],
+        **options: Any,
+    ) -> FunctionField:
+        """A plain function v(x_t, t) as a field: fmdiff.field(fn, "condot", (2,)).
+
+        path: a path or its name. The options are those of `FunctionField`.
+        """
+        path = from_spec(spec_of("path", path)) if isinstance(path, str) else path
+        return FunctionField(fn, of_class(path, Path), shape, **options)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -17,20 +17,34 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import EDGE, Along, Around, Field, in_turn, need_gaussian
 from fmdiff.formula import Formula
-from fmdiff.loading import load, load_classifier
 from fmdiff.path import Kind, Path, expand
 
 PERCENTILE = 0.995  # of |x| that dynamic thresholding takes for the end of the range
 
 
-class Unguided:
-    """guidance=none: the conditional branch alone (the whole field when there are no classes)."""
+Classes = list[int] | int | None
 
-    def labels(self, field: Field, classes, start: int, stop: int, seed: int) -> Tensor | None:
+
+class Unguided(Described):
+    """guidance=none: the conditional branch alone (the whole field when there are no classes).
+
+    The base of every guidance. leader: the parameter that takes the model which leads; a YAML
+    names it by ckpt, weights and trust, and `fmdiff.loading.guidance` loads it.
+    """
+
+    leader: str | None = None
+    guide: Field | None = None
+    classifier: Classifier | None = None
+    differentiable = True  # whether the guided v can be differentiated, as a likelihood needs
+
+    def labels(
+        self, field: Field, classes: Classes, start: int, stop: int, seed: int
+    ) -> Tensor | None:
         """The labels y that samples start ... stop - 1 of the field are asked for."""
         return field.labels(classes, start, stop, seed)
 
@@ -80,25 +94,22 @@ class Autoguidance(Unguided):
     arXiv:2406.02507). It is seen along the model's path, whatever its own is, and asked for the
     same labels if it has classes.
 
-    Raises FmdiffError when the guide's data have another shape or other classes.
+    origin: what a message calls the guide.
+
+    Raises FmdiffError, when called, if the guide's data have another shape or other classes.
     """
 
-    def __init__(
-        self,
-        w: float | str,
-        ckpt: str | None,
-        weights: str | float = "ema",
-        trust: list[str] | tuple[str, ...] = (),
-    ) -> None:
-        if ckpt is None:
-            raise FmdiffError("guidance=autoguidance needs guidance.ckpt=RUN, the model to guide")
-        self.w, self.ckpt, self.guide = Strength(w), ckpt, load(ckpt, weights, tuple(trust))
+    leader = "guide"
+    guide: Field
+
+    def __init__(self, w: float | str, guide: Field, origin: str = "the guide") -> None:
+        self.w, self.guide, self.origin = Strength(w), of_class(guide, Field), origin
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
         guide = self.guide
         if guide.shape != field.shape or guide.classes not in (0, field.classes):
             raise FmdiffError(
-                f"guidance.ckpt={self.ckpt} is a model of shape {list(guide.shape)} with "
+                f"{self.origin} is a model of shape {list(guide.shape)} with "
                 f"{guide.classes} classes; the guided one has shape {list(field.shape)} and "
                 f"{field.classes} classes"
             )
@@ -112,49 +123,47 @@ class Autoguidance(Unguided):
 class ByClassifier(Unguided):
     """guidance=classifier: a noise-aware classifier leads a model with or without classes.
 
-    See Tilted. The classifier is trained by objective=classification.
+    See Tilted. The classifier is trained by objective=classification. origin: what a message
+    calls it.
 
-    Raises FmdiffError when the classifier's data have another shape or other classes, and for a
-    model whose source is not normal and independent of x.
+    Raises FmdiffError, when called, if the classifier's data have another shape or other
+    classes, and for a model whose source is not normal and independent of x.
     """
 
-    def __init__(
-        self,
-        w: float | str,
-        ckpt: str | None,
-        weights: str | float = "ema",
-        trust: list[str] | tuple[str, ...] = (),
-    ) -> None:
-        if ckpt is None:
-            raise FmdiffError(
-                "guidance=classifier needs guidance.ckpt=RUN, a run of objective=classification"
-            )
-        self.w, self.ckpt = Strength(w), ckpt
-        self.classifier: Classifier = load_classifier(ckpt, weights, tuple(trust))
+    leader = "classifier"
+    classifier: Classifier
+    differentiable = False
 
-    def labels(self, field: Field, classes, start: int, stop: int, seed: int) -> Tensor | None:
+    def __init__(
+        self, w: float | str, classifier: Classifier, origin: str = "the classifier"
+    ) -> None:
+        self.w, self.origin = Strength(w), origin
+        self.classifier = of_class(classifier, Classifier)
+
+    def labels(
+        self, field: Field, classes: Classes, start: int, stop: int, seed: int
+    ) -> Tensor | None:
         if field.classes:
             return field.labels(classes, start, stop, seed)
         return in_turn(classes, self.classifier.classes, field.kept, start, stop)
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
-        known = self.classifier
-        if known.shape != field.shape or field.classes not in (0, known.classes):
+        guide = self.classifier
+        if guide.shape != field.shape or field.classes not in (0, guide.classes):
             raise FmdiffError(
-                f"guidance.ckpt={self.ckpt} is a classifier of {known.classes} classes for data "
-                f"of shape {list(known.shape)}; the guided model has shape {list(field.shape)} "
+                f"{self.origin} is a classifier of {guide.classes} classes for data "
+                f"of shape {list(guide.shape)}; the guided model has shape {list(field.shape)} "
                 f"and {field.classes} classes"
             )
         need_gaussian(field, "guidance=classifier")
         assert y is not None
-        known.to(*_place(field))
-        return Tilted(field, y, self.w, known)
+        guide.to(*_place(field))
+        return Tilted(field, y, self.w, guide)
 
 
 def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
     """Where a field's network is and in which precision; that of the CPU without one."""
-    net = getattr(field, "net", None)
-    parameter = next(net.parameters(), None) if net is not None else None
+    parameter = None if field.net is None else next(field.net.parameters(), None)
     return ("cpu", torch.float32) if parameter is None else (parameter.device, parameter.dtype)
 
 
@@ -172,6 +181,9 @@ class Strength:
             self.value = float(w)
         else:
             raise FmdiffError(f"guidance.w={w}: a finite number or a formula of t and r is needed")
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
     def __eq__(self, w: object) -> bool:
         """Whether it is the number w at every time."""
@@ -208,36 +220,39 @@ class Guided(Around):
         super().__init__(field)
         self.branches, self.y, self.w, self.guide = 2, y, w, guide
         self.gaussian = field.gaussian and (guide is None or guide.gaussian)
-        self.between, self.phi = interval, phi
+        self.ends, self.phi = interval, phi
 
     def reset(self) -> None:
         self.evaluations = 0
 
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        return self._bound().prior(z, t)
+
     def inside(self, t: Tensor) -> Tensor:
         """Whether there is guidance at t: bool, shaped like t."""
-        if self.between is None:
+        if self.ends is None:
             return torch.ones_like(t, dtype=torch.bool)
         r = self.path.r(t)
-        return (self.between[0] <= r) & (r <= self.between[1])
+        return (self.ends[0] <= r) & (r <= self.ends[1])
 
     def price(self, t: Tensor) -> int:
         return 2 if self.inside(t) else 1
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         inside = self.inside(t)
-        asked: Kind = "x" if self.phi else kind
+        answered: Kind = "x" if self.phi else kind
         if inside.all():
-            value = self._guided(x_t, t, self.y, asked)
+            value = self._guided(x_t, t, self.y, answered)
         elif not inside.any():
             value = self._ask(self.field, x_t, t, self.y, kind)
-            asked = kind
+            answered = kind
         else:  # an adaptive solver's rows, each at its own time
             rows = inside.to(x_t.device)
             value = torch.empty_like(x_t)
             for some, answer in ((rows, self._guided), (~rows, self._conditional)):
                 y = None if self.y is None else self.y[some]
-                value[some] = answer(x_t[some], t[some.to(t.device)], y, asked)
-        return self.path.convert(value, x_t, t, asked, kind)
+                value[some] = answer(x_t[some], t[some.to(t.device)], y, answered)
+        return self.path.convert(value, x_t, t, answered, kind)
 
     def _guided(self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
         if self.guide is None:
@@ -273,8 +288,10 @@ class Guided(Around):
         return max(lo for lo, _ in ends), min(hi for _, hi in ends)
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        bound = self.field if self.y is None else self.field.bind(self.y)
-        return bound.start(eps, t, first, seed)
+        return self._bound().start(eps, t, first, seed)
+
+    def _bound(self) -> Field:
+        return self.field if self.y is None else self.field.bind(self.y)
 
 
 class Tilted(Around):

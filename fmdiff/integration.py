@@ -1,39 +1,201 @@
-"""The one loop that carries states along the times of a solver, forwards and backwards."""
+"""How a field is solved: the times of the steps and what they cost, and the one loop over them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
+
+from fmdiff.build import of_class
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Around, Field, need_gaussian
+from fmdiff.path import Kind
+from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
+from fmdiff.solvers.solver import Noise, Solver, check_step
+
+STEPS = 28  # where neither steps nor nfe nor the schedule says it
+Law = Callable[[Tensor], Tensor]  # a schedule, or a plain function of u in its place
 
 
 def integrate(
-    solver,
-    field,
+    solver: Solver,
+    field: Field,
     x: Tensor,
     times: Tensor,
-    noise: Callable | None = None,
+    noise: Noise | None = None,
     observe: Callable[[Tensor, Tensor], None] | None = None,
     jump: bool = False,
 ) -> Tensor:
-    """Carry the states x (B, *shape) along times (S+1,): the one loop.
+    """Carry the states x (B, *shape) along times (S+1,) float64: the one loop.
 
-    noise(t, s) gives the Brownian increment W_s - W_t of these samples, observe(t, x) sees every
-    state but the first; with `jump` the caller takes one more step, of order 1, afterwards. A
-    solver that wants to know all that first has a `begin(times, jump)`.
+    noise(t, s) gives the Brownian increment W_s - W_t of these samples. observe(t, x) is shown
+    every state but the first. With `jump` the caller takes one more step, of order 1, afterwards.
+
+    Raises FmdiffError for what is no solver, and for a step that returns something else than the
+    next x and a state.
     """
-    state = solver.begin(times, jump) if hasattr(solver, "begin") else None
+    state = of_class(solver, Solver).begin(times, jump)
     for t, s in pairwise(times):
-        x, state = solver.step(field, x, t, s, state, noise)
+        result = solver.step(field, x, t, s, state, noise)
+        check_step(solver, result, x)
+        x, state = result
         if observe:
             observe(s, x)
     return x
 
 
-class Backward:
+class Backward(Field):
     """A field in the time u = -t, which runs from data to noise: dx/du = -v(x, -u)."""
 
-    def __init__(self, field) -> None:
-        self.field, self.branches = field, getattr(field, "branches", 1)
+    def __init__(self, field: Field) -> None:
+        self.field, self.branches = field, field.branches
 
-    def __call__(self, x: Tensor, u: Tensor) -> Tensor:
-        return -self.field(x, -u)
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        """-v at the time u = t, whatever the kind: v alone turns round with time."""
+        return -self.field(x_t, -t)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a solver will do: its times, whether a jump to the estimate of x follows, the price."""
+
+    times: Tensor  # (S+1,) float64, increasing, in the coordinates of the field
+    jump: bool
+    # network evaluations per sample, each branch of a guided step counted; None: the solver is
+    # adaptive and they are known after the run
+    nfe: int | None
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, the jump included."""
+        return len(self.times) - 1 + self.jump
+
+
+def plan(
+    field: Field,
+    solver: Solver,
+    steps: int | None = None,
+    schedule: Law = UNIFORM,
+    final: str = "auto",
+    nfe: int | None = None,
+    trajectory: bool = False,
+) -> Plan:
+    """Lay out `steps` intervals over the field's interval, or as many as `nfe` evaluations allow.
+
+    final=denoise: the last interval is one jump to the estimate of x. final=solver: no jump.
+    final=auto: a jump where the interval ends before all noise is gone. A jump from an end that
+    still has noise comes after steps - 1 solver steps; else it replaces the last one. An adaptive
+    solver crosses it all in one step, unless a trajectory is to show the `steps`.
+
+    Raises FmdiffError when steps and nfe are both given or not positive, when nfe does not pay for
+    one step, and for what is no solver.
+    """
+    of_class(solver, Solver)
+    need_positive(steps=steps, nfe=nfe)
+    if solver.stochastic:
+        need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
+    if nfe is None:
+        return _laid_out(field, solver, steps, schedule, final, trajectory)
+    if steps is not None:
+        raise FmdiffError(f"steps={steps} and nfe={nfe} are both given: choose one of them")
+    if solver.adaptive:
+        raise FmdiffError(
+            f"nfe={nfe}: an adaptive solver chooses its own steps, bounded by solver.max_nfe; "
+            "choose another solver, or leave nfe out"
+        )
+
+    if isinstance(schedule, Explicit):
+        raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
+    return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
+
+
+def need_positive(**numbers: int | None) -> None:
+    """Raises FmdiffError, naming the option, for a number below 1; None is left to a default."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise FmdiffError(f"{name}={value}: 1 or more are needed")
+
+
+def check_steps(solver: Solver, steps: int | None) -> None:
+    """Raises FmdiffError for a number of steps given to a solver that chooses them."""
+    if steps is not None and solver.adaptive:
+        raise FmdiffError(
+            f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
+            "solver.atol; leave steps out, or choose rk4"
+        )
+
+
+def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
+    """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
+    best = laid_out(1)
+    if (best.nfe or 0) > nfe:
+        raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
+    over = nfe + 1 if best.nfe else 0  # a step costs an evaluation, or there is nothing to solve
+    while over - best.steps > 1:
+        middle = laid_out((best.steps + over) // 2)
+        if (middle.nfe or 0) <= nfe:
+            best = middle
+        else:
+            over = middle.steps
+    return best
+
+
+def _laid_out(
+    field: Field, solver: Solver, steps: int | None, schedule: Law, final: str, trajectory: bool
+) -> Plan:
+    lo, hi = field.interval(solver.asks)
+    if lo == hi:
+        return Plan(torch.tensor([hi], dtype=torch.float64), False, 0)
+    if isinstance(schedule, Explicit):
+        if steps not in (None, schedule.steps):
+            raise FmdiffError(f"steps={steps}, but schedule.times has {schedule.steps} steps")
+        times = schedule.within(lo, hi, final)
+        lo, hi = times[0].item(), times[-1].item()
+        noisy, jump = _ending(field, hi, final)
+        jump = jump or len(times) <= schedule.steps
+    else:
+        if isinstance(schedule, NoiseLevels):
+            lo, hi = schedule.span(field.path, lo, hi)
+        noisy, jump = _ending(field, hi, final)
+        intervals = (STEPS if steps is None else steps) - (jump and noisy)
+        u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+        if isinstance(schedule, NoiseLevels):
+            times = schedule.times(u, field.path, lo, hi)
+        else:
+            times = lo + (hi - lo) * schedule(u)
+        times[0], times[intervals:] = lo, hi if intervals else lo  # exactly
+    if jump and not noisy:
+        times = times[:-1]
+    if solver.adaptive and len(times) > 1:
+        return Plan(times if trajectory else times[[0, -1]], jump, None)
+    return Plan(times, jump, _price(field, solver, times, jump))
+
+
+def _ending(field: Field, hi: float, final: str) -> tuple[bool, bool]:
+    """Whether noise is left at hi, and whether a jump takes it away."""
+    noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
+    return noisy, final == "denoise" or (final == "auto" and noisy)
+
+
+def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
+    """Evaluations along `times` and for the jump."""
+    if field.branches == 1:
+        return solver.nfe(len(times) - 1) + jump
+    # the price of guidance depends on the time: a rehearsal shows which times are asked
+    rehearsal = _Rehearsal(field)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
+    if jump:
+        rehearsal.predict(x, times[-1], "x")
+    return rehearsal.paid
+
+
+class _Rehearsal(Around):
+    """Answers 0 in a field's place and adds up what the field would have cost."""
+
+    paid = 0
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        self.paid += self.field.price(t)
+        return torch.zeros_like(x_t)

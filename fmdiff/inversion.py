@@ -20,15 +20,15 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.integration import Backward, integrate
+from fmdiff.integration import Backward, integrate, plan
 from fmdiff.likelihood import ode_times
-from fmdiff.sampling import plan
+from fmdiff.solvers.solver import Solver
 
 Observe = Callable[[Tensor, Tensor], None]
 
 
 @torch.no_grad()
-def encode(field: Field, x: Tensor, solver, steps: int | None) -> Tensor:
+def encode(field: Field, x: Tensor, solver: Solver, steps: int | None) -> Tensor:
     """The state (B, *shape) at the field's first time that the ODE leads to x (B, *shape)."""
     times = ode_times(field, solver, steps)
     return integrate(solver, Backward(field), field.path.alpha(times[-1]) * x, -times.flip(0))
@@ -36,7 +36,7 @@ def encode(field: Field, x: Tensor, solver, steps: int | None) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    field: Field, z: Tensor, solver, steps: int | None, observe: Observe | None = None
+    field: Field, z: Tensor, solver: Solver, steps: int | None, observe: Observe | None = None
 ) -> Tensor:
     """x (B, *shape) from the state z at the field's first time: x_hi / alpha(hi), no jump."""
     times = ode_times(field, solver, steps)
@@ -123,7 +123,13 @@ def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def inpaint(
-    field: Field, x: Tensor, known: Tensor, solver, steps: int | None, seed: int, first: int = 0
+    field: Field,
+    x: Tensor,
+    known: Tensor,
+    solver: Solver,
+    steps: int | None,
+    seed: int,
+    first: int = 0,
 ) -> Tensor:
     """x (B, C, H, W) with the pixels that are not known (H, W) drawn anew.
 

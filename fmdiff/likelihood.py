@@ -28,25 +28,28 @@ number of elements. Of points they are nll / (d ln 2), and need no bins.
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fmdiff import randomness
-from fmdiff.build import named
+from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.exact import Empirical, Mixture
-from fmdiff.field import Along, Field, NetField
-from fmdiff.guidance import ByClassifier, Guided, Unguided
-from fmdiff.integration import Backward, integrate
-from fmdiff.sampling import UNGUIDED, check_steps, default_batch_size, plan, view
+from fmdiff.field import Field
+from fmdiff.guidance import Unguided
+from fmdiff.integration import Backward, Plan, check_steps, integrate, plan
+from fmdiff.path import Kind
+from fmdiff.sampling import Sampler, default_batch_size
+from fmdiff.solvers.runge_kutta import RK4
+from fmdiff.solvers.solver import Solver
 
 EXACT = 32  # dimensions up to which divergence=auto takes every entry of the trace
 LEVELS = 127.5  # levels of a pixel in a unit of x
 
 
-class Augmented:
+class Augmented(Field):
     """States (B, d + P) of x and P logarithms of volume: dx/dt = v, dl_j/dt = div v by probe j.
 
     probes (P, B, *shape) give w^T (dv/dx) w for each w (Hutchinson 1990; Grathwohl et al. 2019,
@@ -57,10 +60,10 @@ class Augmented:
     def __init__(self, field: Field, probes: Tensor | None) -> None:
         self.field, self.probes, self.branches = field, probes, field.branches
 
-    def __call__(self, state: Tensor, t: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         d = math.prod(self.field.shape)
         with torch.enable_grad():
-            x = state[:, :d].reshape(-1, *self.field.shape).detach().requires_grad_()
+            x = x_t[:, :d].reshape(-1, *self.field.shape).detach().requires_grad_()
             v = self.field(x, t)
 
         def products(w: Tensor) -> Tensor:
@@ -76,9 +79,9 @@ class Augmented:
         return torch.cat([v.detach().flatten(1), trace.T], 1)
 
 
-def need_ode(solver) -> None:
+def need_ode(solver: Solver) -> None:
     """Raises FmdiffError for a solver that cannot run from data to noise."""
-    name = type(solver).__name__
+    name = type(of_class(solver, Solver)).__name__
     if solver.stochastic:
         raise FmdiffError(
             f"{name} is stochastic, and only the ODE leads back from data to noise: choose "
@@ -92,40 +95,17 @@ def need_ode(solver) -> None:
 
 
 def need_field(guidance: Unguided) -> None:
-    """Raises FmdiffError for a classifier's guidance, which cannot be differentiated again."""
-    if isinstance(guidance, ByClassifier):
+    """Raises FmdiffError for a guidance that cannot be differentiated again, by a classifier."""
+    if not guidance.differentiable:
         raise FmdiffError(
             "guidance=classifier has no way back from data to noise here, as its gradient would "
             "have to be differentiated: choose guidance=none, cfg or autoguidance"
         )
 
 
-def prior(field: Field, z: Tensor, t: Tensor) -> Tensor:
-    """log p_t(z) (B,) where the field begins, at t (), for states z (B, *shape).
-
-    Raises FmdiffError for a source, or a field, without a known density.
-    """
-    d = math.prod(field.shape)
-    if isinstance(field, Along):
-        inner = field.field
-        u = inner.path.time_of_r(field.path.r(t))
-        (a, b), (alpha, beta) = inner.path.row("x_t", u), field.path.row("x_t", t)
-        scale = (a + b) / (alpha + beta)
-        return prior(inner, scale * z, u) + d * scale.log()
-    if isinstance(field, Guided):
-        return prior(field.field if field.y is None else field.field.bind(field.y), z, t)
-    if isinstance(field, NetField):
-        scale = field.rms("x_t", t) / field.source.std
-        return field.source.log_prob(z / scale) - d * scale.log()
-    if isinstance(field, Mixture | Empirical):
-        return field.log_prob(z, t)
-    raise FmdiffError(
-        f"{type(field).__name__} has no density at t = 0: give ckpt=RUN, or model=exact or "
-        "empirical with data=NAME"
-    )
-
-
 class Estimates(NamedTuple):
+    """Log-likelihoods, what they cost, and of what density they are."""
+
     each: Tensor  # log p(x) by each probe, (n, P) float64 on the CPU; P = 1 for the exact trace
     nfe: float  # evaluations per sample
     t: float  # the path's time at which the density is given
@@ -133,95 +113,105 @@ class Estimates(NamedTuple):
     exact: bool  # whether the divergence is
 
 
+RK4_SAMPLER = Sampler(solver=RK4())
+
+
 @torch.no_grad()
 def estimates(
     field: Field,
     x: Tensor,
     y: Tensor | None = None,
+    sampler: Sampler = RK4_SAMPLER,
     *,
-    solver="rk4",
-    steps: int | None = None,
     divergence: str = "auto",
     probes: int = 1,
     probe: str = "rademacher",
     seed: int = 0,
     first: int = 0,
-    guidance: Unguided = UNGUIDED,
-    coordinates: str = "straight",
-    batch_size: int | None = None,
-    device="cpu",
-    dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] | None = None,
 ) -> Estimates:
     """log p(x), or log p(x | y), of x (n, *shape); y (n,), None for the null label or no classes.
 
-    divergence: exact, hutchinson, or auto, exact up to 32 dimensions. Probe j of sample i depends
-    on (seed, first + i, j). solver: a solver or the name of one; steps: 28 unless it is adaptive.
+    sampler: how the ODE is solved; no jump is taken. divergence: exact, hutchinson, or auto, exact
+    up to 32 dimensions. Probe j of sample i depends on (seed, first + i, j).
 
-    Raises FmdiffError for what has no likelihood (see prior and need_ode) and for unknown words.
+    Raises FmdiffError for what has no likelihood (see Field.prior and need_ode), for unknown words
+    and for x of another shape.
     """
-    solver = named("solver", solver) if isinstance(solver, str) else solver
-    need_ode(solver)
-    need_field(guidance)
-    check_steps(solver, steps)
-    for name, value, known in (
-        ("divergence", divergence, ("auto", "exact", "hutchinson")),
-        ("probe", probe, ("rademacher", "gaussian")),
-    ):
-        if value not in known:
-            raise FmdiffError(f"{name}={value}: choose {', '.join(known)}")
-    if tuple(x.shape[1:]) != field.shape:
-        raise FmdiffError(f"x of shape {list(x.shape[1:])}: the model's is {list(field.shape)}")
+    exact = _check(field, x, sampler, divergence, probe)
     d = math.prod(field.shape)
-    exact = divergence == "exact" or (divergence == "auto" and d <= EXACT)
     if y is None and field.classes:
         y = torch.full((len(x),), field.classes)
-    field = field.to(device, dtype)
-    size, found, counted = batch_size or default_batch_size(field.shape), [], 0
+    field = field.to(sampler.device, sampler.dtype)
+    size = sampler.batch_size or default_batch_size(field.shape)
+    logs, counted = [], 0
     t = noise = math.nan
     for i in range(0, len(x), size):
-        part = x[i : i + size].to(device, dtype)
-        bound = guidance(field, None if y is None else y[i : i + size].to(device))
-        bound.reset()
-        asked = view(bound, coordinates)
-        drawn = None if exact else draw(probe, probes, first + i, part, seed)
-        lo, *_, hi = times = ode_times(asked, solver, steps)
-        alpha, beta = asked.path.row("x_t", hi)
+        part = x[i : i + size].to(sampler.device, sampler.dtype)
+        seen = sampler.seen(field, None if y is None else y[i : i + size].to(sampler.device))
+        seen.reset()
+        vectors = None if exact else draw(probe, probes, first + i, part, seed)
+        lo, *_, hi = times = _through(replace(sampler, final="solver").plan(seen))
+        alpha, beta = seen.path.row("x_t", hi)
         z = alpha * part
-        prior(asked, z, lo)  # refuses before the work
-        volumes = torch.zeros(len(z), 1 if exact else probes, device=z.device, dtype=dtype)
+        seen.prior(z, lo)  # refuses before the work
+        volumes = z.new_zeros(len(z), 1 if exact else probes)
         state = torch.cat([z.flatten(1), volumes], 1)
-        state = integrate(solver, Backward(Augmented(asked, drawn)), state, -times.flip(0))
+        augmented = Backward(Augmented(seen, vectors))
+        state = integrate(sampler.solver, augmented, state, -times.flip(0))
         z, volumes = state[:, :d].reshape(part.shape), state[:, d:]
-        found.append((prior(asked, z, lo)[:, None] + volumes + d * alpha.log()).double().cpu())
-        counted += bound.evaluations
-        t = bound.path.time_of_r(asked.path.r(hi)).item()
+        logs.append((seen.prior(z, lo)[:, None] + volumes + d * alpha.log()).double().cpu())
+        counted += seen.evaluations
+        t = field.path.time_of_r(seen.path.r(hi)).item()
         noise = (beta / alpha).item()
         if progress:
             progress(len(part))
-    return Estimates(torch.cat(found), counted / len(x), t, noise, exact)
+    return Estimates(torch.cat(logs), counted / len(x), t, noise, exact)
+
+
+def _check(field: Field, x: Tensor, sampler: Sampler, divergence: str, probe: str) -> bool:
+    """Whether the divergence is exact; FmdiffError for what `estimates` does not take."""
+    need_ode(sampler.solver)
+    need_field(sampler.guidance)
+    check_steps(sampler.solver, sampler.steps)
+    for name, value, choices in (
+        ("divergence", divergence, ("auto", "exact", "hutchinson")),
+        ("probe", probe, ("rademacher", "gaussian")),
+    ):
+        if value not in choices:
+            raise FmdiffError(f"{name}={value}: choose {', '.join(choices)}")
+    if tuple(x.shape[1:]) != field.shape:
+        raise FmdiffError(f"x of shape {list(x.shape[1:])}: the model's is {list(field.shape)}")
+    return divergence == "exact" or (divergence == "auto" and math.prod(field.shape) <= EXACT)
 
 
 def log_prob(field: Field, x: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
-    """log p(x), or log p(x | y), in nats: (n,) float64; the options of `estimates`.
+    """log p(x), or log p(x | y), in nats: (n,) float64.
+
+    The options are those of `estimates` and of its Sampler, whose solver is rk4 by default:
 
     fmdiff.log_prob(field, x, solver="rk4", steps=50, divergence="hutchinson", probes=4, seed=0)
     """
-    return estimates(field, x, y, **options).each.mean(1)
+    names = options.keys() & {part.name for part in fields(Sampler)}
+    sampler = replace(RK4_SAMPLER, **{name: options.pop(name) for name in names})
+    return estimates(field, x, y, sampler, **options).each.mean(1)
 
 
-def ode_times(field: Field, solver, steps: int | None) -> Tensor:
+def ode_times(field: Field, solver: Solver, steps: int | None) -> Tensor:
     """The times a solver goes through, increasing, from one end of the interval to the other."""
-    times = plan(field, solver, steps, final="solver").times
-    return times if len(times) > 1 else times.expand(2)
+    return _through(plan(field, solver, steps, final="solver"))
+
+
+def _through(layout: Plan) -> Tensor:
+    return layout.times if len(layout.times) > 1 else layout.times.expand(2)
 
 
 def draw(probe: str, probes: int, first: int, x: Tensor, seed: int) -> Tensor:
     """Probes (P, B, *shape) for samples first ...: of mean 0 and covariance I."""
     rows = first, first + len(x), tuple(x.shape[1:])
-    drawn = torch.stack([randomness.noise(*rows, seed, "probe", j) for j in range(probes)])
-    drawn = drawn if probe == "gaussian" else torch.where(drawn < 0, -1.0, 1.0)
-    return drawn.to(x)
+    normal = torch.stack([randomness.noise(*rows, seed, "probe", j) for j in range(probes)])
+    signs = torch.where(normal < 0, -1.0, 1.0)
+    return (normal if probe == "gaussian" else signs).to(x)
 
 
 def dequantised(x: Tensor, seed: int, first: int = 0) -> Tensor:

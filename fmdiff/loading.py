@@ -1,14 +1,16 @@
 """From a checkpoint, or from data, to a field; with torch alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from fmdiff.build import build
+from fmdiff.build import build, locate
 from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
+from fmdiff.guidance import Unguided
 from fmdiff.path import from_spec
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.content import Checkpoint
@@ -50,6 +52,30 @@ def load_classifier(
             "train one with objective=classification"
         )
     return model
+
+
+LEADERS: dict[str, Any] = {"guide": load, "classifier": load_classifier}
+NEEDS = {
+    "guide": "guidance=autoguidance needs guidance.ckpt=RUN, the model to guide",
+    "classifier": "guidance=classifier needs guidance.ckpt=RUN, a run of objective=classification",
+}
+
+
+def guidance(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Unguided:
+    """The guidance a YAML describes, with the model that leads it loaded from its `ckpt`.
+
+    Raises FmdiffError where one is needed and not named, and as `load` does.
+    """
+    kind = locate(spec["_target_"], trust)
+    leader = kind.leader if isinstance(kind, type) and issubclass(kind, Unguided) else None
+    if leader is None:
+        return build(spec, trust=trust)
+    keys = {name: spec[name] for name in spec.keys() - {"ckpt", "weights", "trust"}}
+    ckpt = spec.get("ckpt")
+    if ckpt is None:
+        raise FmdiffError(NEEDS[leader])
+    model = LEADERS[leader](ckpt, spec.get("weights", "ema"), tuple(spec.get("trust") or ()))
+    return build(keys, trust=trust, **{leader: model}, origin=f"guidance.ckpt={ckpt}")
 
 
 def _sampling(model: NetField | Classifier) -> NetField:

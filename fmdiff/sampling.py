@@ -1,6 +1,6 @@
-"""From a field to samples: the plan, the one loop, and the batches around it."""
+"""From a field to samples: how it is sampled, and the batches around the one loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,155 +8,20 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
-from fmdiff.build import named
-from fmdiff.errors import FmdiffError
-from fmdiff.field import Along, Field, Straight, need_gaussian
+from fmdiff.build import build, of_class, spec_of
+from fmdiff.errors import FmdiffError, nearest
+from fmdiff.field import Along, Field, Straight
 from fmdiff.guidance import Unguided, clipped
-from fmdiff.integration import integrate
-from fmdiff.path import Path
-from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
+from fmdiff.integration import Law, Plan, integrate, need_positive, plan
+from fmdiff.path import Path, from_spec
+from fmdiff.schedules import UNIFORM
+from fmdiff.solvers.runge_kutta import Heun
+from fmdiff.solvers.solver import Noise, Solver
 from fmdiff.trajectory import Watched, gathered, watched_samples
 
-UNGUIDED = Unguided()
-STEPS = 28  # where neither steps nor nfe nor the schedule says it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a solver will do: its times, whether a jump to the estimate of x follows, the price."""
-
-    times: Tensor  # (S+1,) float64, increasing, in the coordinates of the field
-    jump: bool
-    # network evaluations per sample, each branch of a guided step counted; None: the solver is
-    # adaptive and they are known after the run
-    nfe: int | None
-
-    @property
-    def steps(self) -> int:
-        return len(self.times) - 1 + self.jump
-
-
-def plan(
-    field: Field,
-    solver,
-    steps: int | None = None,
-    schedule: Callable = UNIFORM,
-    final: str = "auto",
-    nfe: int | None = None,
-    trajectory: bool = False,
-) -> Plan:
-    """Lay out `steps` intervals over the field's interval, or as many as `nfe` evaluations allow.
-
-    final=denoise: the last interval is one jump to the estimate of x. final=solver: no jump.
-    final=auto: a jump where the interval ends before all noise is gone. A jump from an end that
-    still has noise comes after steps - 1 solver steps; else it replaces the last one. An adaptive
-    solver crosses it all in one step, unless a trajectory is to show the `steps`.
-
-    Raises FmdiffError when steps and nfe are both given, or nfe does not pay for one step.
-    """
-    if solver.stochastic:
-        need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
-    if nfe is None:
-        return _laid_out(field, solver, steps, schedule, final, trajectory)
-    if steps is not None:
-        raise FmdiffError(f"steps={steps} and nfe={nfe} are both given: choose one of them")
-    if getattr(solver, "adaptive", False):
-        raise FmdiffError(
-            f"nfe={nfe}: an adaptive solver chooses its own steps, bounded by solver.max_nfe; "
-            "choose another solver, or leave nfe out"
-        )
-
-    if isinstance(schedule, Explicit):
-        raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
-    return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
-
-
-def check_steps(solver, steps: int | None) -> None:
-    """Raises FmdiffError for a number of steps given to a solver that chooses them."""
-    if steps is not None and getattr(solver, "adaptive", False):
-        raise FmdiffError(
-            f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
-            "solver.atol; leave steps out, or choose rk4"
-        )
-
-
-def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
-    """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
-    best = laid_out(1)
-    if (best.nfe or 0) > nfe:
-        raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
-    over = nfe + 1 if best.nfe else 0  # a step costs an evaluation, or there is nothing to solve
-    while over - best.steps > 1:
-        middle = laid_out((best.steps + over) // 2)
-        if (middle.nfe or 0) <= nfe:
-            best = middle
-        else:
-            over = middle.steps
-    return best
-
-
-def _laid_out(
-    field: Field, solver, steps: int | None, schedule: Callable, final: str, trajectory: bool
-) -> Plan:
-    lo, hi = field.interval(solver.asks)
-    if lo == hi:
-        return Plan(torch.tensor([hi], dtype=torch.float64), False, 0)
-    if isinstance(schedule, Explicit):
-        if steps not in (None, schedule.steps):
-            raise FmdiffError(f"steps={steps}, but schedule.times has {schedule.steps} steps")
-        times = schedule.within(lo, hi, final)
-        lo, hi = times[0].item(), times[-1].item()
-        noisy, jump = _ending(field, hi, final)
-        jump = jump or len(times) <= schedule.steps
-    else:
-        if isinstance(schedule, NoiseLevels):
-            lo, hi = schedule.span(field.path, lo, hi)
-        noisy, jump = _ending(field, hi, final)
-        intervals = (steps or STEPS) - (jump and noisy)
-        u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
-        if isinstance(schedule, NoiseLevels):
-            times = schedule.times(u, field.path, lo, hi)
-        else:
-            times = lo + (hi - lo) * schedule(u)
-        times[0], times[intervals:] = lo, hi if intervals else lo  # exactly
-    if jump and not noisy:
-        times = times[:-1]
-    if getattr(solver, "adaptive", False) and len(times) > 1:
-        return Plan(times if trajectory else times[[0, -1]], jump, None)
-    return Plan(times, jump, _price(field, solver, times, jump))
-
-
-def _ending(field: Field, hi: float, final: str) -> tuple[bool, bool]:
-    """Whether noise is left at hi, and whether a jump takes it away."""
-    noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
-    return noisy, final == "denoise" or (final == "auto" and noisy)
-
-
-def _price(field: Field, solver, times: Tensor, jump: bool) -> int:
-    """Evaluations along `times` and for the jump."""
-    if field.branches == 1:
-        return solver.nfe(len(times) - 1) + jump
-    # the price of guidance depends on the time: a rehearsal shows which times are asked
-    rehearsal = _Rehearsal(field)
-    x = torch.zeros(1, 1, dtype=torch.float64)
-    integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
-    if jump:
-        rehearsal.predict(x, times[-1], "x")
-    return rehearsal.paid
-
-
-class _Rehearsal:
-    """Answers 0 in a field's place and adds up what the field would have cost."""
-
-    def __init__(self, field: Field) -> None:
-        self.field, self.path, self.paid = field, field.path, 0
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.predict(x_t, t, "v")
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: str) -> Tensor:
-        self.paid += self.field.price(t)
-        return torch.zeros_like(x_t)
+HEUN, UNGUIDED = Heun(), Unguided()
+COORDINATES, FINALS = ("straight", "native"), ("auto", "solver", "denoise")
+Receive = Callable[[Tensor, Tensor | None], None]  # samples and labels of a batch
 
 
 @dataclass
@@ -171,7 +36,7 @@ class Samples:
     # of the first 20 images or 2,000 points: every state, start and end included, at the scale of
     # the data (frames, n, *shape), and its time (frames,)
     trajectory: tuple[Tensor, Tensor] | None = None
-    # of the same samples: the estimate of x in each interval and its time (see watching.Watched)
+    # of the same samples: the estimate of x in each interval and its time (see trajectory.Watched)
     x_hat: tuple[Tensor, Tensor] | None = None
 
 
@@ -189,100 +54,263 @@ def view(field: Field, coordinates: str, path: Path | None = None) -> Field:
     return Straight(field)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Sampler:
+    """How a field is sampled.
+
+    solver, schedule, guidance and path are objects. In place of each its name will do, as
+    solver="heun", or what its YAML says, as schedule={"_target_": ..., "p": 1.5}.
+
+    steps, or the nfe they may cost; neither: 28. coordinates: straight or native, those the solver
+    runs in. final: see `plan`. path: another path than the field's own to sample along. clip:
+    none, data or dynamic, for the estimate of x of images. batch_size: samples at a time, by
+    default a function of their shape.
+
+    Raises FmdiffError for a value that is none of these.
+    """
+
+    solver: Solver = HEUN
+    steps: int | None = None
+    nfe: int | None = None
+    schedule: Law = UNIFORM
+    guidance: Unguided = UNGUIDED
+    coordinates: str = "straight"
+    final: str = "auto"
+    path: Path | None = None
+    clip: str = "none"
+    batch_size: int | None = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        part: Any
+        for group, base in (("solver", Solver), ("guidance", Unguided), ("path", Path)):
+            part = built(group, vars(self)[group])
+            if part is not None or group != "path":
+                object.__setattr__(self, group, of_class(part, base))
+        object.__setattr__(self, "schedule", built("schedule", self.schedule))
+        if not callable(self.schedule):
+            raise FmdiffError(f"schedule={self.schedule!r}: a law of u or its name is needed")
+        need_positive(steps=self.steps, nfe=self.nfe, batch_size=self.batch_size)
+        for option, choices in (("coordinates", COORDINATES), ("final", FINALS)):
+            value = vars(self)[option]
+            if value not in choices:
+                raise FmdiffError(f"{option}={value}: {nearest(value, choices)}")
+
+    def seen(self, field: Field, y: Tensor | None) -> Field:
+        """The field as the solver sees it: guided to labels y (B,), clipped, in coordinates."""
+        guided = clipped(self.guidance(field, y), self.clip)
+        return view(guided, self.coordinates, self.path)
+
+    def plan(self, field: Field, trajectory: bool = False) -> Plan:
+        """The plan for a field as the solver sees it; see the function `plan`."""
+        choice = self.solver, self.steps, self.schedule, self.final, self.nfe
+        return plan(field, *choice, trajectory)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        field: Field,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        classes: list[int] | int | None = None,
+        eps: Tensor | None = None,
+        x_start: Tensor | None = None,
+        trajectory: bool = False,
+        progress: Callable[[int], None] | None = None,
+        receive: Receive | None = None,
+    ) -> Samples:
+        """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
+
+        n: 64 by default, or as many as eps or x_start has. first: the index i of the first. eps
+        (n, *shape): source noise in place of the seed's. x_start (n, *shape): the states to start
+        from at the first time, on the path that is sampled along. trajectory: keep the way of the
+        first samples too, at no further evaluation. receive: is handed the samples and labels of
+        each batch, on the device, in place of their being kept: Samples.x is then empty.
+
+        Raises FmdiffError for n below 1, a start of another shape, and samples not finite.
+        """
+        n = self._count(field, n, eps, x_start)
+        field = field.to(self.device, self.dtype)
+        size = self.batch_size or default_batch_size(field.shape)
+        layout: Plan | None = None
+        harvest = _Harvest(receive)
+        for start in range(first, first + n, size):
+            rows = range(start, min(start + size, first + n))
+            y = self.guidance.labels(field, classes, rows.start, rows.stop, seed)
+            seen = self.seen(field, None if y is None else y.to(self.device))
+            seen.reset()
+            layout = layout or self.plan(seen, trajectory)
+            watch = None
+            if trajectory and (few := watched_samples(field.shape) - start) > 0:
+                watch = Watched(seen, few)
+                harvest.watches.append(watch)
+            part, t = slice(start - first, rows.stop - first), layout.times[0]
+            x = None
+            if eps is not None:
+                x = seen.start(self._own(eps[part]), t, start, seed)
+            elif x_start is not None:
+                path = self.path or field.path
+                x = _moved(self._own(x_start[part]), path, seen.path, t)
+            x = self.carry(seen, layout, rows, seed, x, watch)
+            harvest.add(x, y, seen.evaluations)
+            if progress:
+                progress(len(rows))
+        assert layout is not None
+        return harvest.samples(field, n, layout)
+
+    def carry(
+        self,
+        field: Field,
+        layout: Plan,
+        rows: range,
+        seed: int,
+        x: Tensor | None = None,
+        watch: Watched | None = None,
+    ) -> Tensor:
+        """The samples `rows` of a field as the solver sees it, carried along a plan.
+
+        x (B, *shape): their states at the first time, in place of those of the seed. watch: the
+        same field, when it keeps what it sees.
+        """
+        field, times = watch or field, layout.times
+        if x is None:
+            noise = randomness.noise(rows.start, rows.stop, field.shape, seed, "start")
+            x = field.start(self._own(noise), times[0], rows.start, seed)
+        if watch:
+            watch.observe(times[0], x)
+        observe = watch.observe if watch else None
+        x = integrate(
+            self.solver, field, x, times, self._noise(field, rows, seed), observe, layout.jump
+        )
+        if layout.jump:
+            x = field.predict(x, times[-1], "x")
+            if watch:
+                watch.keep(x)
+        return x
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)
+
+    def _noise(self, field: Field, rows: range, seed: int) -> Noise | None:
+        if not self.solver.stochastic:  # the path costs a draw to begin
+            return None
+        walk = randomness.Brownian(rows.start, rows.stop, field.shape, seed)
+        return lambda t, s: self._own(walk(t, s))
+
+    def _count(
+        self, field: Field, n: int | None, eps: Tensor | None, x_start: Tensor | None
+    ) -> int:
+        """How many samples. Raises FmdiffError for none, and for a start that does not fit."""
+        need_positive(n=n)
+        if eps is not None and x_start is not None:
+            raise FmdiffError("eps and x_start are both given: choose one of them")
+        name, start = ("x_start", x_start) if eps is None else ("eps", eps)
+        if start is None:
+            return 64 if n is None else n
+        if not start.is_floating_point():
+            raise FmdiffError(f"{name} is of {start.dtype}: floating-point numbers are needed")
+        count = len(start) if n is None and start.ndim else n
+        if tuple(start.shape) != (count, *field.shape) or not count:
+            raise FmdiffError(
+                f"{name} has shape {list(start.shape)}: [n, {', '.join(map(str, field.shape))}] "
+                f"is needed, n={'1 or more' if n is None else n}"
+            )
+        return count
+
+
+class _Harvest:
+    """What batches of samples leave behind."""
+
+    def __init__(self, receive: Receive | None) -> None:
+        self.receive = receive
+        self.xs: list[Tensor] = []
+        self.ys: list[Tensor] = []
+        self.watches: list[Watched] = []
+        self.evaluations, self.bad = 0, 0
+
+    def add(self, x: Tensor, y: Tensor | None, evaluations: int) -> None:
+        self.evaluations += evaluations
+        self.bad += int((~x.flatten(1).isfinite()).any(1).sum())
+        if self.receive:
+            self.receive(x, y)
+            return
+        self.xs.append(x.cpu())
+        if y is not None:
+            self.ys.append(y)
+
+    def samples(self, field: Field, n: int, layout: Plan) -> Samples:
+        if self.bad:
+            raise FmdiffError(
+                f"{self.bad} of {n} samples are not finite; try more steps or final=denoise"
+            )
+        trajectory = x_hat = None
+        if self.watches:
+            trajectory, x_hat = gathered(self.watches, layout.times, layout.steps)
+        return Samples(
+            torch.cat(self.xs) if self.xs else torch.empty(0, *field.shape),
+            torch.cat(self.ys) if self.ys else None,
+            layout.nfe,
+            self.evaluations / n,
+            layout,
+            trajectory,
+            x_hat,
+        )
+
+
 def generate(
     field: Field,
-    n: int = 64,
+    n: int | None = None,
+    seed: int = 0,
     *,
     first: int = 0,
-    solver="heun",
-    steps: int | None = None,
-    nfe: int | None = None,
-    seed: int = 0,
     classes: list[int] | int | None = None,
-    guidance: Unguided = UNGUIDED,
-    schedule: Callable = UNIFORM,
-    coordinates: str = "straight",
-    final: str = "auto",
-    path: Path | None = None,
-    clip: str = "none",
-    batch_size: int | None = None,
-    device="cpu",
-    dtype: torch.dtype = torch.float32,
+    eps: Tensor | None = None,
+    x_start: Tensor | None = None,
     trajectory: bool = False,
     progress: Callable[[int], None] | None = None,
-    receive: Callable[[Tensor, Tensor | None], None] | None = None,
+    receive: Receive | None = None,
+    **sampler: Any,
 ) -> Samples:
-    """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
+    """Draw n samples of a field: Sampler(**sampler).draw(field, n, seed, ...), where it is told.
 
-    first: the index i of the first. solver: a solver or the name of one (its YAML). steps, or the
-    nfe they may cost; neither: 28.
-    guidance: any of fmdiff.guidance, as CFG(w=2). path: sample along another path than the field's
-    own. clip: none, data or dynamic, for the estimate of x of images. trajectory: keep the way of
-    the first samples too, at no further evaluation. receive: is handed the samples and labels of
-    each batch, on the device, in place of their being kept: Samples.x is then empty.
+    fmdiff.generate(field, n=64, solver="heun", steps=28, seed=0, guidance=CFG(w=2))
     """
-    if isinstance(solver, str):
-        solver = named("solver", solver)
-    field = field.to(device, dtype)
-    size = batch_size or default_batch_size(field.shape)
-    xs, ys, counted, bad = [], [], 0, 0
-    watched: list[Watched] = []
-    the_plan: Plan | None = None
-    for start in range(first, first + n, size):
-        stop = min(start + size, first + n)
-        y = guidance.labels(field, classes, start, stop, seed)
-        bound = clipped(guidance(field, None if y is None else y.to(device)), clip)
-        bound.reset()
-        asked = view(bound, coordinates, path)
-        if the_plan is None:
-            the_plan = plan(asked, solver, steps, schedule, final, nfe, trajectory)
-        if trajectory and (few := watched_samples(field.shape) - start) > 0:
-            asked = Watched(asked, few)
-            watched.append(asked)
-        x = one_batch(asked, solver, the_plan, start, stop, seed, device, dtype)
-        counted += bound.evaluations
-        bad += int((~x.flatten(1).isfinite()).any(1).sum())
-        if receive:
-            receive(x, y)
-        else:
-            xs.append(x.cpu())
-            ys.append(y)
-        if progress:
-            progress(stop - start)
-    assert the_plan is not None
-    if bad:
-        raise FmdiffError(f"{bad} of {n} samples are not finite; try more steps or final=denoise")
-    return Samples(
-        torch.cat(xs) if xs else torch.empty(0, *field.shape),
-        torch.cat([y for y in ys if y is not None]) if ys and ys[0] is not None else None,
-        the_plan.nfe,
-        counted / n,
-        the_plan,
-        *(gathered(watched, the_plan.times, the_plan.steps) if trajectory else ()),
+    return Sampler(**sampler).draw(
+        field,
+        n,
+        seed,
+        first=first,
+        classes=classes,
+        eps=eps,
+        x_start=x_start,
+        trajectory=trajectory,
+        progress=progress,
+        receive=receive,
     )
 
 
-def one_batch(field, solver, plan, start, stop, seed, device, dtype) -> Tensor:
-    def draw(purpose: str, step: int = 0) -> Tensor:
-        drawn = randomness.noise(start, stop, field.shape, seed, purpose, step)
-        return drawn.to(device, dtype)
+def built(group: str, value: Any) -> Any:
+    """The object that a name or a YAML's keys stand for; any other value is that object.
 
-    # only a stochastic solver asks for the path, which costs a draw to begin
-    walk: Any = solver.stochastic and randomness.Brownian(start, stop, field.shape, seed)
+    Raises FmdiffError for a name that no YAML has, and for one that needs the command line.
+    """
+    spec = spec_of(group, value) if isinstance(value, str) else value
+    if not isinstance(spec, Mapping):
+        return spec
+    for key, word in spec.items():
+        if isinstance(word, str) and word.startswith("${"):
+            kind = str(spec["_target_"]).rpartition(".")[2]
+            raise FmdiffError(
+                f"{group}={value} takes its {key} from the command line: give an object, "
+                f"fmdiff.{group}.{kind}(...), in its place"
+            )
+    return from_spec(spec) if group == "path" else build(spec)
 
-    def brownian(t: Tensor, s: Tensor) -> Tensor:
-        return walk(t, s).to(device, dtype)
 
-    times = plan.times
-    watched = field if isinstance(field, Watched) else None
-    x = field.start(draw("start"), times[0], start, seed)
-    if watched:
-        watched.observe(times[0], x)
-    observe = watched.observe if watched else None
-    x = integrate(solver, field, x, times, brownian, observe, plan.jump)
-    if plan.jump:
-        x = field.predict(x, times[-1], "x")
-        if watched:
-            watched.keep(x)
-    return x
+def _moved(x: Tensor, path: Path, other: Path, t: Tensor) -> Tensor:
+    """States x of a path as those of another, at whose time t () their noise is the same."""
+    u = path.time_of_r(other.r(t))
+    return x * (other.alpha(t) + other.beta(t)) / (path.alpha(u) + path.beta(u))

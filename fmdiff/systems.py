@@ -5,7 +5,7 @@ A system is called like a field, `system(x, t) -> u` for x (B, d) float64 and t 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from fmdiff.integration import integrate
 from fmdiff.path import CondOT, Kind
 from fmdiff.randomness import noise
 from fmdiff.solvers.runge_kutta import RK4
+from fmdiff.solvers.solver import Noise, Solver, Step
 
 REFERENCE = 1000  # Runge-Kutta steps, at least, where no exact flow is known
 Start = float | Sequence[float] | None
@@ -255,30 +256,18 @@ class Brownian(OrnsteinUhlenbeck):
         super().__init__(t_end, 0.0, diffusion, x0)
 
 
-class Additive:
+class Additive(Solver):
     """The Euler-Maruyama step x_s = x_t + h u(x_t, t) + g (W_s - W_t) of a noisy system.
 
     g is the system's own `diffusion`, which is the same everywhere.
     """
 
-    order = 1
-    asks = "v"
     stochastic = True
 
-    def nfe(self, intervals: int) -> int:
-        """Evaluations that so many steps cost."""
-        return intervals
-
     def step(
-        self,
-        field: OrnsteinUhlenbeck,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: None,
-        noise: Callable[[Tensor, Tensor], Tensor],
-    ) -> tuple[Tensor, None]:
-        """The state at time s from x at time t; `state` is not used."""
+        self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise | None
+    ) -> Step:
+        assert isinstance(field, OrnsteinUhlenbeck) and noise is not None
         return x + (s - t) * field(x, t) + field.diffusion * noise(t, s), None
 
 

@@ -21,7 +21,7 @@ def watched_samples(shape: tuple[int, ...]) -> int:
 
 
 class Watched(Around):
-    """A field that keeps the states of its first `rows` samples and what it said of their x.
+    """A field that keeps the states of its first `rows` samples and its estimates of their x.
 
     The estimate E[x | x_t] of an interval is its first answer, of whatever kind, converted: it
     costs nothing. Most solvers ask first at the state itself. One that begins with the last
@@ -79,9 +79,9 @@ def gathered(batches: list[Watched], times: Tensor, steps: int) -> tuple[Watch, 
     if not all(estimates):
         return trajectory, None
     x_hat = torch.cat([torch.stack([x for x, _ in of]) for of in estimates], 1)
-    asked = torch.stack([time for _, time in estimates[0]])
+    at = torch.stack([time for _, time in estimates[0]])
     finite = x_hat.flatten(1).isfinite().all(1)
-    return trajectory, (x_hat[finite], asked[finite]) if finite.any() else None
+    return trajectory, (x_hat[finite], at[finite]) if finite.any() else None
 
 
 @torch.no_grad()
@@ -97,11 +97,11 @@ def velocities(field: Field, points: Tensor, times: Tensor) -> Tensor:
     per time.
     """
     low, high = field.interval("straight")
-    found = []
+    frames = []
     for t in times:
         if low - 1e-9 <= t <= high + 1e-9:  # the ends come rounded
             x_t = points * (field.path.alpha(t) + field.path.beta(t))
-            found.append(field.predict(x_t, t, "straight"))
+            frames.append(field.predict(x_t, t, "straight"))
         else:
-            found.append(torch.full_like(points, torch.nan))
-    return torch.stack(found).cpu()
+            frames.append(torch.full_like(points, torch.nan))
+    return torch.stack(frames).cpu()

@@ -93,8 +93,7 @@ def quartiles(values: Tensor) -> str:
 def ours(solver, x: Tensor) -> Callable[[], int]:
     """One integration, the noise drawn before."""
     field = Echo(tuple(x.shape[1:]))
-    adaptive = getattr(solver, "adaptive", False)
-    times = torch.linspace(0, 1, 2 if adaptive else STEPS + 1, dtype=torch.float64)
+    times = torch.linspace(0, 1, 2 if solver.adaptive else STEPS + 1, dtype=torch.float64)
 
     def run() -> int:
         integrate(solver, field, x, times, lambda t, s: x)

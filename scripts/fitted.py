@@ -14,9 +14,9 @@ import torch
 
 from fmdiff.build import named
 from fmdiff.fitted import FIXED, Model, Trajectories, compare
-from fmdiff.guidance import Unguided
 from fmdiff.loading import load
 from fmdiff.machine.progress import Bar
+from fmdiff.sampling import Sampler
 
 SOLVERS = {"euler": {}, "heun": {}, "adams": {}, "adams order=5": {"order": 5}, "dpmpp_2m": {}}
 
@@ -25,12 +25,10 @@ SOLVERS = {"euler": {}, "heun": {}, "adams": {}, "adams order=5": {"order": 5}, 
 def table(run: str, n: int | None, solvers: list[str], nfes: list[int]) -> None:
     field = load(run)
     n = n or max(16, min(1024, 2**13 // torch.Size(field.shape).numel()))
-    usual = {"guidance": Unguided(), "path": None, "clip": "none", "coordinates": "straight"}
-    usual |= {"dtype": torch.float32, "final": "auto", "steps": None}
 
     def model(solver: str, nfe: int) -> Model:
-        made = named("solver", solver.split()[0], **SOLVERS[solver])
-        return Model(field, usual | {"solver": made, "nfe": nfe}, 1, torch.device("cpu"))
+        method = named("solver", solver.split()[0], **SOLVERS[solver])
+        return Model(field, Sampler(solver=method, nfe=nfe), 1)
 
     bar = Bar(10**9, "evaluation")
     seen, other = (Trajectories(model("euler", 5), k * n, k * n + n, 100, bar) for k in (0, 1))
@@ -42,8 +40,8 @@ def table(run: str, n: int | None, solvers: list[str], nfes: list[int]) -> None:
             began, asked = time.process_time(), model(solver, nfe)
             found = compare(asked, seen, other)
             spent = time.process_time() - began
-            plans = {name: asked.laid_out(law) for name, law in FIXED.items()}
-            fixed = {k: other.error(asked.solver, made) for k, made in plans.items() if made}
+            plans = {name: asked.layout(law) for name, law in FIXED.items()}
+            fixed = {k: other.error(asked.sampler, made) for k, made in plans.items() if made}
             best = min(fixed, key=fixed.__getitem__)
             times = " ".join(f"{t:.3f}" for t in found["times"])
             print(

@@ -27,7 +27,7 @@ from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.metric import Metric
 from fmdiff.pictures import field_error as field_error_picture
 from fmdiff.pictures import plots, quality
-from fmdiff.sampling import default_batch_size, generate
+from fmdiff.sampling import default_batch_size
 from fmdiff.settings import schema
 
 POINTS, IMAGES = 10_000, 2_000  # samples judged by default
@@ -181,10 +181,17 @@ def _one(model: Opened, settings, cell, mine: range, seed: int, judged: Judge, w
             kept.append(x.cpu())
 
     def drawn():
-        chosen = options(changed(settings, cell), field, where, model.about)
+        sampler = options(changed(settings, cell), field, where, model.about)
         begin = time.perf_counter()
-        asked = {"first": mine.start, "seed": seed, "device": where}
-        made = generate(field, len(mine), **asked, **chosen, receive=receive, progress=bar)
+        made = sampler.draw(
+            field,
+            len(mine),
+            seed,
+            first=mine.start,
+            classes=settings["classes"],
+            receive=receive,
+            progress=bar,
+        )
         return made, time.perf_counter() - begin
 
     try:

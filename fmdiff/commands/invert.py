@@ -19,7 +19,7 @@ from fmdiff.likelihood import need_ode, ode_times
 from fmdiff.machine import device
 from fmdiff.machine.progress import Bar
 from fmdiff.pictures import plots
-from fmdiff.sampling import default_batch_size, view
+from fmdiff.sampling import Sampler, default_batch_size
 
 IMAGES, SHOWN, PAIRS = 16, 32, 8  # images by default, of them in the grid, pairs in the strip
 
@@ -28,9 +28,14 @@ class Bound:
     """The field of a subject bound to the labels of a batch, in a solver's coordinates."""
 
     def __init__(self, of: Subject, settings: dict[str, Any], where: torch.device) -> None:
-        self.of, self.where, self.coordinates = of, where, settings["coordinates"]
-        self.dtype = getattr(torch, settings["dtype"])
-        self.field = of.field.to(where, self.dtype)
+        self.of = of
+        self.sampler = Sampler(
+            guidance=of.guidance,
+            coordinates=settings["coordinates"],
+            device=where,
+            dtype=getattr(torch, settings["dtype"]),
+        )
+        self.field = of.field.to(where, self.sampler.dtype)
         self.size = settings["batch_size"] or default_batch_size(of.field.shape)
         self.counted = 0
 
@@ -38,12 +43,13 @@ class Bound:
         """act(field, rows of x, the first one's number) of all batches, on the CPU."""
         found = []
         for i in range(0, len(x), self.size):
-            labels = None if y is None else y[i : i + self.size].to(self.where)
-            bound = self.of.guidance(self.field, labels)
-            bound.reset()
-            rows = x[i : i + self.size].to(self.where, self.dtype)
-            found.append(act(view(bound, self.coordinates), rows, i).cpu())
-            self.counted += bound.evaluations
+            sampler = self.sampler
+            labels = None if y is None else y[i : i + self.size].to(sampler.device)
+            seen = sampler.seen(self.field, labels)
+            seen.reset()
+            rows = x[i : i + self.size].to(sampler.device, sampler.dtype)
+            found.append(act(seen, rows, i).cpu())
+            self.counted += seen.evaluations
         return torch.cat(found)
 
 
@@ -71,7 +77,7 @@ def round_trips(
 
 def own_steps(solver, steps: list[int]) -> list[int] | list[None]:
     """The numbers of steps a solver is to take; an adaptive one chooses them: [None]."""
-    return [None] if getattr(solver, "adaptive", False) else steps
+    return [None] if solver.adaptive else steps
 
 
 def trajectories(bound: Bound, noise: Tensor, solver, steps: int | None) -> Shape:

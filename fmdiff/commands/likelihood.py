@@ -18,10 +18,10 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.guidance import Unguided
 from fmdiff.likelihood import bits_per_dim, dequantised, estimates, need_field
-from fmdiff.loading import opened
+from fmdiff.loading import guidance, opened
 from fmdiff.machine import device, precision
 from fmdiff.machine.progress import Bar
-from fmdiff.sampling import default_batch_size
+from fmdiff.sampling import Sampler, default_batch_size
 
 POINTS, IMAGES = 1000, 64
 
@@ -68,11 +68,11 @@ def subject(cfg, settings: dict[str, Any], where: torch.device, images: int) -> 
         labelled = "log p(x | y) of each sample's own label"
     size = settings["batch_size"] or default_batch_size(field.shape)
     use_threads(settings["threads"], field, min(size, n), where)
-    guidance = build(settings["guidance"])
-    need_field(guidance)
-    for asked in (field, getattr(guidance, "guide", None)):
-        precision.hasten(asked, "fp32", False, where)
-    return Subject(field, x, y, guidance, about, labelled)
+    leader = guidance(settings["guidance"])
+    need_field(leader)
+    for part in filter(None, (field, leader.guide)):
+        precision.hasten(part, "fp32", False, where)
+    return Subject(field, x, y, leader, about, labelled)
 
 
 def likelihood(cfg, folder: Path) -> None:
@@ -83,22 +83,22 @@ def likelihood(cfg, folder: Path) -> None:
     """
     where = device.pick(cfg.device)
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    field, x, y, guidance, about, labelled = subject(cfg, settings, where, IMAGES)
+    field, x, y, leader, about, labelled = subject(cfg, settings, where, IMAGES)
     images, n, d = len(field.shape) == 3, len(x), math.prod(field.shape)
     x = dequantised(x, cfg.seed) if images else x
     print(f"{labelled}: {n} {'dequantised images' if images else 'points'}, {cfg.choices.solver}")
     bar = Bar(n)
     begin = time.perf_counter()
-    names = ("steps", "divergence", "probes", "probe", "seed", "coordinates", "batch_size")
-    found = estimates(
-        *(field, x, y),
+    sampler = Sampler(
+        **{name: settings[name] for name in ("steps", "coordinates", "batch_size")},
         solver=build(settings["solver"]),
-        **{name: settings[name] for name in names},
-        guidance=guidance,
+        guidance=leader,
         device=where,
         dtype=getattr(torch, settings["dtype"]),
-        progress=bar,
     )
+    names = ("divergence", "probes", "probe", "seed")
+    options = {name: settings[name] for name in names}
+    found = estimates(field, x, y, sampler, **options, progress=bar)
     seconds = time.perf_counter() - begin
     bar.close()
     log_p = found.each.mean(1)

@@ -46,7 +46,7 @@ def _check(
     settings: dict[str, Any], system: System, solvers: dict[str, Any], steps: list[int]
 ) -> None:
     for name, solver in solvers.items():
-        if solver.stochastic or getattr(solver, "adaptive", False):
+        if solver.stochastic or solver.adaptive:
             raise FmdiffError(
                 f"steps={steps}: a table of errors is for an ODE and a solver of fixed steps, "
                 f"not for solver={name} here"

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,19 @@ from torch import Tensor
 
 from fmdiff import __version__
 from fmdiff.build import build
+from fmdiff.commands.schedules import with_times
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.fitted import Fitted
-from fmdiff.guidance import Unguided, clipped
-from fmdiff.loading import opened
+from fmdiff.integration import Plan, check_steps
+from fmdiff.loading import guidance, opened
 from fmdiff.machine import device, processes
 from fmdiff.machine.precision import hasten
 from fmdiff.machine.progress import Bar
 from fmdiff.path import from_spec
 from fmdiff.pictures import animate, plots
-from fmdiff.sampling import (
-    Plan,
-    Samples,
-    check_steps,
-    default_batch_size,
-    generate,
-    plan,
-    view,
-)
+from fmdiff.sampling import UNGUIDED, Sampler, Samples, default_batch_size
+from fmdiff.solvers.solver import Solver
 from fmdiff.trajectory import Watch, velocities
 
 COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
@@ -61,7 +55,7 @@ def sample(cfg, folder: Path) -> None:
         processes.divisible(n, size, cfg.devices)
         use_threads(cfg.threads, field, size, where, cfg.devices)
 
-        chosen = options(settings | {"batch_size": size, "n": n}, field, where, about)
+        sampler = options(settings | {"batch_size": size, "n": n}, field, where, about)
         judged, kept = None, Kept()
         if settings["metrics"]:
             from fmdiff.metrics.judge import judge
@@ -75,27 +69,23 @@ def sample(cfg, folder: Path) -> None:
         if judged:
             judged.add(x, y)
 
-    y = chosen["guidance"].labels(field, settings["classes"], 0, 1, cfg.seed)
-    bound = clipped(chosen["guidance"](field, y), cfg.clip)
-    laid_out = plan(
-        view(bound, cfg.coordinates, chosen["path"]),
-        chosen["solver"],
-        *(chosen["steps"], chosen["schedule"], cfg.final, chosen["nfe"], cfg.trajectory),
-    )
+    y = sampler.guidance.labels(field, settings["classes"], 0, 1, cfg.seed)
+    seen = sampler.seen(field, y)
+    layout = sampler.plan(seen, cfg.trajectory)
     with processes.started("sample", folder, cfg.devices, where):
         mine, lead = processes.share(n, size), processes.rank() == 0
         if lead:
-            said = describe(cfg, chosen["solver"], laid_out, bound.branches)
+            said = describe(cfg, sampler.solver, layout, seen.branches)
             print(f"{n} samples on {where}, {said}")
         bar = Bar(len(mine), visible=lead)
         begin = time.perf_counter()
         drawn = partial(
-            generate,
-            *(field, len(mine)),
+            sampler.draw,
+            field,
+            len(mine),
+            cfg.seed,
             first=mine.start,
-            **chosen,
-            seed=cfg.seed,
-            device=where,
+            classes=settings["classes"],
             trajectory=cfg.trajectory,
             progress=bar,
             receive=receive,
@@ -116,16 +106,15 @@ def sample(cfg, folder: Path) -> None:
     def arrows(points: Tensor, times: Tensor) -> Tensor:
         y = kept.labels
         y = None if y is None else y.to(where)
-        seen = pictured(field.to(where, chosen["dtype"]), chosen["guidance"], y, len(points))
-        drawn = view(seen, cfg.coordinates, chosen["path"])
-        drawn.reset()
-        u = velocities(drawn, points.to(where, chosen["dtype"]), times)
-        print(f"{drawn.evaluations} more in all for the arrows of field.{cfg.animation}")
+        seen = pictured(field.to(where, sampler.dtype), sampler, y, len(points))
+        seen.reset()
+        u = velocities(seen, points.to(where, sampler.dtype), times)
+        print(f"{seen.evaluations} more in all for the arrows of field.{cfg.animation}")
         return u
 
     written = write(kept.x, kept.labels, folder, data, cfg.png, samples.trajectory)
     if samples.trajectory is not None:
-        asked = arrows if laid_out.steps else None
+        asked = arrows if layout.steps else None
         written += movies(samples, folder, cfg.animation, data, asked)
     if judged and metrics:
         from fmdiff.commands.evaluate import conclude
@@ -158,10 +147,9 @@ def sample(cfg, folder: Path) -> None:
         print(f"  {folder / name}")
 
 
-def describe(cfg, solver, plan: Plan, branches: int) -> str:
+def describe(cfg, solver: Solver, plan: Plan, branches: int) -> str:
     """The plan in one line: solver, order, steps, where they lie, what they cost."""
-    order = getattr(solver, "order", None)
-    name = cfg.choices.solver + (f" (order {order:g})" if order else "")
+    name = f"{cfg.choices.solver} (order {solver.order:g})"
     steps = f"{plan.steps} steps" if plan.steps != 1 else "1 step"
     if plan.nfe is None:
         steps, cost = "adaptive steps", "evaluations known after the run"
@@ -181,10 +169,10 @@ def use_threads(
     asked: int | None, field: Field, size: int, where: torch.device, devices: int = 1
 ) -> None:
     """Compute with as many CPU threads as asked for, or as the rule has for batches of `size`."""
-    net = getattr(field, "net", None)
+    net = field.net
     if where.type != "cpu" or (net is None and asked is None):
         return
-    parameters = sum(p.numel() for p in net.parameters()) if net else 0
+    parameters = 0 if net is None else sum(p.numel() for p in net.parameters())
     rule = device.threads(parameters, size, field.shape) // devices
     torch.set_num_threads(asked or max(1, rule))
 
@@ -194,8 +182,8 @@ def options(
     field: Field,
     where: torch.device,
     about: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """The keyword arguments of `generate` that the settings of a sample say.
+) -> Sampler:
+    """How the settings of a sample say that the field is sampled.
 
     Sees to it that the networks compute on `where` as settings say. about: of the checkpoint, if
     it is one; times that are to be fitted are looked for, or left, beside it.
@@ -205,22 +193,22 @@ def options(
         raise FmdiffError(f"precision={precision} does not go with dtype=float64: leave one out")
     if compiled is None and settings["n"] < COMPILED:
         compiled = False
-    groups = {group: build(settings[group]) for group in ("solver", "schedule", "guidance")}
-    if not settings.get("trajectory"):  # whose frames the steps are
-        check_steps(groups["solver"], settings["steps"])
-    for asked in (field, getattr(groups["guidance"], "guide", None)):
-        hasten(asked, precision, compiled, where)
     along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
-    names = ("steps", "nfe", "classes", "coordinates", "final", "clip", "batch_size")
-    chosen = {
+    names = ("steps", "nfe", "coordinates", "final", "clip", "batch_size")
+    sampler = Sampler(
         **{name: settings[name] for name in names},
-        **groups,
-        "path": from_spec(settings["path"]) if along else None,
-        "dtype": getattr(torch, settings["dtype"]),
-    }
-    if isinstance(chosen["schedule"], Fitted):
-        chosen |= chosen["schedule"].resolve(field, chosen, settings, about, where)
-    return chosen
+        solver=build(settings["solver"]),
+        schedule=build(settings["schedule"]),
+        guidance=guidance(settings["guidance"]),
+        path=from_spec(settings["path"]) if along else None,
+        device=where,
+        dtype=getattr(torch, settings["dtype"]),
+    )
+    if not settings.get("trajectory"):  # whose frames the steps are
+        check_steps(sampler.solver, settings["steps"])
+    for part in filter(None, (field, sampler.guidance.guide)):
+        hasten(part, precision, compiled, where)
+    return with_times(sampler, field, settings, about)
 
 
 class Kept:
@@ -328,15 +316,17 @@ def _thinned(watch: Watch) -> Watch:
     return frames[picked], times[picked]
 
 
-def pictured(field: Field, guidance: Unguided, y: Tensor | None, n: int) -> Field:
+def pictured(field: Field, sampler: Sampler, y: Tensor | None, n: int) -> Field:
     """The field whose n arrows are drawn: guided where all samples have one label y.
 
     Samples of several classes move in several fields; what is drawn is that of all data, the null
     label's, without guidance.
     """
+    plain = replace(sampler, clip="none")
     if y is None or (y == y[0]).all():
-        return guidance(field, None if y is None else y[:1].repeat(n))
-    return field.bind(y.new_full((n,), field.classes)) if field.classes else field
+        return plain.seen(field, None if y is None else y[:1].repeat(n))
+    null = y.new_full((n,), field.classes) if field.classes else None
+    return replace(plain, guidance=UNGUIDED).seen(field, null)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -106,7 +106,7 @@ def hasten(field: Any, precision: str, compiled: bool | None, device: torch.devi
 
     A field without a network stays what it is. Raises FmdiffError as `precise` and `compiles` do.
     """
-    net = getattr(field, "net", None)
+    net = field.net
     if net is None or isinstance(net, FastNet):
         return
     dtype, compiled = precise(precision, device), compiles(compiled, device)

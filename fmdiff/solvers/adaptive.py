@@ -1,15 +1,20 @@
 """Adaptive steps: each sample has its own time, step and error."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fmdiff.errors import Failed, FmdiffError
+from fmdiff.field import Field
 from fmdiff.path import expand
+from fmdiff.solvers.solver import Noise, Solver, Step
+
+Slope = Callable[[Tensor, Tensor], Tensor]
 
 
-class Dopri5:
+class Dopri5(Solver):
     """Dormand & Prince 5(4): x_s = x_t + h sum_i b_i k_i, its error h sum_i d_i k_i.
 
     A step is kept where the error's root mean square over a sample, each entry divided by
@@ -22,8 +27,6 @@ class Dopri5:
     """
 
     order = 5
-    asks = "v"
-    stochastic = False
     adaptive = True
     a = (
         (1 / 5,),
@@ -41,11 +44,23 @@ class Dopri5:
                 raise FmdiffError(f"solver.{name}={value}: a positive number is needed")
         self.rtol, self.atol, self.max_nfe = rtol, atol, max_nfe
 
-    def nfe(self, intervals: int) -> float:
-        """Not known before the run."""
-        return 0.0 if intervals == 0 else math.nan
+    def nfe(self, steps: int) -> int:
+        """0 without a step. Raises FmdiffError otherwise, as it is not known before the run."""
+        if steps:
+            raise FmdiffError(
+                "Dopri5 chooses its own steps: what they cost is known after the run"
+            )
+        return 0
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: tuple[Tensor, Tensor, Tensor] | None,
+        noise: Noise | None,
+    ) -> Step:
         def slope(x: Tensor, time: Tensor) -> Tensor:
             return field(x, time.to(x))
 
@@ -90,7 +105,9 @@ class Dopri5:
         scaled = value / (self.atol + self.rtol * size)
         return scaled.flatten(1).double().square().mean(1).sqrt().cpu()
 
-    def _first_length(self, slope, x: Tensor, time: Tensor, k: Tensor, end: Tensor) -> Tensor:
+    def _first_length(
+        self, slope: Slope, x: Tensor, time: Tensor, k: Tensor, end: Tensor
+    ) -> Tensor:
         """Each sample's first step, at the price of one evaluation (II.4, page 169)."""
         room = end - time
         d0, d1 = self._norm(x, x.abs()), self._norm(k, x.abs())

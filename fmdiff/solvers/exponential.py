@@ -16,14 +16,16 @@ What depends on the times alone is done in Python's floats, which costs less tha
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.path import Path
-from fmdiff.solvers.multistep import Recorded
+from fmdiff.field import Field
+from fmdiff.path import Kind, Path
+from fmdiff.solvers.multistep import Recorder
 from fmdiff.solvers.runge_kutta import RungeKutta
+from fmdiff.solvers.solver import Noise, Solver, Step
 
 # B(h) of UniPC: what stands, halved, for the first moment where two values are known. bh1 has no
 # limit, so over an infinite h it is bh2's.
@@ -75,7 +77,7 @@ def weights(nodes: Sequence[float], lo: float, hi: float, moments: list[float]) 
     return w
 
 
-class DPM2:
+class DPM2(Solver):
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1): the midpoint rule in lam.
 
     x_s = (alpha_s / alpha_t) x_t + alpha_s (rho_s - rho_t) eps_hat(x_m, m), lam_m halfway, x_m by
@@ -83,13 +85,20 @@ class DPM2:
     """
 
     order = 2
-    asks = "x"
-    stochastic = False
+    asks: Kind = "x"
 
-    def nfe(self, intervals: int) -> int:
-        return 2 * intervals
+    def nfe(self, steps: int) -> int:
+        return 2 * steps
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Any,
+        noise: Noise | None,
+    ) -> Step:
         path = field.path
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
         finite = a_t > 0 and b_s > 0
@@ -108,28 +117,34 @@ class DPM2:
 
 
 class Node(NamedTuple):
+    """A point that the polynomial goes through."""
+
     z: float  # the polynomial's variable there
     value: Tensor  # the prediction there
 
 
 class State(NamedTuple):
+    """What one step leaves to the next."""
+
     known: tuple[Node, ...] = ()
     left: int | None = None  # steps still to come, where known
     last: tuple[Tensor, Tensor, list[Node]] | None = None  # the last step's x_t, t and nodes
 
 
-class Multistep:
+class Multistep(Solver):
     """x_s from the polynomial through the predictions at the last `order` times.
 
     lower_order_final: the order is at most the number of steps left, which is safer with few
     steps. start: a Runge-Kutta solver takes the first order - 1 steps; null: lower order there.
     """
 
-    asks = "x"
-    stochastic = False
+    order: int
+    asks: Kind = "x"
     corrector = False
 
-    def __init__(self, order: int, lower_order_final: bool, start=None) -> None:
+    def __init__(
+        self, order: int, lower_order_final: bool, start: RungeKutta | None = None
+    ) -> None:
         if order not in (1, 2, 3):
             raise FmdiffError(f"solver.order={order}: choose 1, 2 or 3")
         if start is not None and not isinstance(start, RungeKutta):
@@ -138,20 +153,28 @@ class Multistep:
             )
         self.order, self.lower_order_final, self.start = order, lower_order_final, start
 
-    def nfe(self, intervals: int) -> int:
-        first = min(intervals, self.order - 1) if self.start else 0
-        return intervals - first + (self.start.nfe(first) if self.start else 0)
+    def nfe(self, steps: int) -> int:
+        first = min(steps, self.order - 1) if self.start else 0
+        return steps - first + (self.start.nfe(first) if self.start else 0)
 
     def begin(self, times: Tensor, jump: bool = False) -> State:
-        """The state before the first of the steps along times (S+1,); a jump is a step more."""
+        """The number of steps along times (S+1,), a jump included, where it bounds the order."""
         return State(left=len(times) - 1 + jump if self.lower_order_final else None)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: State | None,
+        noise: Noise | None,
+    ) -> Step:
         known, left, last = state or State()
         path, after = field.path, None if left is None else left - 1
         z_t, z_s = self.variable(path, t), self.variable(path, s)
         if self.start and len(known) < self.order - 1:
-            first = Recorded(field)
+            first = Recorder(field)
             ahead, _ = self.start.step(first, x, t, s, None, noise)
             x_hat = path.convert(first.slope, x, t, "v", "x")
             node = Node(z_t, self.value(path, x_hat, x, t))
@@ -196,11 +219,15 @@ class DPMpp(Multistep):
     second derivative, which leaves an error of order 2.
     """
 
-    def __init__(self, order: int, lower_order_final: bool, start=None) -> None:
+    def __init__(
+        self, order: int, lower_order_final: bool, start: RungeKutta | None = None
+    ) -> None:
         super().__init__(order, lower_order_final, start)
         self.first = VARIANTS["bh2"]
 
-    def advance(self, path, x, t, s, lo, hi, nodes):
+    def advance(
+        self, path: Path, x: Tensor, t: Tensor, s: Tensor, lo: float, hi: float, nodes: list[Node]
+    ) -> Tensor:
         m = moments(hi - lo, len(nodes))
         if len(nodes) == 2:
             m[1] = self.first(hi - lo) / 2
@@ -219,12 +246,17 @@ class UniPC(DPMpp):
     """
 
     def __init__(
-        self, order: int, corrector: bool, variant: str, lower_order_final: bool, start=None
+        self,
+        order: int,
+        corrector: bool,
+        variant: str,
+        lower_order_final: bool,
+        start: RungeKutta | None = None,
     ) -> None:
         super().__init__(order, lower_order_final, start)
         if variant not in VARIANTS:
             raise FmdiffError(f"solver.variant={variant}: {nearest(variant, VARIANTS)}")
-        self.corrector, self.first = corrector, VARIANTS[variant]
+        self.corrector, self.variant, self.first = corrector, variant, VARIANTS[variant]
 
 
 class DEIS(Multistep):
@@ -234,7 +266,9 @@ class DEIS(Multistep):
     Lagrange polynomials in `polynomial`: log_rho (= -lam) or rho (the paper's rhoAB).
     """
 
-    def __init__(self, order: int, polynomial: str, lower_order_final: bool, start=None) -> None:
+    def __init__(
+        self, order: int, polynomial: str, lower_order_final: bool, start: RungeKutta | None = None
+    ) -> None:
         super().__init__(order, lower_order_final, start)
         if polynomial not in ("log_rho", "rho"):
             choices = nearest(polynomial, ("log_rho", "rho"))
@@ -249,7 +283,9 @@ class DEIS(Multistep):
     def value(self, path: Path, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return path.convert(x_hat, x, t, "x", "eps")
 
-    def advance(self, path, x, t, s, lo, hi, nodes):
+    def advance(
+        self, path: Path, x: Tensor, t: Tensor, s: Tensor, lo: float, hi: float, nodes: list[Node]
+    ) -> Tensor:
         if self.polynomial == "rho":
             m = [(hi - lo) / (k + 1) for k in range(len(nodes))]
         else:

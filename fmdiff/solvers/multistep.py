@@ -1,6 +1,6 @@
 """Linear multistep methods: earlier slopes stand in for further evaluations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from fmdiff.build import build
 from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
 from fmdiff.path import expand
 from fmdiff.solvers.runge_kutta import RungeKutta
+from fmdiff.solvers.solver import Noise, Solver, Step
 
 
 def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
@@ -38,13 +40,15 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
+    """What one step leaves to the next."""
+
     rows: list[Row]  # of this step and those to come
     limit: float | None
     differences: tuple[Tensor, ...] = ()  # v_t, v[t, t'], v[t, t', t''], ... of the last step
     last: tuple[Tensor, Tensor, Tensor | None] | None = None  # its x_t, slope, and slope's size
 
 
-class Adams:
+class Adams(Solver):
     r"""Adams-Bashforth predictor with an Adams-Moulton corrector that costs no evaluation.
 
     x_s = x_t + integral over [t, s] of the polynomial through the last `order` slopes, in
@@ -68,14 +72,13 @@ class Adams:
     Raises FmdiffError for an option out of range.
     """
 
-    asks = "v"
-    stochastic = False
+    order: int
 
     def __init__(
         self,
         order: int,
         corrector: bool,
-        start=None,
+        start: RungeKutta | dict[str, Any] | None = None,
         lower_order_final: bool = False,
         limit: float | None = None,
     ) -> None:
@@ -91,12 +94,12 @@ class Adams:
         self.order, self.corrector, self.start = order, corrector, start
         self.lower_order_final, self.limit = lower_order_final, limit
 
-    def nfe(self, intervals: int) -> int:
-        first = min(intervals, self.order - 1) if self.start else 0
-        return intervals - first + (self.start.nfe(first) if self.start else 0)
+    def nfe(self, steps: int) -> int:
+        first = min(steps, self.order - 1) if self.start else 0
+        return steps - first + (self.start.nfe(first) if self.start else 0)
 
     def begin(self, times: Tensor, jump: bool = False) -> State:
-        """The state before the first of the steps along times (S+1,); a jump is a step more."""
+        """The rows of all steps along times (S+1,); with lower_order_final a jump is one more."""
         grid = times.double().cpu().numpy()
         steps = len(grid) - 1
         # column j holds t^(j) of every step; where there is none yet, what is not used
@@ -120,10 +123,18 @@ class Adams:
         limit = None if self.limit is None else self.limit * max(1, steps / MANY)
         return State(rows, limit)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: State | None, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: State | None,
+        noise: Noise | None,
+    ) -> Step:
         (row, *rows), limit, old, last = state or self.begin(torch.stack([t, s]))
         if self.start and len(old) < self.order - 1:
-            first = Recorded(field)
+            first = Recorder(field)
             x, _ = self.start.step(first, x, t, s, None, noise)
             return x, State(rows, limit, _differences(first.slope, old, row.gaps))
         v = field(x, t)
@@ -151,7 +162,7 @@ def _sum(
     differences: tuple[Tensor, ...],
     integrals: list[float],
     limit: float | None,
-    sizes: list,
+    sizes: list[Any],
     partly: bool,
 ) -> Tensor:
     """x + sum_k D_k; with a limit each sample stops at the first D_k that is too large.
@@ -176,16 +187,16 @@ def _sum(
     return x
 
 
-class Recorded:
-    """A field that remembers the first slope it gave."""
+class Recorder(Field):
+    """A field that remembers its first answer, the slope at the beginning of a step."""
 
     slope: Tensor
 
-    def __init__(self, field) -> None:
-        self.field, self.asked = field, False
+    def __init__(self, field: Field) -> None:
+        self.field, self.empty = field, True
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        v = self.field(x, t)
-        if not self.asked:
-            self.slope, self.asked = v, True
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        v = self.field(x_t, t)
+        if self.empty:
+            self.slope, self.empty = v, False
         return v

@@ -1,30 +1,35 @@
-"""Explicit Runge-Kutta methods: a method is its tableau.
+"""Explicit Runge-Kutta methods: a method is its tableau."""
 
-A solver is asked `step(field, x, t, s, state, noise) -> (x, state)`: x (B, *shape) at time t goes
-to time s (0-dim float64 tensors). It declares its `order`, the field's quantities it `asks` for,
-and by `nfe(intervals)` how many evaluations that many steps cost.
-"""
+from typing import Any
 
 from torch import Tensor
 
+from fmdiff.field import Field
+from fmdiff.solvers.solver import Noise, Solver, Step
 
-class RungeKutta:
+
+class RungeKutta(Solver):
     """x_s = x_t + h sum_i b_i k_i, k_i = v(x_t + h sum_j a_ij k_j, t + c_i h), c_i = sum_j a_ij.
 
     a holds the rows below the first of the tableau's lower triangle (Hairer, Norsett & Wanner,
     Solving Ordinary Differential Equations I, II.1).
     """
 
-    order: float
-    asks = "v"
-    stochastic = False
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
-    def nfe(self, intervals: int) -> int:
-        return intervals * len(self.b)
+    def nfe(self, steps: int) -> int:
+        return steps * len(self.b)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Any,
+        noise: Noise | None,
+    ) -> Step:
         h = s - t
         slopes = [field(x, t)]
         for row in self.a:
@@ -42,18 +47,24 @@ class Euler(RungeKutta):
 
 
 class Midpoint(RungeKutta):
+    """The slope in the middle of the step, where half an Euler step leads."""
+
     order = 2
     a = ((0.5,),)
     b = (0.0, 1.0)
 
 
 class Heun(RungeKutta):
+    """The mean of the slopes at both ends of an Euler step."""
+
     order = 2
     a = ((1.0,),)
     b = (0.5, 0.5)
 
 
 class RK4(RungeKutta):
+    """The classical method of order 4."""
+
     order = 4
     a = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
     b = (1 / 6, 1 / 3, 1 / 3, 1 / 6)

@@ -8,15 +8,18 @@ the spread that the noise adds (Song et al. 2021, arXiv:2011.13456; SiT, arXiv:2
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.field import Field
 from fmdiff.formula import CONSTANTS, Formula
-from fmdiff.path import Path
+from fmdiff.path import Kind, Path
 from fmdiff.solvers.exponential import DPM2, ddim, log_ratio
+from fmdiff.solvers.solver import Noise, Solver, Step
 
 # the coefficient g(t) = sigma_t of the Brownian term, by name, as g^2
 DIFFUSIONS: dict[str, Callable[[Path, Tensor], Tensor]] = {
@@ -36,13 +39,14 @@ def at_least_0(**options: float) -> None:
             raise FmdiffError(f"solver.{name}={value}: a number >= 0 is needed")
 
 
-def normals(noise: Callable, t: Tensor, s: Tensor, n: int = 1) -> list[Tensor]:
+def normals(noise: Noise | None, t: Tensor, s: Tensor, n: int = 1) -> list[Tensor]:
     """n independent standard normal draws: the increments over n equal parts of [t, s]."""
+    assert noise is not None
     times = [t, *(t + (s - t) * (k / n) for k in range(1, n)), s]
     return [noise(a, b) / (b - a).sqrt() for a, b in pairwise(times)]
 
 
-class EulerMaruyama:
+class EulerMaruyama(Solver):
     """x_s = x_t + [v + g^2/2 score] h + g (W_s - W_t).
 
     `diffusion` is a constant g >= 0, a name or else a formula of t for g: path (g^2 = 2 (beta^2
@@ -55,7 +59,9 @@ class EulerMaruyama:
     """
 
     order = 1
-    asks = "straight"  # finite in more places than v or score, and gives both in one evaluation
+    asks: Kind = (
+        "straight"  # finite in more places than v or score, and gives both in one evaluation
+    )
     stochastic = True
 
     def __init__(
@@ -81,9 +87,6 @@ class EulerMaruyama:
             if not self.formula(torch.arange(1, 100, dtype=torch.float64) / 100).isfinite().all():
                 raise FmdiffError(f'solver.diffusion="{diffusion}" is not finite for 0 < t < 1')
 
-    def nfe(self, intervals: int) -> int:
-        return intervals
-
     def squared(self, path: Path, t: Tensor) -> Tensor:
         """g^2, shaped like t."""
         if self.formula:
@@ -93,10 +96,18 @@ class EulerMaruyama:
         return torch.full_like(t, self.diffusion**2)
 
     def begin(self, times: Tensor, jump: bool = False) -> Tensor:
-        """The state before the first of the steps along times (S+1,): where the last one ends."""
+        """The time at which the last of the steps along times (S+1,) ends."""
         return times[-1]
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: Tensor | None, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Tensor | None,
+        noise: Noise | None,
+    ) -> Step:
         path = field.path
         straight = field.predict(x, t, "straight")
         last = self.last if s == (1 if state is None else state) else None
@@ -110,10 +121,13 @@ class EulerMaruyama:
         g2 = self.squared(path, t).nan_to_num(nan=0.0, posinf=0.0)
         score = path.convert(straight, x, t, "straight", "score")
         ahead = ahead + (s - t) * g2 / 2 * score
-        return ahead if last == "mean" else ahead + g2.sqrt() * noise(t, s), state
+        if last == "mean":
+            return ahead, state
+        assert noise is not None
+        return ahead + g2.sqrt() * noise(t, s), state
 
 
-class DPMppSDE:
+class DPMppSDE(Solver):
     """DPM-Solver++ for the SDE (Lu et al. 2022b, arXiv:2211.01095, section 5).
 
     With q = exp(-eta h), h = lam_s - lam_t, lam = log(alpha/beta), z standard normal,
@@ -128,7 +142,7 @@ class DPMppSDE:
     t or s the order is 1; into beta_s = 0 the result is x_hat.
     """
 
-    asks = "x"
+    asks: Kind = "x"
     stochastic = True
 
     def __init__(self, order: int, eta: float, until: float = 1.0) -> None:
@@ -137,10 +151,15 @@ class DPMppSDE:
         at_least_0(eta=eta, until=until)
         self.order, self.eta, self.until = order, eta, until
 
-    def nfe(self, intervals: int) -> int:
-        return intervals
-
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Any,
+        noise: Noise | None,
+    ) -> Step:
         path = field.path
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
         x_hat = middle = field.predict(x, t, "x")
@@ -160,7 +179,7 @@ class DPMppSDE:
         return ahead, state
 
 
-class Churn:
+class Churn(Solver):
     """The stochastic sampler of EDM (Karras et al. 2022, arXiv:2206.00364, algorithm 2).
 
     In y = x_t / alpha and the noise level n = beta / alpha: noise is added up to (1 + c) n, with
@@ -171,7 +190,7 @@ class Churn:
     """
 
     order = 2
-    asks = "x"
+    asks: Kind = "x"
     stochastic = True
 
     def __init__(
@@ -181,14 +200,22 @@ class Churn:
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, s_max, s_noise
         self.until, self.ends = until, DPM2()
 
-    def nfe(self, intervals: int) -> int:
-        return 2 * intervals
+    def nfe(self, steps: int) -> int:
+        return 2 * steps
 
     def begin(self, times: Tensor, jump: bool = False) -> int:
-        """The state before the first of the steps along times (S+1,): their number."""
+        """The number of steps along times (S+1,)."""
         return len(times) - 1
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state: int | None, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: int | None,
+        noise: Noise | None,
+    ) -> Step:
         path = field.path
 
         def level(t: Tensor) -> Tensor:
@@ -213,7 +240,7 @@ class Churn:
         return path.alpha(s) * (y + h / 2 * (k + slope(y + h * k, s))), state
 
 
-class PredictorCorrector:
+class PredictorCorrector(Solver):
     """`corrections` steps of Langevin dynamics at t, then one step of `predictor` from t to s.
 
     x <- x + e score + sqrt(2 e) z (Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5), with
@@ -237,10 +264,18 @@ class PredictorCorrector:
         self.predictor, self.corrections, self.snr = named("solver", predictor), corrections, snr
         self.asks = self.predictor.asks
 
-    def nfe(self, intervals: int) -> int:
-        return intervals * (1 + self.corrections)
+    def nfe(self, steps: int) -> int:
+        return steps * (1 + self.corrections)
 
-    def step(self, field, x: Tensor, t: Tensor, s: Tensor, state, noise):
+    def step(
+        self,
+        field: Field,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: Any,
+        noise: Noise | None,
+    ) -> Step:
         path, size = field.path, self.snr * field.path.beta(t)
         *draws, own = normals(noise, t, s, self.corrections + 1)
         for z in draws:

@@ -69,7 +69,7 @@ def planted(place, at, action):
         "step": lambda: around(Training, "optimiser_step", lambda _, k, *__: k == at),
         "validation": lambda: around(log.Log, "validate", lambda _, m: m.step == at),
         "picture": lambda: around(pictures, "generate", lambda *_: True),
-        "sampling": lambda: around(sampling, "one_batch", lambda *given: given[3] >= at),
+        "sampling": lambda: around(sampling.Sampler, "carry", lambda *given: given[3].start >= at),
     }[place]()
 
 

@@ -94,7 +94,9 @@ def test_price_is_what_is_counted_and_falls_with_the_tolerance(truth):
         assert spent.min() < spent.max() or tol == 1e-3
         paid.append(spent.max().item())
     assert paid == sorted(paid) and paid[0] < 40
-    assert math.isnan(solver.nfe(3)) and solver.nfe(0) == 0
+    assert solver.nfe(0) == 0
+    with pytest.raises(FmdiffError, match="known after the run"):
+        solver.nfe(3)
 
 
 def test_a_sample_does_not_see_its_neighbours(truth):

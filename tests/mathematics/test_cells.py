@@ -74,7 +74,7 @@ def test_every_cell_samples_the_data_at_the_price_it_said(name, prediction, path
     made = generate(field, N, solver=solver, steps=STEPS)
     assert made.x.shape == (N, 2) and made.x.dtype == torch.float32
     assert made.x.isfinite().all()
-    if getattr(solver, "adaptive", False):
+    if solver.adaptive:
         assert made.nfe_planned is None and made.nfe_counted >= 8
     else:
         assert made.nfe_planned == made.nfe_counted >= STEPS

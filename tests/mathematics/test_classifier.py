@@ -83,13 +83,6 @@ def test_what_a_classifier_costs():
         assert led.interval() == pytest.approx((0.01, 1))
 
 
-class Led(ByClassifier):
-    """guidance=classifier without a checkpoint."""
-
-    def __init__(self, w, classifier):
-        self.w, self.classifier, self.ckpt = Strength(w), classifier, "given"
-
-
 class Linear(torch.nn.Linear):
     def __init__(self):
         super().__init__(16, 3)
@@ -105,7 +98,7 @@ def test_planned_is_counted_for_every_solver(solver):
     logits = Classifier(Linear(), VP(), 0.5, (1, 4, 4), 3)
     for classes in (0, 3):
         field = NetField(Answers(), CondOT(), "v", 0.5, 1e-4, (1, 4, 4), classes)
-        made = generate(field, 5, solver=solver, steps=5, guidance=Led(2.0, logits))
+        made = generate(field, 5, solver=solver, steps=5, guidance=ByClassifier(2.0, logits))
         assert made.x.isfinite().all() and made.y.tolist() == [0, 1, 2, 0, 1]
         if made.nfe_planned is not None:
             assert made.nfe_counted == made.nfe_planned > 0
@@ -120,7 +113,7 @@ def test_exact_classifiers_sample_the_class():
         solver="heun",
         steps=60,
         classes=[k],
-        guidance=Led(1.0, Posterior(CondOT())),
+        guidance=ByClassifier(1.0, Posterior(CondOT())),
         dtype=torch.float64,
     )
     mean, std = made.x.mean(0), made.x.std(0)

@@ -16,24 +16,20 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.fitted import FIXED, Fitted, Model, Trajectories
-from fmdiff.guidance import CFG, Unguided
+from fmdiff.guidance import CFG
 from fmdiff.loading import load
-from fmdiff.machine.progress import Bar
 from fmdiff.path import EDM, VP, CondOT
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
-from fmdiff.sampling import generate, plan
+from fmdiff.sampling import Sampler, generate, plan
 from fmdiff.schedules import Explicit, NoiseLevels, Power
 from fmdiff.solvers.runge_kutta import Euler
 
-CPU = torch.device("cpu")
 BRIEF = ("n=8", "steps=3", "solver=euler", "schedule=fitted", "schedule.reference=20", *PLAIN[:2])
 
 
 def model(field, solver, **changes):
-    chosen = {"guidance": Unguided(), "path": None, "clip": "none", "coordinates": "straight"}
-    chosen |= {"dtype": torch.float64, "final": "auto", "steps": None, "nfe": None}
-    return Model(field, chosen | {"solver": solver} | changes, 1, CPU)
+    return Model(field, Sampler(solver=solver, **{"dtype": torch.float64} | changes), 1)
 
 
 def gaussian(stds):
@@ -92,11 +88,11 @@ def test_fitted_beats_every_fixed_law_on_other_noise(trained, solver):
 
 
 def test_times_that_do_not_hold_on_other_noise_are_refused(monkeypatch):
-    monkeypatch.setattr(fitted, "search", lambda model, seen, tried: model.laid_out(Power(9)))
+    monkeypatch.setattr(fitted, "search", lambda model, *_: model.layout(Power(9)))
     asked = model(gaussian((1.0, 0.2)), Euler(), steps=4)
     found = Fitted(64, 50, 0).fit(asked)
     assert found["of"] in FIXED and found["error"]["fitted"] > found["error"][found["of"]]
-    assert found["times"] == asked.laid_out(FIXED[found["of"]]).times.tolist()
+    assert found["times"] == asked.layout(FIXED[found["of"]]).times.tolist()
 
 
 @pytest.mark.parametrize("law", FIXED.values(), ids=FIXED)
@@ -114,10 +110,10 @@ def test_times_that_do_not_hold_on_other_noise_are_refused(monkeypatch):
 )
 def test_explicit_takes_the_times_for_the_same_plan(law, field, changes):
     asked = model(field, named("solver", "heun"), steps=5, **changes)
-    made = asked.laid_out(law)
+    made = asked.layout(law)
     for given in (made, asked.of_lengths(asked.lengths(made))):
-        explicit = Explicit(asked.listed(given.times))
-        pasted = plan(asked.bound, asked.solver, None, explicit, asked.final)
+        explicit = Explicit(asked.explicit(given.times))
+        pasted = plan(asked.bound, asked.sampler.solver, None, explicit, asked.sampler.final)
         assert pasted.times.tolist() == given.times.tolist()
         assert (pasted.jump, pasted.nfe) == (given.jump, given.nfe)
     assert (given.jump, given.nfe) == (asked.base.jump, asked.base.nfe)
@@ -250,10 +246,9 @@ def test_errors_are_those_of_the_samples_that_generate_gives():
     """The RMS distance of both, over batches of every size."""
     field = mixture(CondOT())
     asked = model(field, Euler(), steps=4)
-    with Bar(1) as bar:
-        seen = Trajectories(asked, 70, 200, 100, bar)
+    seen = Trajectories(asked, 70, 200, 100)
     common = {"n": 200, "seed": 1, "dtype": torch.float64}
     fine = generate(field, solver="dopri5", **common).x[70:]
     ends = generate(field, solver="euler", steps=4, **common).x[70:]
     far = (ends - fine).square().mean().sqrt().item()
-    assert seen.error(asked.solver, asked.base) == pytest.approx(far, rel=1e-4)
+    assert seen.error(asked.sampler, asked.base) == pytest.approx(far, rel=1e-4)

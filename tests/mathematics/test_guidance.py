@@ -13,6 +13,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
 from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, clipped
+from fmdiff.loading import guidance
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
@@ -276,30 +277,32 @@ def test_autoguidance_goes_on_from_another_field():
 def test_autoguidance_with_a_checkpoint(moons_run, digits_run):
     field = load(moons_run)
     t, x_t = torch.tensor(0.4).double(), images(5, (2,))
-    guided = Autoguidance(3.0, moons_run, "raw")(field, None)
+    guided = Autoguidance(3.0, load(moons_run, "raw"))(field, None)
     guide = load(moons_run, "raw")(x_t, t)
     assert (guide - field(x_t, t)).abs().max() > 1e-4
     torch.testing.assert_close(guided(x_t, t), guide + 3 * (field(x_t, t) - guide))
-    keys = {"ckpt": str(moons_run), "trust": []}
-    made = generate(field, 5, steps=3, guidance=named("guidance", "autoguidance", **keys))
+    keys = {"_target_": "fmdiff.guidance.Autoguidance", "w": 2.0, "ckpt": str(moons_run)}
+    made = generate(field, 5, steps=3, guidance=guidance(keys))
     assert made.nfe_counted == made.nfe_planned == 12
-    alone = Autoguidance(1.0, moons_run, "raw")(field, None)
+    alone = Autoguidance(1.0, load(moons_run, "raw"))(field, None)
     assert torch.equal(alone(x_t, t), field(x_t, t)) and alone.branches == 1
     with pytest.raises(FmdiffError, match=r"guidance.ckpt=.* shape \[1, 8, 8\]"):
-        Autoguidance(2.0, digits_run)(field, None)
+        guidance(keys | {"ckpt": str(digits_run)})(field, None)
+    with pytest.raises(FmdiffError, match=r"the guide is a model of shape \[1, 8, 8\]"):
+        Autoguidance(2.0, load(digits_run))(field, None)
     with pytest.raises(FmdiffError, match=r"guidance\.ckpt=RUN"):
-        Autoguidance(2.0, None)
+        guidance(keys | {"ckpt": None})
 
 
 def test_a_newer_checkpoint_of_the_same_name_is_read_anew(moons_run, tmp_path):
     file = tmp_path / "guide.ckpt"
     field, t, x_t = load(moons_run), torch.tensor(0.4).double(), images(5, (2,))
     file.write_bytes(find(moons_run).read_bytes())
-    before = Autoguidance(3.0, file, "raw")(field, None)(x_t, t)
+    before = Autoguidance(3.0, load(file, "raw"))(field, None)(x_t, t)
     content = checkpoint.read(file)
     content["weights"]["raw"] = {k: 0.5 * v for k, v in content["weights"]["raw"].items()}
     checkpoint.write(file, content)
-    after = Autoguidance(3.0, file, "raw")(field, None)(x_t, t)
+    after = Autoguidance(3.0, load(file, "raw"))(field, None)(x_t, t)
     assert (after - before).abs().max() > 1e-3
 
 
@@ -342,7 +345,7 @@ def test_planned_is_counted_for_every_solver(solver, guidance, clip):
                 coordinates=coordinates,
             )
             assert made.x.isfinite().all()
-            if getattr(solver, "adaptive", False):
+            if solver.adaptive:
                 assert made.nfe_planned is None and made.nfe_counted > 5
             else:
                 assert made.nfe_counted == made.nfe_planned == made.plan.nfe > 0

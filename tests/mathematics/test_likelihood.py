@@ -1,6 +1,7 @@
 """Likelihoods against closed forms: mixtures, Gaussians, normalisation, known bits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,11 +21,10 @@ from fmdiff.likelihood import (
     draw,
     estimates,
     log_prob,
-    prior,
 )
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
-from fmdiff.sampling import view
+from fmdiff.sampling import Sampler, view
 from fmdiff.solvers.adaptive import Dopri5
 from fmdiff.source import Hypersphere, Truncated
 from fmdiff.source import Normal as NormalSource
@@ -84,7 +84,7 @@ def gaussian(s, shape, **more):
 def test_of_a_mixture_it_is_its_density(mixture, path):
     field = Mixture(PATHS[path], *mixture)
     x = field.sample(0, 12, 1).double()
-    found = estimates(field, x, solver=FINE, **F64)
+    found = estimates(field, x, None, Sampler(solver=FINE, **F64))
     assert found.exact and found.each.shape == (12, 1)
     wanted = density(mixture, PATHS[path], x)
     assert (found.each[:, 0] - wanted).abs().max() < 1e-4
@@ -120,19 +120,14 @@ def test_a_solver_converges_with_its_order():
 def test_a_sample_does_not_depend_on_its_batch():
     field = Mixture(VP(), *SPREAD)
     x = field.sample(0, 9, 3).double()
-    options = {
-        "solver": "rk4",
-        "steps": 5,
-        "divergence": "hutchinson",
-        "probes": 3,
-        "seed": 4,
-        **F64,
-    }
-    whole = estimates(field, x, **options).each
-    torch.testing.assert_close(estimates(field, x, batch_size=4, **options).each, whole)
-    part = estimates(field, x[5:], first=5, **options).each
+    options = {"divergence": "hutchinson", "probes": 3, "seed": 4}
+    sampler = Sampler(solver="rk4", steps=5, **F64)
+    whole = estimates(field, x, None, sampler, **options).each
+    small = replace(sampler, batch_size=4)
+    torch.testing.assert_close(estimates(field, x, None, small, **options).each, whole)
+    part = estimates(field, x[5:], None, sampler, first=5, **options).each
     torch.testing.assert_close(part, whole[5:])
-    fewer = estimates(field, x, **options | {"probes": 2}).each
+    fewer = estimates(field, x, None, sampler, **options | {"probes": 2}).each
     torch.testing.assert_close(fewer, whole[:, :2])
 
 
@@ -172,9 +167,10 @@ def test_probes_have_mean_0_and_covariance_1(probe):
 def test_hutchinson_is_unbiased_and_knows_its_error(probe):
     field = Mixture(CondOT(), *SPREAD)
     x = field.sample(0, 1, 6).double().expand(400, 3)
-    options = {"solver": "rk4", "steps": 12, "batch_size": 400, "seed": 8, **F64}
-    truth = log_prob(field, x[:1], **options)
-    each = estimates(field, x, divergence="hutchinson", probes=12, probe=probe, **options).each
+    sampler = Sampler(solver="rk4", steps=12, batch_size=400, **F64)
+    truth = estimates(field, x[:1], None, sampler).each
+    options = {"divergence": "hutchinson", "probes": 12, "probe": probe, "seed": 8}
+    each = estimates(field, x, None, sampler, **options).each
     all_of_them = each.flatten()
     error = all_of_them.std() / len(all_of_them) ** 0.5
     assert error > 0 and (all_of_them.mean() - truth).abs() < 4 * error
@@ -219,7 +215,7 @@ def test_the_prior_is_the_law_of_the_states_a_network_starts_from(path):
     eps = noise(0, 5, (2,), 0, "x").double()
     z = field.start(eps, lo, 0, 0)
     scale = (z / eps)[0, 0]
-    torch.testing.assert_close(prior(field, z, lo), Normal(0.0, scale).log_prob(z).sum(1))
+    torch.testing.assert_close(field.prior(z, lo), Normal(0.0, scale).log_prob(z).sum(1))
 
 
 def test_of_a_truncated_source():
@@ -283,7 +279,7 @@ def test_of_a_finite_data_set_it_is_that_of_noisy_data():
     t = torch.tensor(field.interval()[1], dtype=torch.float64)
     spread = (1 - t) / t
     x = data + 0.5 * spread * noise(0, 5, (2,), 0, "off").double()
-    found = estimates(field, x, solver=FINE, **F64)
+    found = estimates(field, x, None, Sampler(solver=FINE, **F64))
     assert found.t == pytest.approx(t.item()) and found.noise == pytest.approx(spread.item())
     eye = torch.eye(2).double()
     terms = torch.stack([MultivariateNormal(m, spread**2 * eye).log_prob(x) for m in data])
@@ -320,9 +316,8 @@ def test_bits_of_pixels_under_a_gaussian():
     shape, s = (1, 8, 8), 0.5
     pixels = torch.randint(256, (32, *shape), generator=torch.Generator().manual_seed(0))
     x = pixels / 127.5 - 1
-    found = estimates(
-        gaussian(s, shape), dequantised(x, 0), divergence="exact", solver="rk4", steps=40, **F64
-    )
+    sampler = Sampler(solver="rk4", steps=40, **F64)
+    found = estimates(gaussian(s, shape), dequantised(x, 0), None, sampler, divergence="exact")
     bits = torch.tensor([bits_per_dim(-v, shape) for v in found.each[:, 0].tolist()])
     edges = (pixels.double() + torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1, 1)) / 127.5 - 1
     low, high = torch.special.ndtr(edges / s)

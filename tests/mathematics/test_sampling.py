@@ -19,6 +19,7 @@ from fmdiff.randomness import noise
 from fmdiff.sampling import default_batch_size, generate, plan, view
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint
+from fmdiff.solvers.solver import Solver
 from fmdiff.solvers.stochastic import EulerMaruyama
 
 SOLVERS = {
@@ -209,10 +210,10 @@ def test_starts_and_increments_are_those_of_the_seed_and_index():
     made = generate(field, 100, solver="euler", steps=3, seed=5, batch_size=9)
     assert torch.equal(made.x, noise(0, 100, (2,), 5, "start"))
 
-    class Walk:
-        asks, stochastic = "v", True
+    class Walk(Solver):
+        stochastic = True
 
-        def nfe(self, intervals):
+        def nfe(self, steps):
             return 0
 
         def step(self, field, x, t, s, state, noise):

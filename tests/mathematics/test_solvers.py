@@ -14,6 +14,7 @@ from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.sampling import plan
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
+from fmdiff.solvers.solver import Solver
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama
 
 ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
@@ -59,7 +60,7 @@ ORDERS = [
 def name(value):
     if isinstance(value, Adams):
         return f"adams{value.order}{value.corrector}{value.start is not None}"
-    return type(value).__name__ if hasattr(value, "step") else None
+    return type(value).__name__ if isinstance(value, Solver) else None
 
 
 @pytest.mark.parametrize(("solver", "order", "steps"), ORDERS, ids=name)

@@ -16,7 +16,8 @@ from fmdiff.field import NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.path import VE, VP, CondOT
 from fmdiff.pictures import animate
-from fmdiff.sampling import generate, view
+from fmdiff.sampling import Sampler, generate, view
+from fmdiff.solvers.solver import Solver
 from fmdiff.trajectory import velocities
 
 SOLVERS = sorted(path.stem for path in (config_folder() / "solver").glob("*.yaml"))
@@ -98,7 +99,7 @@ def test_churn_is_asked_at_more_noise():
 def test_an_answer_that_says_nothing_of_x_is_left_out():
     """eps at t = 0 is x_t itself."""
 
-    class AsksEps:
+    class AsksEps(Solver):
         order, stochastic, asks = 1, False, "eps"
 
         def nfe(self, intervals):
@@ -177,9 +178,9 @@ def test_whose_field_is_drawn():
         ([0, 1, 2], CFG(3.0), null),
         ([0, 1, 2], UNGUIDED, null),
     ):
-        drawn = pictured(field, guidance, torch.tensor(labels), 3)
+        drawn = pictured(field, Sampler(guidance=guidance), torch.tensor(labels), 3)
         torch.testing.assert_close(velocities(drawn, y, t[None])[0], expected)
-    drawn = pictured(gmm4(CondOT()), UNGUIDED, None, 3)
+    drawn = pictured(gmm4(CondOT()), Sampler(), None, 3)
     torch.testing.assert_close(velocities(drawn, y, t[None])[0], null)
 
 
