@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from fmdiff.data.base import Data
 from fmdiff.machine import cost
+from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.runs.config import seconds as duration
 from fmdiff.training.assemble import assemble
 from fmdiff.training.judged import judge_of
@@ -122,16 +123,16 @@ def _slips_of_data(module: Training, options: TrainerOptions) -> Iterator[str]:
 
 def _slips_of_loss(module: Training) -> Iterator[str]:
     objective = module.objective
+    if not isinstance(objective, FlowMatching) or objective.t_eps:
+        return
+    space = objective.loss or objective.prediction
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    space = getattr(objective, "loss", None) or getattr(objective, "prediction", None)
-    if space in ("v", "score", "eps", "x") and not objective.t_eps:
-        rows = torch.stack(objective.path.row(space, ends))
-        if not torch.isfinite(rows).all():
-            path = module.settings["choices"]["path"]
-            yield (
-                f"the {space} of path={path} is infinite at an end, and so is the loss: "
-                "objective.t_eps=1e-3, or objective.loss=null"
-            )
+    if space != "v_sh" and not torch.stack(objective.path.row(space, ends)).isfinite().all():
+        path = module.settings["choices"]["path"]
+        yield (
+            f"the {space} of path={path} is infinite at an end, and so is the loss: "
+            "objective.t_eps=1e-3, or objective.loss=null"
+        )
 
 
 def _micro(options: TrainerOptions, data: Data) -> int:
