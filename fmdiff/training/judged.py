@@ -4,7 +4,6 @@ import csv
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import pytorch as pl
@@ -13,6 +12,7 @@ from torch import Tensor
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
+from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.results import MORE
 from fmdiff.runs import checkpoint
 from fmdiff.sampling import generate
@@ -24,27 +24,25 @@ from fmdiff.training.trainer import Hooks
 log = logging.getLogger("fmdiff")
 
 
-def judge_of(module: Training, device: torch.device) -> Any:
+def judge_of(module: Training, device: torch.device) -> Judge | None:
     """The judge of `trainer.metrics=`; None without, and in all processes but the leading one.
 
     Raises FmdiffError if `trainer.best` is not among the metrics.
     """
     if processes.rank():
         return None
-    options, settings, data, judge = module.options, module.settings, module.data, None
+    options, settings, data, chosen = module.options, module.settings, module.data, None
     if options.metrics and not module.classifies:
-        from fmdiff.metrics import judge as judges
-
         keys = {name: settings.get(name) for name in ("features", "against")}
         keys["metrics"] = options.metrics
-        judge = judges.judge(keys, data, data.shape, data.classes, 0, device)
-    names = judge.columns if judge is not None else ()
+        chosen = judge(keys, data, data.shape, data.classes, 0, device)
+    names = chosen.columns if chosen is not None else ()
     if options.best and options.best not in names:
         raise FmdiffError(
             f"trainer.best={options.best}: the metrics of this run are "
             + (", ".join(names) or "none: say trainer.metrics=")
         )
-    return judge
+    return chosen
 
 
 class SampleMetrics(Hooks):
@@ -53,7 +51,7 @@ class SampleMetrics(Hooks):
     Stands before Log, which takes the values and writes them down.
     """
 
-    def __init__(self, folder: Path, options: TrainerOptions, judge: Any) -> None:
+    def __init__(self, folder: Path, options: TrainerOptions, judge: Judge | None) -> None:
         self.folder, self.every, self.n = folder, options.metrics_every, options.metrics_n
         self.last, self.judge = options.max_steps, judge
         self.by, self.best = options.best, math.inf
@@ -74,7 +72,7 @@ class SampleMetrics(Hooks):
         if self.judge is None or not (due and trainer.is_global_zero):
             return
         try:
-            self.values = self.measure(module)
+            self.values = self.measure(module, self.judge)
         except FmdiffError as error:  # a figure is not worth a run
             log.warning("no metrics at step %d: %s", module.step, error)
             return
@@ -87,9 +85,9 @@ class SampleMetrics(Hooks):
             except OSError as error:
                 log.warning("best.ckpt was not written, the last one is kept: %s", error)
 
-    def measure(self, module: Training) -> dict[str, float]:
+    def measure(self, module: Training, judge: Judge) -> dict[str, float]:
         """The metrics of fresh samples, by name. Raises FmdiffError where there are none."""
-        images, judge = len(module.data.shape) == 3, self.judge
+        images = len(module.data.shape) == 3
         judge.clear()
 
         def receive(x: Tensor, y: Tensor | None) -> None:
