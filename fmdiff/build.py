@@ -23,11 +23,11 @@ CONTRACTS = {
     "fmdiff.exact": "fmdiff.field.Field",
     "fmdiff.systems": "fmdiff.systems.System",
     "fmdiff.guidance": "fmdiff.guidance.Unguided",
-    "fmdiff.schedules": "builtins.object",
+    "fmdiff.schedules": "fmdiff.schedules.Schedule",
     "fmdiff.fitted": "builtins.object",
     "fmdiff.optim": "torch.optim.Optimizer",
     "fmdiff.solvers": "fmdiff.solvers.solver.Solver",
-    "fmdiff.objectives": "builtins.object",
+    "fmdiff.objectives": "fmdiff.objectives.objective.Objective",
     "fmdiff.models": "torch.nn.Module",
     "fmdiff.data": "fmdiff.data.base.Data",
     "fmdiff.metrics": "fmdiff.metrics.features.Features",
@@ -40,6 +40,28 @@ FUNCTIONS = (
     "fmdiff.exact.real_data",
 )
 ADDED = "FMDIFF_IMPORT"  # the folders of `importable`, for the other processes of a run
+T = TypeVar("T")
+
+
+class Described:
+    """What a YAML describes shows itself as the call that makes it, as VP(rate_min=0.1, ...).
+
+    The value of a parameter is the attribute of its name, or of _name where a method has the name.
+    """
+
+    def __repr__(self) -> str:
+        values = {name.removeprefix("_"): value for name, value in vars(self).items()}
+        names = [name for name in inspect.signature(type(self)).parameters if name in values]
+        shown = ", ".join(f"{name}={values[name]!r}" for name in names)
+        return f"{type(self).__name__}({shown})"
+
+
+def of_class(thing: object, base: type[T]) -> T:
+    """The thing itself. Raises FmdiffError unless its class derives from `base`."""
+    if isinstance(thing, base):
+        return thing
+    name = thing.__name__ if inspect.isroutine(thing) else type(thing).__name__
+    raise FmdiffError(f"{name} must derive from {base.__module__}.{base.__name__}")
 
 
 @contextlib.contextmanager
@@ -64,30 +86,6 @@ def contract(module: str) -> str | None:
     parts = module.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((CONTRACTS[prefix] for prefix in prefixes if prefix in CONTRACTS), None)
-
-
-T = TypeVar("T")
-
-
-class Described:
-    """What a YAML describes shows itself as the call that makes it, as VP(rate_min=0.1, ...).
-
-    The value of a parameter is the attribute of its name, or of _name where a method has the name.
-    """
-
-    def __repr__(self) -> str:
-        values = {name.removeprefix("_"): value for name, value in vars(self).items()}
-        names = [name for name in inspect.signature(type(self)).parameters if name in values]
-        shown = ", ".join(f"{name}={values[name]!r}" for name in names)
-        return f"{type(self).__name__}({shown})"
-
-
-def of_class(thing: object, base: type[T]) -> T:
-    """The thing itself. Raises FmdiffError unless its class derives from `base`."""
-    if isinstance(thing, base):
-        return thing
-    name = thing.__name__ if inspect.isroutine(thing) else type(thing).__name__
-    raise FmdiffError(f"{name} must derive from {base.__module__}.{base.__name__}")
 
 
 def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
@@ -199,7 +197,9 @@ def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
     return [vouch(item, trust) for item in tree] if isinstance(tree, list) else tree
 
 
-def build(spec: Mapping, *args: Any, trust: tuple[str, ...] | None = None, **extra: Any) -> Any:
+def build(
+    spec: Mapping[str, Any], *args: Any, trust: tuple[str, ...] | None = None, **extra: Any
+) -> Any:
     """The object a mapping with `_target_` describes: its other keys are keyword arguments.
 
     Nested mappings with a `_target_` are built first. `args` and `extra` come from the program

@@ -9,9 +9,9 @@ from fmdiff.path import Path, expand
 class Classifier:
     """log p(y | x_t) = log softmax(net(alpha s x_t / (alpha^2 s^2 + beta^2), 1000 t))_y.
 
-    With s = data_std the network sees the linear estimate of x, over s. So the gradient by which
-    it guides vanishes with alpha, as it must: a network fed x_t at unit scale errs there by its
-    own roughness, which guidance divides by alpha. shape is the data's.
+    With s = data_std the network sees the linear estimate of x, divided by s. So the gradient that
+    guides vanishes with alpha, as it must. A network that sees x_t at unit scale errs there by its
+    own roughness, which guidance divides by alpha. shape is that of the data.
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233, section 4).
     """
 
@@ -22,15 +22,17 @@ class Classifier:
         self.shape, self.classes = tuple(shape), classes
 
     def logits(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(B, classes), of x_t (B, *shape) at t () or (B,)."""
+        """The logits (B, classes) of x_t (B, *shape) at t () or (B,)."""
         a, b = self.path.row("x_t", expand(t, x_t))
         share = a * self.data_std / (a * a * self.data_std**2 + b * b)
-        return self.net(share.to(x_t) * x_t, (1000 * t).to(x_t).expand(len(x_t)))
+        logits: Tensor = self.net(share.to(x_t) * x_t, (1000 * t).to(x_t).expand(len(x_t)))
+        return logits
 
     def log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """log p(y | x_t) (B,) of labels y (B,)."""
         return self.logits(x_t, t).log_softmax(1).gather(1, y[:, None])[:, 0]
 
-    def to(self, device, dtype: torch.dtype) -> "Classifier":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Classifier":
+        """The same classifier, its network moved to a device and dtype."""
         self.net.to(device=device, dtype=dtype)
         return self

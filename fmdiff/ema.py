@@ -16,7 +16,7 @@ NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; at the widest gamma = 0, 
 def gamma(width: float) -> float:
     """The exponent of the power profile whose standard deviation is `width` of the steps so far.
 
-    width = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)), of which gamma is the largest root.
+    It is the largest root of width = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)).
     Raises FmdiffError for a width not in (0, 1/sqrt(12)). Karras et al. 2024 (arXiv:2312.02696),
     algorithm 2; width is their sigma_rel.
     """
@@ -25,7 +25,8 @@ def gamma(width: float) -> float:
             f"{POWER}{width}: the width must be a number above 0 and below 1/sqrt(12) = 0.2887"
         )
     square = width**-2
-    return max(0.0, np.roots([1, 7, 16 - square, 12 - square]).real.max().item())
+    roots = np.roots([1, 7, 16 - square, 12 - square])
+    return max(0.0, float(roots.real.max()))
 
 
 def power(width: float) -> str:
@@ -36,9 +37,9 @@ def power(width: float) -> str:
 class Averages(nn.ModuleList):
     """One averaged copy of `net` per decay and per relative width, always whole.
 
-    After step k = 1, 2, ...: theta_ema <- d theta_ema + (1 - d) theta. Of a decay, d = decay or,
+    After step k = 1, 2, ...: theta_ema <- d theta_ema + (1 - d) theta. For a decay, d = decay or,
     during warm-up, min(decay, (1 + k) / (10 + k)), so that a short run is averaged over its last
-    tenth. Of a width, d = (1 - 1/k)^(gamma + 1): the weight of step j at step t is the integral
+    tenth. For a width, d = (1 - 1/k)^(gamma + 1): the weight of step j at step t is the integral
     over [j - 1, j] of p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), whose mean and standard
     deviation grow with t (Karras et al. 2024, section 3.1). d = 0 at k = 1 forgets the start.
     """
@@ -55,8 +56,8 @@ class Averages(nn.ModuleList):
         # looking the parameters up takes longer than averaging those of a small network
         self.lists: list[list[torch.Tensor]] = [list(average.parameters()) for average in self]
 
-    def kept(self, k: int) -> list[float]:
-        """d of every average at step k."""
+    def shares(self, k: int) -> list[float]:
+        """d of every average at step k, the share of its old value."""
         most = (1 + k) / (10 + k) if self.warmup else 1.0
         return [min(d, most) for d in self.decays] + [(1 - 1 / k) ** (g + 1) for g in self.gammas]
 
@@ -64,8 +65,8 @@ class Averages(nn.ModuleList):
     def update(self, weights: Iterable[torch.Tensor], k: int) -> None:
         """Take the parameters of the network after its k-th step (k >= 1) into every average."""
         now = list(weights)
-        for d, mine in zip(self.kept(k), self.lists, strict=True):
-            torch._foreach_lerp_(mine, now, 1 - d)
+        for d, average in zip(self.shares(k), self.lists, strict=True):
+            torch._foreach_lerp_(average, now, 1 - d)
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """The state dicts of a checkpoint, the raw network's and each average's."""
@@ -73,5 +74,8 @@ class Averages(nn.ModuleList):
 
     def states(self, powers: bool = False) -> dict[str, dict[str, torch.Tensor]]:
         """The state dict of each average, or of each power average alone, by name."""
-        found = zip(self.names, self, strict=True)
-        return {n: dict(a.state_dict()) for n, a in found if n.startswith(POWER) or not powers}
+        return {
+            name: dict(average.state_dict())
+            for name, average in zip(self.names, self, strict=True)
+            if name.startswith(POWER) or not powers
+        }

@@ -5,6 +5,7 @@ import re
 import shlex
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 # exit code -> what a command came to
@@ -102,7 +103,7 @@ def culprit(error: BaseException, anyone: bool = False) -> str | None:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
 
 
-def nearest(given: str, choices) -> str:
+def nearest(given: object, choices: Iterable[object]) -> str:
     """The nearest name, if one is near, and the valid choices, for the end of a sentence."""
     import difflib
 

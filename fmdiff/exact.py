@@ -1,11 +1,12 @@
-"""Ground truth: fields known in closed form, standing wherever a network could.
+"""Ground truth: fields in closed form, which stand wherever a network could.
 
-All of them hold for every path, and answer with conditional expectations given x_t that are
-computed from the posterior without dividing by beta.
+All of them hold for every path. They compute conditional expectations given x_t from the
+posterior, without dividing by beta.
 """
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Mixture(Field):
         y: Tensor | None = None,
     ) -> None:
         self.path, self.shape = path, (means.shape[-1],)
-        self.given, self.y = labels, y
+        self.component_labels, self.y = labels, y
         self.classes = 0 if labels is None else int(labels.max()) + 1
         self.log_weights = (weights / weights.sum()).double().log()
         self.means = means.double()
@@ -65,12 +66,12 @@ class Mixture(Field):
         log_p = self.log_weights.to(x_t) - 0.5 * (
             (offset * u) + (2 * torch.pi * spread).log()
         ).sum(-1)
-        log_p = log_p + _label_mask(self.given, self.y, self.classes).to(x_t)
+        log_p = log_p + _label_mask(self.component_labels, self.y, self.classes).to(x_t)
         return log_p, u, variances * u, a
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x_t), of labelled samples log p_t(x_t | y): (B,)."""
-        masked = self.log_weights + _label_mask(self.given, self.y, self.classes)
+        """log p_t(x_t), for labelled samples log p_t(x_t | y): (B,)."""
+        masked = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
         return self._posterior(x_t, t)[0].logsumexp(-1) - masked.logsumexp(-1).to(x_t)
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class Mixture(Field):
     def sample(self, start: int, stop: int, seed: int) -> Tensor:
         """Samples number start ... stop - 1 of a seed (n, d), float32; sample i never changes."""
         uniform = torch.special.ndtr(noise(start, stop, (1,), seed, "component").double())
-        masked = self.log_weights + _label_mask(self.given, self.y, self.classes)
+        masked = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
         below = masked.softmax(-1).cumsum(-1).expand(stop - start, -1)
         k = (uniform > below[:, :-1]).sum(-1)
         z = noise(start, stop, self.shape, seed, "mixture").double() * self.variances[k].sqrt()
@@ -113,7 +114,7 @@ class Mixture(Field):
         bound.y, bound.evaluations = y, 0
         return bound
 
-    def to(self, device, dtype: torch.dtype) -> "Mixture":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Mixture":
         return self
 
 
@@ -134,7 +135,7 @@ class Empirical(Field):
     ) -> None:
         self.path, self.shape = path, tuple(data.shape[1:])
         self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
-        self.given, self.classes, self.y = labels, classes, y
+        self.member_labels, self.classes, self.y = labels, classes, y
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         self.evaluations += len(x_t)
@@ -145,7 +146,7 @@ class Empirical(Field):
             a, b = (expand(c, part) for c in (self.path.alpha(time), self.path.beta(time)))
             near = (a * (part @ self.data.to(part).T)).double() - a**2 * self.norms / 2
             mask = _label_mask(
-                self.given, None if self.y is None else self.y[i : i + rows], self.classes
+                self.member_labels, None if self.y is None else self.y[i : i + rows], self.classes
             )
             weights = (near / b**2 + mask).softmax(-1).to(part)
             parts.append(weights @ self.data.to(part))
@@ -155,19 +156,20 @@ class Empirical(Field):
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) (B,) at t () with beta > 0.
 
-        p_t is the mean of N(alpha x_i, beta^2 I) over the data, of labelled samples their label's.
+        p_t is the mean of N(alpha x_i, beta^2 I) over the data, for labelled samples over the data
+        of their label.
         """
         a, b = (c.item() for c in self.path.row("x_t", t))
         size = 0.5 * self.data.shape[1] * math.log(2 * math.pi * b * b)
-        found = []
+        logs = []
         for i, z in enumerate(x_t.flatten(1).double()):
             mask = _label_mask(
-                self.given, None if self.y is None else self.y[i : i + 1], self.classes
+                self.member_labels, None if self.y is None else self.y[i : i + 1], self.classes
             )
             squares = (z - a * self.data.double()).square().sum(1)
             shares = (torch.zeros_like(squares) + mask.to(z.device)).log_softmax(-1).flatten()
-            found.append((shares - squares / (2 * b * b)).logsumexp(0) - size)
-        return torch.stack(found).to(x_t)
+            logs.append((shares - squares / (2 * b * b)).logsumexp(0) - size)
+        return torch.stack(logs).to(x_t)
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         return self.log_prob(z, t)
@@ -180,10 +182,10 @@ class Empirical(Field):
         """Exact samples of p_t: a member of the data set, noised with eps."""
         uniform = torch.special.ndtr(noise(first, first + len(eps), (1,), seed, "member").double())
         uniform = uniform.to(self.data.device)
-        if self.y is None or self.given is None:
+        if self.y is None or self.member_labels is None:
             index = (uniform[:, 0] * len(self.data)).long()
         else:
-            allowed = (self.given == self.y[:, None]) | (self.y[:, None] == self.classes)
+            allowed = (self.member_labels == self.y[:, None]) | (self.y[:, None] == self.classes)
             rank = (uniform[:, 0] * allowed.sum(1)).long() + 1
             index = (allowed.cumsum(1) < rank[:, None]).sum(1)
         index = index.clamp(max=len(self.data) - 1)
@@ -194,17 +196,18 @@ class Empirical(Field):
         bound.y, bound.evaluations = y, 0
         return bound
 
-    def to(self, device, dtype: torch.dtype) -> "Empirical":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Empirical":
         moved = copy.copy(self)
         moved.data, moved.norms = self.data.to(device, dtype), self.norms.to(device)
-        moved.given = None if self.given is None else self.given.to(device)
+        if self.member_labels is not None:
+            moved.member_labels = self.member_labels.to(device)
         return moved
 
 
 class RealData(Field):
     """Fresh real data as a field whose interval is the point t = 1: nothing is left to solve."""
 
-    def __init__(self, data) -> None:
+    def __init__(self, data: Any) -> None:
         self.path, self.data = CondOT(), data
         self.shape, self.classes = data.shape, data.classes
 
@@ -212,21 +215,25 @@ class RealData(Field):
         return 1.0, 1.0
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self.data.sample(first, first + len(eps), seed)[0].to(eps)
+        rows: Tensor = self.data.sample(first, first + len(eps), seed)[0]
+        return rows.to(eps)
 
-    def labels(self, classes, start: int, stop: int, seed: int) -> Tensor | None:
+    def labels(
+        self, classes: list[int] | int | None, start: int, stop: int, seed: int
+    ) -> Tensor | None:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: model=data takes the data as they come")
-        return self.data.sample(start, stop, seed)[1]
+        labels: Tensor | None = self.data.sample(start, stop, seed)[1]
+        return labels
 
     def bind(self, y: Tensor) -> "RealData":
         return self
 
-    def to(self, device, dtype: torch.dtype) -> "RealData":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "RealData":
         return self
 
 
-def exact(data, path: Path) -> Mixture:
+def exact(data: Any, path: Path) -> Mixture:
     """model=exact, against=exact: the closed-form field of a data set that is a Gaussian mixture.
 
     Raises FmdiffError when the data set has no closed form.
@@ -244,7 +251,7 @@ def exact(data, path: Path) -> Mixture:
     return field
 
 
-def empirical(data, path: Path, n: int) -> Empirical:
+def empirical(data: Any, path: Path, n: int) -> Empirical:
     """model=empirical: the ideal field of the first n examples (seed 0) of a data set."""
     x, y = data.examples(n)
     field = Empirical(path, x, y, data.classes)
@@ -252,6 +259,6 @@ def empirical(data, path: Path, n: int) -> Empirical:
     return field
 
 
-def real_data(data, path: Path) -> RealData:
-    """model=data: the data set itself, in the files a sample run writes."""
+def real_data(data: Any, path: Path) -> RealData:
+    """model=data: the data set itself, so that a sample run writes real data in its files."""
     return RealData(data)

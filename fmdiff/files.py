@@ -120,7 +120,7 @@ def read_npz(path: Path, names: Container[str], option: str = "") -> dict[str, n
             arrays = {}
             for name, member in chosen.items():
                 with archive.open(member) as data:
-                    arrays[name] = np.lib.format.read_array(data, allow_pickle=False)  # type: ignore[arg-type]
+                    arrays[name] = np.lib.format.read_array(data, allow_pickle=False)
             return arrays
     except FmdiffError:
         raise

@@ -11,7 +11,7 @@ from torch import Tensor
 from fmdiff.errors import FmdiffError, nearest
 
 LONGEST = 300  # characters
-OPERATORS: dict[type, Callable] = {
+OPERATORS: dict[type, Callable[..., Tensor]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -45,16 +45,19 @@ class Formula:
             # in Python ^ binds more loosely than +, in a formula it is a power
             self.tree = ast.parse(self.text.replace("^", "**").strip(), mode="eval").body
             self(*(torch.full((), 0.5) for _ in variables))
-        # of torch: a number beyond float32
+        # torch raises a RuntimeError for a number beyond float32
         except (SyntaxError, ValueError, RuntimeError, MemoryError) as error:
             raise self._error("cannot be read as a formula") from error
 
     def __call__(self, *values: Tensor) -> Tensor:
-        like = sum(values)  # of the shape to which the variables broadcast
+        like = sum(values)  # has the shape to which the variables broadcast
         assert isinstance(like, Tensor)
         return torch.zeros_like(like) + self._value(
             self.tree, dict(zip(self.variables, values, strict=True)), like
         )
+
+    def __repr__(self) -> str:
+        return repr(self.text)
 
     def _value(self, node: ast.AST, values: dict[str, Tensor], like: Tensor) -> Tensor:
         match node:

@@ -16,9 +16,10 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 class _Lean(torch.optim.Optimizer):
     """step() of torch.optim.Adam and AdamW with fused=true, and theirs in any other case."""
 
-    kernel: Callable[..., Any]  # that all of a group goes to
+    kernel: Callable[..., Any]  # updates all parameters of a group at once
+    grad_scale: Tensor | None = None  # the fused step divides the gradients by it
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lists: list[Lists] | None = None
 
@@ -31,19 +32,24 @@ class _Lean(torch.optim.Optimizer):
         self.lists = None
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         lists = self.lists or []
-        grads = [[p.grad for p in parameters] for parameters, *_ in lists]
-        if not lists or closure is not None or any(g is None for of in grads for g in of):
-            done = super().step(closure)  # makes the states where there are none
-            self.lists = self._found()
-            return done
-        for group, of, (parameters, means, squares, steps) in zip(
-            self.param_groups, grads, lists, strict=True
+        gradients = [[p.grad for p in parameters] for parameters, *_ in lists]
+        if not lists or closure is not None or any(g is None for row in gradients for g in row):
+            loss = super().step(closure)  # creates the states that are missing
+            self.lists = self._tensors()
+            return loss
+        for group, row, (parameters, means, squares, steps) in zip(
+            self.param_groups, gradients, lists, strict=True
         ):
             torch._foreach_add_(steps, 1)
             self.kernel(
-                *(parameters, of, means, squares, [], steps),
+                parameters,
+                row,
+                means,
+                squares,
+                [],
+                steps,
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -51,15 +57,18 @@ class _Lean(torch.optim.Optimizer):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
-                grad_scale=getattr(self, "grad_scale", None),  # as torch's own fused step
+                grad_scale=self.grad_scale,
             )
         return None
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
-    def _found(self) -> list[Lists] | None:
-        """Parameters, first and second moments and steps of each group; None: not for us."""
-        found = []
+    def _tensors(self) -> list[Lists] | None:
+        """Parameters, first and second moments and steps of each group.
+
+        None if the fused kernel cannot take them.
+        """
+        lists: list[Lists] = []
         for group in self.param_groups:
             parameters = group["params"]
             states: list[Any] = [self.state.get(p) for p in parameters]
@@ -67,9 +76,11 @@ class _Lean(torch.optim.Optimizer):
             odd = group["amsgrad"] or group["maximize"] or not group["fused"]
             if odd or len(kinds) > 1 or not all(states):
                 return None
-            columns = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-            found.append((parameters, *columns))
-        return found  # type: ignore[return-value]
+            means, squares, steps = (
+                [state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")
+            )
+            lists.append((parameters, means, squares, steps))
+        return lists
 
 
 class Adam(_Lean, torch.optim.Adam):

@@ -20,12 +20,12 @@ r = alpha / (alpha + beta), x_r = x_t / (alpha + beta).
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fmdiff.build import build
+from fmdiff.build import Described, build, of_class
 from fmdiff.errors import FmdiffError
 
 Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
@@ -38,25 +38,92 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 def _slope(formula: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     t = t.contiguous()  # forward mode refuses expanded tensors
-    return torch.func.jvp(formula, (t,), (torch.ones_like(t),))[1]
+    slope: Tensor = torch.func.jvp(formula, (t,), (torch.ones_like(t),))[1]
+    return slope
 
 
-class Path:
-    """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1]."""
+class Path(Described):
+    """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1].
+
+    A path of one's own derives from this class and defines those two; `check` says whether they
+    make a path.
+    """
 
     norm = 2  # alpha^norm + beta^norm is what a shift keeps
+    # the largest r(0) and 1 - r(1) that `check` allows; 1 where the user's own rates decide
+    leftover = 0.05
 
     def alpha(self, t: Tensor) -> Tensor:
+        """The coefficient of x, shaped like t: near 0 at t = 0, 1 at t = 1."""
         raise NotImplementedError
 
     def beta(self, t: Tensor) -> Tensor:
+        """The coefficient of eps, shaped like t, near 0 at t = 1."""
         raise NotImplementedError
 
     def d_alpha(self, t: Tensor) -> Tensor:
+        """The derivative of alpha; by automatic differentiation unless a path knows better."""
         return _slope(self.alpha, t)
 
     def d_beta(self, t: Tensor) -> Tensor:
+        """The derivative of beta; by automatic differentiation unless a path knows better."""
         return _slope(self.beta, t)
+
+    def check(self) -> None:
+        """Raises FmdiffError unless the path goes from noise to data.
+
+        alpha and beta must be finite and >= 0 on [0, 1], alpha(1) must be 1, and
+        r = alpha / (alpha + beta) must increase from at most `leftover` to at least 1 - leftover.
+        """
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        formulas = self._formulas()
+        a = self._values("alpha", formulas[0], t)
+        b = self._values("beta", formulas[1], t)
+        r = a / (a + b)
+        if not (r[0] <= self.leftover and r[-1] >= 1 - self.leftover and abs(a[-1] - 1) < 1e-3):
+            raise FmdiffError(
+                f"{self._title()} a path goes from noise (alpha near 0 beside beta) at t = 0 to "
+                "the data (alpha = 1, beta near 0) at t = 1, and here "
+                f"alpha = {a[0]:.3g} and beta = {b[0]:.3g} at 0, {a[-1]:.3g} and {b[-1]:.3g} at 1"
+            )
+        lam = a.clamp(min=0).log() - b.clamp(min=0).log()  # unlike r, not rounded to 1
+        # a high power of t is 0 in floating point for a while
+        rising = (lam[1:] > lam[:-1]) | (lam[1:] == -torch.inf)
+        if not rising.all():
+            raise FmdiffError(
+                f"{self._title()} alpha / (alpha + beta) must increase, "
+                f"not so at t={t[:-1][~rising][0]:g}"
+            )
+
+    def _values(self, name: str, formula: Callable[[Tensor], Any], t: Tensor) -> Tensor:
+        """The formula at t. Raises FmdiffError unless it is as `check` says."""
+        call = f"{type(self).__name__}.{name}(t)"
+        try:
+            value = formula(t)
+        except NotImplementedError as error:
+            raise FmdiffError(f"{call} is missing: a path defines alpha and beta") from error
+        except Exception as error:
+            raise FmdiffError(f"{call} fails: {type(error).__name__}: {error}") from error
+        if not isinstance(value, Tensor):
+            raise FmdiffError(f"{call} must return a tensor, not {value!r:.60}")
+        if value.shape != t.shape or value.dtype != t.dtype:
+            raise FmdiffError(
+                f"{call} must have the shape and dtype of t, {list(t.shape)} and {t.dtype}, "
+                f"not {list(value.shape)} and {value.dtype}"
+            )
+        bad = ~(value.isfinite() & (value > -1e-7))
+        if bad.any():
+            raise FmdiffError(
+                f"{self._title()} {name}(t) must be finite and >= 0 on [0, 1], "
+                f"but {name}({t[bad][0]:g}) = {value[bad][0]:g}"
+            )
+        return value
+
+    def _formulas(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        return self.alpha, self.beta
+
+    def _title(self) -> str:
+        return f"{self!r}:"
 
     def row(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b), each shaped like t, such that the quantity is a x + b eps."""
@@ -150,6 +217,9 @@ class Shifted(Path):
     def __init__(self, path: Path, shift: float) -> None:
         self.path, self.shift, self.norm = path, shift, path.norm
 
+    def check(self) -> None:
+        self.path.check()  # a multiple of the noise level rises where it does
+
     def _size(self, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         """The norm of (alpha, shift beta), and the derivative of its logarithm."""
         (a, b), (d_a, d_b), p = self.path.row("x_t", t), self.path.row("v", t), self.norm
@@ -180,26 +250,40 @@ class Shifted(Path):
         return self.path.time_of_logsnr(logsnr + 2 * math.log(self.shift))
 
 
-def from_spec(spec: Mapping, trust: tuple[str, ...] | None = None) -> Path:
-    """The path a YAML or a checkpoint describes; the key `shift` is understood on every path."""
-    path = build({name: value for name, value in spec.items() if name != "shift"}, trust=trust)
-    shift = spec.get("shift", 1.0)
+def checked(path: object) -> Path:
+    """The path itself. Raises FmdiffError unless it is a Path that passes its `check`."""
+    path = of_class(path, Path)
+    path.check()
+    return path
+
+
+def from_spec(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Path:
+    """The path a YAML or a checkpoint describes; the key `shift` is understood on every path.
+
+    Raises FmdiffError for what is no path (see `Path.check`).
+    """
+    keys = {name: value for name, value in spec.items() if name != "shift"}
+    path, shift = checked(build(keys, trust=trust)), spec.get("shift", 1.0)
     return path if shift == 1 else Shifted(path, shift)
 
 
-class CondOT(Path):
-    """alpha = t, beta = 1 - t: straight lines (Lipman et al. 2023; rectified flow)."""
-
-    norm = 1
+class _Linear(Path):
+    """alpha = t."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return t
 
-    def beta(self, t: Tensor) -> Tensor:
-        return 1 - t
-
     def d_alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
+
+
+class CondOT(_Linear):
+    """alpha = t, beta = 1 - t: straight lines (Lipman et al. 2023; rectified flow)."""
+
+    norm = 1
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 1 - t
 
     def d_beta(self, t: Tensor) -> Tensor:
         return -torch.ones_like(t)
@@ -238,23 +322,19 @@ class Polynomial(Path):
         return torch.sigmoid(logsnr / 2) ** (1 / self.n)
 
 
-class Lipman(Path):
+class Lipman(_Linear):
     """alpha = t, beta = 1 - (1 - noise_min) t: the target path of Lipman et al. 2023, eq. 20.
 
     It ends at noise_min instead of 0; the final jump removes that noise.
     """
 
+    leftover = 1.0
+
     def __init__(self, noise_min: float) -> None:
         self.noise_min = noise_min
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return t
-
     def beta(self, t: Tensor) -> Tensor:
         return 1 - (1 - self.noise_min) * t
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
 
     def d_beta(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.noise_min - 1)
@@ -282,17 +362,11 @@ class Cosine(Path):
         return 2 / math.pi * torch.atan(torch.exp(logsnr / 2))
 
 
-class LinearVP(Path):
+class LinearVP(_Linear):
     """alpha = t, beta = sqrt(1 - t^2): variance preserving and linear in t."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return t
 
     def beta(self, t: Tensor) -> Tensor:
         return ((1 - t) * (1 + t)).sqrt()
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
 
     def d_beta(self, t: Tensor) -> Tensor:
         return -t / self.beta(t)
@@ -307,6 +381,8 @@ class VP(Path):
     alpha = exp(-T/2), beta = sqrt(1 - exp(-T)), T = (1-t)^2 (rate_max - rate_min)/2
     + (1-t) rate_min. alpha(0) is small but not 0: about 0.0066 with the usual rates.
     """
+
+    leftover = 1.0
 
     def __init__(self, rate_min: float = 0.1, rate_max: float = 20.0) -> None:
         self.rate_min, self.rate_max = rate_min, rate_max
@@ -335,7 +411,27 @@ class VP(Path):
         return 1 - 2 * integral / (self.rate_min + root)
 
 
-class VE(Path):
+class _Exploding(Path):
+    """alpha = 1, beta from noise_max to noise_min."""
+
+    leftover = 1.0
+
+    def __init__(self, noise_min: float, noise_max: float) -> None:
+        if not 0 < noise_min < noise_max:
+            raise FmdiffError(
+                f"path.noise_min={noise_min} and path.noise_max={noise_max}: "
+                "0 < noise_min < noise_max is needed"
+            )
+        self.noise_min, self.noise_max = noise_min, noise_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+
+class VE(_Exploding):
     """The variance-exploding diffusion: alpha = 1, beta = noise_max^(1-t) noise_min^t.
 
     Song et al. 2021, eq. 30. The start is N(0, noise_max^2) plus the data, the end keeps noise of
@@ -343,16 +439,11 @@ class VE(Path):
     """
 
     def __init__(self, noise_min: float = 0.01, noise_max: float = 50.0) -> None:
-        self.noise_min, self.noise_max = _noise_range(noise_min, noise_max)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        super().__init__(noise_min, noise_max)
 
     def beta(self, t: Tensor) -> Tensor:
-        return self.noise_max ** (1 - t) * self.noise_min**t
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
+        level: Tensor = self.noise_max ** (1 - t) * self.noise_min**t
+        return level
 
     def d_beta(self, t: Tensor) -> Tensor:
         return -math.log(self.noise_max / self.noise_min) * self.beta(t)
@@ -362,25 +453,20 @@ class VE(Path):
         return ((math.log(self.noise_max) + logsnr / 2) / span).clamp(0, 1)
 
 
-class EDM(Path):
+class EDM(_Exploding):
     """alpha = 1, beta = (noise_max^(1/rho) (1 - t) + noise_min^(1/rho) t)^rho.
 
     The noise levels of Karras et al. 2022 (arXiv:2206.00364, eq. 5) in equal steps of time.
     """
 
     def __init__(self, noise_min: float, noise_max: float, rho: float) -> None:
-        self.noise_min, self.noise_max = _noise_range(noise_min, noise_max)
+        super().__init__(noise_min, noise_max)
         self.rho = rho
-        self.first, self.last = noise_max ** (1 / rho), noise_min ** (1 / rho)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        self.first: float = noise_max ** (1 / rho)
+        self.last: float = noise_min ** (1 / rho)
 
     def beta(self, t: Tensor) -> Tensor:
         return (self.first + t * (self.last - self.first)) ** self.rho
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
 
     def d_beta(self, t: Tensor) -> Tensor:
         root = self.first + t * (self.last - self.first)
@@ -389,12 +475,3 @@ class EDM(Path):
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
         root = torch.exp(-logsnr / (2 * self.rho))
         return ((self.first - root) / (self.first - self.last)).clamp(0, 1)
-
-
-def _noise_range(noise_min: float, noise_max: float) -> tuple[float, float]:
-    if not 0 < noise_min < noise_max:
-        raise FmdiffError(
-            f"path.noise_min={noise_min} and path.noise_max={noise_max}: "
-            "0 < noise_min < noise_max is needed"
-        )
-    return noise_min, noise_max

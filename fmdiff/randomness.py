@@ -20,7 +20,9 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator(seed: int, purpose: str, *counters: int, device="cpu") -> torch.Generator:
+def generator(
+    seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """A fresh generator seeded by (seed, purpose, counters)."""
     return torch.Generator(device).manual_seed(key(seed, purpose, *counters))
 
@@ -39,9 +41,10 @@ def positions(seed: int, step: int, batch_size: int, n: int) -> Tensor:
     """
     places = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // n
-    return torch.cat(
-        [permutation(seed, e, n)[places[epochs == e] % n] for e in epochs.unique().tolist()]
-    )
+    parts = []
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        parts.append(permutation(seed, epoch, n)[places[epochs == epoch] % n])
+    return torch.cat(parts)
 
 
 def noise(
@@ -53,12 +56,12 @@ def noise(
     (seed, purpose, step, i) alone.
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
-    drawn = [
+    rows = [
         torch.randn(BLOCK, *shape, generator=generator(seed, purpose, block, step))
         for block in blocks
     ]
     first = start - blocks.start * BLOCK
-    return torch.cat(drawn)[first : first + stop - start]
+    return torch.cat(rows)[first : first + stop - start]
 
 
 class Brownian:
@@ -121,7 +124,8 @@ class Brownian:
     def _between(self, f: float) -> Tensor:
         """W at the share f of the innermost interval, by its node's draw."""
         a, b, w_a, w_b, node = self.around[-1]
-        return w_a + f * (w_b - w_a) + (f * (1 - f) * (b - a)) ** 0.5 * self._draw(node)
+        spread: float = (f * (1 - f) * (b - a)) ** 0.5
+        return w_a + f * (w_b - w_a) + spread * self._draw(node)
 
     def _draw(self, node: int) -> Tensor:
         return noise(*self.rows, self.shape, self.seed, "brownian", node).double()

@@ -7,11 +7,13 @@ Schedules of noise levels (karras, logsnr) and explicit times are absolute inste
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from fmdiff.build import Described
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.path import Path
 
@@ -22,7 +24,15 @@ def _positive(option: str, value: float) -> float:
     return value
 
 
-class Uniform:
+class Schedule(Described):
+    """A law r of u, both from 0 to 1. A plain function of u will do in its place."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """r (any shape) at u in [0, 1], increasing in u."""
+        raise NotImplementedError
+
+
+class Uniform(Schedule):
     """r = u."""
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -32,7 +42,7 @@ class Uniform:
 UNIFORM = Uniform()
 
 
-class Quadratic:
+class Quadratic(Schedule):
     """r = u^2 (end=start: dense at the noise) or 1 - (1-u)^2 (end=end: dense at the data)."""
 
     def __init__(self, end: str) -> None:
@@ -44,7 +54,7 @@ class Quadratic:
         return u**2 if self.end == "start" else 1 - (1 - u) ** 2
 
 
-class Power:
+class Power(Schedule):
     """r = 1 - (1-u)^p: dense at the data for p > 1, at the noise for p < 1."""
 
     def __init__(self, p: float) -> None:
@@ -54,7 +64,7 @@ class Power:
         return 1 - (1 - u) ** self.p
 
 
-class Ratio:
+class Ratio(Schedule):
     """r = u^p / (u^p + (1-u)^q): p > 1 is dense at the noise, q > 1 at the data."""
 
     def __init__(self, p: float, q: float) -> None:
@@ -65,14 +75,14 @@ class Ratio:
         return up / (up + (1 - u) ** self.q)
 
 
-class Cosine:
+class Cosine(Schedule):
     """r = (1 - cos(pi u)) / 2: dense at both ends."""
 
     def __call__(self, u: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 * u) ** 2
 
 
-class Shifted:
+class Shifted(Schedule):
     """r = u / (u + shift (1-u)): equal steps whose noise levels are multiplied by `shift`.
 
     The timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23); above 1 it is dense at the
@@ -86,12 +96,13 @@ class Shifted:
         return u / (u + self.shift * (1 - u))
 
 
-class NoiseLevels:
+class NoiseLevels(Schedule):
     """A law of the noise level beta/alpha from noise_max to noise_min: r = 1 / (1 + level).
 
-    Levels are absolute: solving starts at noise_max and stops at noise_min, or earlier where the
-    field may not be asked; the law then runs between what is left. The noise that is left at the
-    end falls to the final jump, which counts as a step, so `steps` equals the number of levels.
+    Levels are absolute: solving starts at noise_max and stops at noise_min. Where the field may
+    not be asked at those, the law runs between the levels at which it may. The final jump takes
+    away the noise that is left at the end. It counts as a step, so `steps` is the number of
+    levels.
     """
 
     def __init__(self, noise_min: float, noise_max: float) -> None:
@@ -112,7 +123,7 @@ class NoiseLevels:
     def span(self, path: Path, lo: float, hi: float) -> tuple[float, float]:
         """The part of the field's interval [lo, hi] between the two noise levels.
 
-        Raises FmdiffError where there is none.
+        Raises FmdiffError if there is none.
         """
         ends = torch.tensor([self.noise_max, self.noise_min], dtype=torch.float64)
         first, last = path.time_of_r(1 / (1 + ends)).tolist()
@@ -145,7 +156,8 @@ class Karras(NoiseLevels):
         self.rho = _positive("rho", rho)
 
     def level(self, u: Tensor, noise_min: float, noise_max: float) -> Tensor:
-        first, last = noise_max ** (1 / self.rho), noise_min ** (1 / self.rho)
+        first: float = noise_max ** (1 / self.rho)
+        last: float = noise_min ** (1 / self.rho)
         return (first + u * (last - first)) ** self.rho
 
 
@@ -153,49 +165,52 @@ class LogSNR(NoiseLevels):
     """log-SNR = -2 log level in equal steps (Lu et al. 2022, arXiv:2206.00927, section 3.4)."""
 
     def level(self, u: Tensor, noise_min: float, noise_max: float) -> Tensor:
-        return noise_max ** (1 - u) * noise_min**u
+        level: Tensor = noise_max ** (1 - u) * noise_min**u
+        return level
 
 
-class Explicit:
-    """The times themselves, increasing in [0, 1]; how many steps there are follows from them."""
+class Explicit(Schedule):
+    """The times themselves, increasing in [0, 1]; they decide how many steps there are."""
 
     def __init__(self, times: list[float]) -> None:
         numbers = all(isinstance(t, int | float) and not isinstance(t, bool) for t in times)
         if not numbers or len(times) < 2 or not all(0 <= t <= 1 for t in times):
             raise FmdiffError(
-                f"schedule.times={_shown(times)}: two numbers or more from 0 to 1 are needed"
+                f"schedule.times={_text(times)}: two numbers or more from 0 to 1 are needed"
             )
         if not all(t < s for t, s in pairwise(times)):
-            raise FmdiffError(f"schedule.times={_shown(times)} must increase")
-        self.given = torch.tensor(times, dtype=torch.float64)
+            raise FmdiffError(f"schedule.times={_text(times)} must increase")
+        self.times = times
+        self._grid = torch.tensor(times, dtype=torch.float64)
 
     @property
     def steps(self) -> int:
-        return len(self.given) - 1
+        """The number of intervals."""
+        return len(self._grid) - 1
 
     def __call__(self, u: Tensor) -> Tensor:
         """The time at u = k / steps; linear in between."""
         place = u * self.steps
         k = place.floor().long().clamp(max=self.steps - 1)
-        given = self.given.to(u)
-        return torch.lerp(given[k], given[k + 1], place - k)
+        grid = self._grid.to(u)
+        return torch.lerp(grid[k], grid[k + 1], place - k)
 
     def within(self, lo: float, hi: float, final: str) -> Tensor:
-        """The times a solver takes; without a last 1 that only the final jump can reach.
+        """The times (S+1,) a solver takes, without a last 1 that only the final jump can reach.
 
         Raises FmdiffError for times at which the field may not be asked.
         """
-        times = self.given
+        times = self._grid
         if times[-1] == 1 > hi and final != "solver":
             times = times[:-1]
         if not (lo <= times[0] and times[-1] <= hi):
             raise FmdiffError(
-                f"schedule.times={_shown(self.given.tolist())}: this model is solved from "
+                f"schedule.times={_text(self.times)}: this model is solved from "
                 f"{lo:.4g} to {hi:.4g}"
                 + ("" if final == "solver" else ", and a last time 1 stands for the final jump")
             )
         return times
 
 
-def _shown(times: list) -> str:
+def _text(times: Sequence[object]) -> str:
     return f"[{','.join(f'{t:g}' if isinstance(t, int | float) else str(t) for t in times)}]"

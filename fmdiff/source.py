@@ -6,21 +6,27 @@ standard normal source keeps the path Gaussian, and with it the score.
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fmdiff.build import Described, named
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import key
 
 
-class Source:
-    """eps = push(z), sample by sample, z standard normal (B, *shape); `std` its rms about 0."""
+class Source(Described):
+    """eps = push(z), sample by sample, z standard normal (B, *shape).
+
+    A source of one's own derives from this class and defines `push`, and `std` where it is not 1.
+    """
 
     gaussian = False  # whether eps is standard normal
-    std: float = 1.0
+    std: float = 1.0  # the root mean square of the elements of eps
 
     def push(self, z: Tensor) -> Tensor:
+        """eps (B, *shape) of standard normal z (B, *shape)."""
         raise NotImplementedError
 
     def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
@@ -91,50 +97,53 @@ class Truncated(Source):
         return torch.copysign(size, z).to(z.dtype).clamp(-self.bound, self.bound)
 
     def log_prob(self, eps: Tensor) -> Tensor:
-        """The normal one over (2 Phi(bound) - 1)^d inside, -inf where an element is outside."""
+        """The log density: the normal one minus d log(2 Phi(bound) - 1), and -inf outside."""
         each = -0.5 * (eps.square() + math.log(2 * math.pi)) - math.log(self.inside)
         return each.masked_fill(eps.abs() > self.bound, -math.inf).flatten(1).sum(1)
 
 
 class Dataset(Source):
-    """Another data set as the source: data to data, nothing of z but its shape is used.
+    """Another data set as the source, so that data are carried to data. z gives the shape alone.
 
-    `data` names a YAML of configs/data, `only` keeps some of its labels (null: all). Training
-    takes its training data, sampling what it gives as a reference: of images the test split, over
-    and over.
-    Raises FmdiffError for an unknown data set, or labels it does not have.
+    `data` names a YAML of configs/data, and `only` chooses some of its labels (null: all).
+    Training takes the training data. Sampling takes the reference data, which for images are the
+    test split, again and again.
+    Raises FmdiffError for an unknown data set or a label it does not have.
     """
 
     def __init__(self, data: str, only: list[int] | None) -> None:
-        from fmdiff.build import named
-
-        self.name = data
+        self.data, self.only = data, only
         try:
-            self.data = named("data", data, **({} if only is None else {"only": only}))
+            self.dataset: Any = named("data", data, **({} if only is None else {"only": only}))
         except FmdiffError as error:
             raise FmdiffError(f"source.data={data}: {error}") from error
 
     @cached_property
     def std(self) -> float:  # type: ignore[override]
-        return self.data.examples(10_000)[0].square().mean().sqrt().item()
+        square: Tensor = self.dataset.examples(10_000)[0].square().mean()
+        return square.sqrt().item()
 
     def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
-        self.data.batch_size = len(z)
+        self.dataset.batch_size = len(z)
         # a seed of its own: the same data set as source and target must not give the same rows
-        return self.data.batch(key(seed, "source"), step, device=z.device)[0].to(z)
+        rows: Tensor = self.dataset.batch(key(seed, "source"), step, device=z.device)[0]
+        return rows.to(z)
 
     def sample(self, z: Tensor, first: int, seed: int) -> Tensor:
-        seed, stop, whole = key(seed, "source"), first + len(z), self.data.references
+        seed, stop, whole = key(seed, "source"), first + len(z), self.dataset.references
+        rows: Tensor
         if whole is None:
-            return self.data.sample(first, stop, seed)[0].to(z)
-        return self.data.sample(0, whole, seed)[0][torch.arange(first, stop) % whole].to(z)
+            rows = self.dataset.sample(first, stop, seed)[0]
+        else:
+            rows = self.dataset.sample(0, whole, seed)[0][torch.arange(first, stop) % whole]
+        return rows.to(z)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if tuple(self.data.shape) != tuple(shape):
+        if tuple(self.dataset.shape) != tuple(shape):
             raise FmdiffError(
-                f"source.data={self.name} has samples of shape {tuple(self.data.shape)}, "
+                f"source.data={self.data} has samples of shape {tuple(self.dataset.shape)}, "
                 f"the data of shape {tuple(shape)}; choose a source.data of the same shape"
             )
 
     def prepare(self) -> None:
-        self.data.prepare()
+        self.dataset.prepare()

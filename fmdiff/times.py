@@ -9,7 +9,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,23 +18,27 @@ from torch import Tensor
 from fmdiff.errors import FmdiffError
 from fmdiff.path import CondOT, Path
 
+Time = TypeVar("Time", Tensor, float)
 
-def also_of_floats(density):
-    """Let a density of tensors take a float, and answer with a float."""
 
-    @wraps(density)
-    def either(self, t):
+def also_of_floats(density: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Time], Time]:
+    """The density of tensors, which takes a float too and answers it with a float."""
+
+    def either(self: Any, t: Time) -> Time:
         if isinstance(t, Tensor):
             return density(self, t)
         return density(self, torch.tensor(t, dtype=torch.float64)).item()
 
+    # a docstring is inherited by name
+    either.__name__, either.__qualname__ = density.__name__, density.__qualname__
     return either
 
 
 @dataclass(kw_only=True)
 class Law(ABC):
-    """A law of t on [0, 1]. `stratified`: draw i of n takes u from [i/n, (i+1)/n).
+    """A law of t on [0, 1]. With `stratified`, draw i of n takes u from [i/n, (i+1)/n).
 
+    A law of one's own is a dataclass that derives from this class and defines `density`.
     Stratified draws have the same law one by one, and a mean over a batch varies far less
     (as Kingma et al. 2021, arXiv:2107.00630, but with an offset of its own for each draw).
     Raises FmdiffError for a key of the wrong type or range.
@@ -47,8 +52,12 @@ class Law(ABC):
             raise FmdiffError(f"time.stratified={self.stratified} must be true or false")
 
     def require(
-        self, name: str, allowed: str = "a finite number", test: Callable = lambda value: True
+        self,
+        name: str,
+        allowed: str = "a finite number",
+        test: Callable[[Any], bool] = lambda value: True,
     ) -> None:
+        """Raises FmdiffError unless the key `name` is a finite number that passes the test."""
         value = getattr(self, name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not test(value):
@@ -62,7 +71,7 @@ class Law(ABC):
         return self.quantile(u).float()
 
     @abstractmethod
-    def density(self, t):
+    def density(self, t: Time) -> Time:
         """p(t) for t in (0, 1), a tensor of any shape or a float."""
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -75,7 +84,7 @@ class Law(ABC):
 
     @cached_property
     def _table(self) -> list[Tensor]:
-        """z and P(t <= sigmoid(z)), on a grid of z that float64 can tell from t = 0 and 1.
+        """z and P(t <= sigmoid(z)), on the grid of z at which float64 tells t from 0 and 1.
 
         dP/dz = p(t) t (1 - t) falls exponentially at both ends even if p itself is infinite there.
         """
@@ -91,7 +100,7 @@ class Uniform(Law):
     """p(t) = 1."""
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -114,7 +123,7 @@ class LogitNormal(Law):
         self.require("std", "a number > 0", lambda v: v > 0)
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         z = (torch.logit(t) - self.mean) / self.std
         return torch.exp(-z * z / 2) / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
 
@@ -144,7 +153,7 @@ class LogNormal(LogitNormal):
         # log_ndtr, because ndtr is 0 below -8.3
         z = self._z(ends).mul(self.sign).sort().values
         self.below, up_to = torch.special.log_ndtr(z).exp().tolist()
-        self.mass = up_to - self.below
+        self.mass: float = up_to - self.below
         if self.mass <= 0:
             levels = (self.std * z + self.mean for z in (low, high))
             raise FmdiffError(
@@ -156,9 +165,9 @@ class LogNormal(LogitNormal):
         return (-self.path.logsnr(t) / 2 - self.mean) / self.std
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         a, b, path = self.path.alpha(t), self.path.beta(t), self.path
-        rate = path.d_alpha(t) / a - path.d_beta(t) / b
+        rate: Tensor = path.d_alpha(t) / a - path.d_beta(t) / b
         normal = torch.exp(-(self._z(t) ** 2) / 2) / math.sqrt(2 * math.pi)
         return normal * rate / (self.std * self.mass)
 
@@ -176,7 +185,7 @@ class Cosmap(Law):
     """
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         return 2 / (math.pi * (1 - 2 * t * (1 - t)))
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -201,7 +210,7 @@ class Mode(Law):
         self.require("scale", allowed, lambda v: -1 <= v <= top)
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         low, high = torch.zeros_like(t), torch.ones_like(t)
         for _ in range(60):
             u = (low + high) / 2
@@ -227,7 +236,7 @@ class UShaped(Law):
         self.require("a", "a number > 0 and <= 100", lambda v: 0 < v <= 100)
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         return self.a * torch.cosh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -247,7 +256,7 @@ class Beta(Law):
             self.require(name, "a number >= 0.5", lambda v: v >= 0.5)
 
     @also_of_floats
-    def density(self, t):
+    def density(self, t: Tensor) -> Tensor:
         log_b = math.lgamma(self.a) + math.lgamma(self.b) - math.lgamma(self.a + self.b)
         return torch.exp((self.a - 1) * t.log() + (self.b - 1) * torch.log1p(-t) - log_b)
 
@@ -266,7 +275,7 @@ class Discrete(Law):
         whole = "an integer >= 1"
         self.require("steps", whole, lambda v: isinstance(v, int) and v >= 1)
 
-    def density(self, t):
+    def density(self, t: Time) -> Time:
         raise FmdiffError(f"time=discrete has {self.steps} atoms of equal mass and no density")
 
     def quantile(self, u: Tensor) -> Tensor:

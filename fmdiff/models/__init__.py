@@ -1,0 +1,1 @@
+"""Networks, one file each; network.py is their contract."""

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, ResBlock, group_norm
+from fmdiff.models.network import Network
 from fmdiff.models.unet import resolutions
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(Network):
     """The way down of a U-Net, then the mean over the lowest map.
 
     x_t (B, C, H, W) of at most unit variance, t (B,) in [0, 1000] -> logits (B, classes). Level i
@@ -57,4 +58,5 @@ class ImageClassifier(nn.Module):
                 h = F.avg_pool2d(h, 2)
             for block in stage.children():
                 h = block(h, embedding)
-        return self.last(F.silu(self.norm(h)).mean((2, 3)))
+        logits: Tensor = self.last(F.silu(self.norm(h)).mean((2, 3)))
+        return logits

@@ -14,6 +14,7 @@ from fmdiff.models.layers import (
     group_norm,
     zeroed,
 )
+from fmdiff.models.network import Network
 from fmdiff.models.unet import plan
 
 
@@ -57,7 +58,7 @@ def initialise(net: nn.Module) -> None:
                 nn.init.xavier_uniform_(part.weight, gain)
 
 
-class DDPMpp(nn.Module):
+class DDPMpp(Network):
     """A U-Net whose maps are halved and doubled inside residual blocks of constant variance.
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
@@ -144,4 +145,5 @@ class DDPMpp(nn.Module):
             if not isinstance(block.resample, nn.Upsample):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = block(h, embedding)
-        return self.last(h)
+        out: Tensor = self.last(h)
+        return out

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, attend, zeroed
+from fmdiff.models.network import Network
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
@@ -90,11 +91,13 @@ class SelfAttention(nn.Module):
 
     def split(self, h: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (B, heads, T, d)."""
-        heads = self.qkv(h).unflatten(2, (3, self.heads, -1))
+        heads: Tensor = self.qkv(h).unflatten(2, (3, self.heads, -1))
         return heads.permute(2, 0, 3, 1, 4).contiguous().unbind()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        """The values of all heads, weighted and joined: (B, T, width)."""
+        h: Tensor = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        return h
 
     def forward(self, h: Tensor) -> Tensor:
         return self.mix(*self.split(h))
@@ -146,10 +149,11 @@ class Final(nn.Module):
 
 
 def plain_norm(width: int) -> nn.LayerNorm:
+    """Layer norm without weights: the block's modulation scales and shifts."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """A transformer over patches, in which time and label scale, shift and gate every block.
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
@@ -198,4 +202,5 @@ class DiT(nn.Module):
         h = self.first(tokens(x_t, self.patch)) + self.places
         for block in self.blocks:
             h = block(h, condition)
-        return self.final(h, condition)
+        out: Tensor = self.final(h, condition)
+        return out

@@ -20,6 +20,7 @@ from fmdiff.models.dit import (
     tokens,
 )
 from fmdiff.models.layers import Conditioning
+from fmdiff.models.network import Network
 
 
 class RMSNorm(nn.Module):
@@ -84,10 +85,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         a, b = self.first(h).chunk(2, dim=-1)
-        return self.second(F.silu(a) * b)
+        out: Tensor = self.second(F.silu(a) * b)
+        return out
 
 
-class JiT(nn.Module):
+class JiT(Network):
     """DiT for pixels: a narrow first layer, rotary positions, and the label as tokens too.
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
@@ -153,4 +155,5 @@ class JiT(nn.Module):
             if i == self.start and label is not None and self.label_places is not None:
                 h = torch.cat([label(y)[:, None] + self.label_places, h], dim=1)
             h = block(h, condition, self.turn[:, -h.shape[1] :])
-        return self.final(h[:, -len(self.places) :], condition)
+        out: Tensor = self.final(h[:, -len(self.places) :], condition)
+        return out

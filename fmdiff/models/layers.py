@@ -23,10 +23,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V, each (B, heads, T, d) and contiguous: any other stride falls
-    silently onto a slow path.
+    """softmax(Q K^T / sqrt(d)) V, each (B, heads, T, d) and contiguous.
 
-    In float32 on CPUs: the fused kernel's backward in bfloat16 takes 4 times as long there.
+    Any other stride silently takes a slow path. On CPUs bfloat16 is computed in float32, because
+    the backward pass of the fused kernel takes 4 times as long in bfloat16.
     """
     if v.device.type == "cpu" and v.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
@@ -65,7 +65,8 @@ class Augmentation(nn.Linear):
 
     def forward(self, a: Tensor | None, like: Tensor) -> Tensor:  # type: ignore[override]
         # zeros, not nothing: gradients of several processes are averaged over all parameters
-        return super().forward(like.new_zeros(len(like), self.in_features) if a is None else a)
+        a = like.new_zeros(len(like), self.in_features) if a is None else a
+        return super().forward(a)
 
 
 class Conditioning(nn.Module):
@@ -84,7 +85,7 @@ class Conditioning(nn.Module):
         self.augment = Augmentation(augment, width) if augment else None
 
     def forward(self, t: Tensor, y: Tensor | None, augment: Tensor | None = None) -> Tensor:
-        embedding = self.time(t)
+        embedding: Tensor = self.time(t)
         if self.label is not None:
             embedding = embedding + self.label(y)
         return embedding if self.augment is None else embedding + self.augment(augment, t)
@@ -107,7 +108,8 @@ class Attention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         heads = self.qkv(self.norm(h)).unflatten(1, (3, self.heads, -1)).flatten(4)
         mixed = attend(*heads.permute(1, 0, 2, 4, 3).contiguous())  # (B, heads, places, d)
-        return h + self.out(mixed.transpose(2, 3).reshape(h.shape))
+        change: Tensor = self.out(mixed.transpose(2, 3).reshape(h.shape))
+        return h + change
 
 
 class ResBlock(nn.Module):
@@ -150,4 +152,5 @@ class ResBlock(nn.Module):
         else:
             residual = self.norm_out(residual + condition)
         residual = self.conv_out(self.dropout(F.silu(residual)))
-        return self.attention(self.shortcut(self.resample(h)) + residual)
+        out: Tensor = self.attention(self.shortcut(self.resample(h)) + residual)
+        return out

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.layers import Sinusoid, zeroed
+from fmdiff.models.network import Network
 from fmdiff.randomness import generator
 
 TIME_FEATURES = 64
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "selu": nn.SELU}
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """`layers` hidden layers with one `activation` on [x_t, cos and sin of x_t F, sinusoid(t)].
 
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
@@ -51,8 +52,9 @@ class MLP(nn.Module):
                 "choose model=unet for images"
             )
         (size,) = shape
-        drawn = torch.randn(size, frequencies, generator=generator(0, "fourier"), device="cpu")
-        self.register_buffer("fourier", scale * drawn)
+        draws = generator(0, "fourier")
+        normal = torch.randn(size, frequencies, generator=draws, device="cpu")
+        self.register_buffer("fourier", scale * normal)
         self.time = Sinusoid(TIME_FEATURES)
         self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
         self.label = nn.Embedding(classes + 1, hidden) if classes else None
@@ -67,7 +69,7 @@ class MLP(nn.Module):
             angles = x_t @ self.fourier
             features += [angles.cos(), angles.sin()]
         h = self.first(torch.cat([*features, time], dim=1))
-        out = self.rest(h if self.label is None else h + self.label(y))
+        out: Tensor = self.rest(h if self.label is None else h + self.label(y))
         return out if self.skip is None else out + self.skip(time) * x_t
 
 

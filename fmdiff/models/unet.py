@@ -1,6 +1,7 @@
 """The U-Net for images, from digits of 8x8 on two CPU cores to CIFAR-10's usual network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
+from fmdiff.models.network import Network
 
 SMALLEST = 4  # a map is not halved below this many pixels a side
 
@@ -42,7 +44,54 @@ def plan(
     return levels, {level % levels for level in attention}
 
 
-class UNet(nn.Module):
+@dataclass(frozen=True)
+class Stages:
+    """The residual blocks of every level, and the layers that halve and double the maps."""
+
+    block: Callable[[int, int, bool], ResBlock]  # channels in and out, whether with attention
+    widths: Sequence[int]  # channels of the levels
+    blocks: int  # of a level on the way down; one more on the way up
+    attentive: set[int]  # the levels with attention
+    conv_resample: bool
+
+    def down(self, channels: int) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+        """Stages and halvings from a map of `channels`, and the channels of every map."""
+        stages, shrink = nn.ModuleList(), nn.ModuleList()
+        skips = [current := channels]
+        for level, width in enumerate(self.widths):
+            if level:
+                shrink.append(
+                    nn.Conv2d(current, current, 3, stride=2, padding=1)
+                    if self.conv_resample
+                    else nn.AvgPool2d(2)
+                )
+                skips.append(current)
+            stage = nn.ModuleList()
+            for _ in range(self.blocks):
+                stage.append(self.block(current, width, level in self.attentive))
+                skips.append(current := width)
+            stages.append(stage)
+        return stages, shrink, skips
+
+    def up(self, skips: list[int]) -> tuple[nn.ModuleList, nn.ModuleList, int]:
+        """Stages and doublings that take the maps `skips` back, and the channels of the last."""
+        stages, grow, current = nn.ModuleList(), nn.ModuleList(), skips[-1]
+        for level, width in reversed(list(enumerate(self.widths))):
+            if level < len(self.widths) - 1:
+                grow.append(
+                    nn.Conv2d(current, current, 3, padding=1)
+                    if self.conv_resample
+                    else nn.Identity()
+                )
+            stage = nn.ModuleList()
+            for _ in range(self.blocks + 1):
+                stage.append(self.block(current + skips.pop(), width, level in self.attentive))
+                current = width
+            stages.append(stage)
+        return stages, grow, current
+
+
+class UNet(Network):
     """A U-Net of residual blocks and attention that fits its number of levels to the image.
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
@@ -84,39 +133,13 @@ class UNet(nn.Module):
             heads = Attention(channels_out, head_channels) if attend else None
             return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
 
+        stages = Stages(block, widths, blocks, attentive, conv_resample)
         self.conditioning = Conditioning(features, embedding, classes, augment)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        skips = [current := channels]
-        for level, width in enumerate(widths):
-            if level:
-                self.shrink.append(
-                    nn.Conv2d(current, current, 3, stride=2, padding=1)
-                    if conv_resample
-                    else nn.AvgPool2d(2)
-                )
-                skips.append(current)
-            stage = nn.ModuleList()
-            for _ in range(blocks):
-                stage.append(block(current, width, level in attentive))
-                skips.append(current := width)
-            self.down.append(stage)
-
-        self.middle = nn.ModuleList(
-            [block(current, current, True), block(current, current, False)]
-        )
-
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            if level < levels - 1:
-                self.grow.append(
-                    nn.Conv2d(current, current, 3, padding=1) if conv_resample else nn.Identity()
-                )
-            stage = nn.ModuleList()
-            for _ in range(blocks + 1):
-                stage.append(block(current + skips.pop(), width, level in attentive))
-                current = width
-            self.up.append(stage)
+        self.down, self.shrink, skips = stages.down(channels)
+        lowest = skips[-1]
+        self.middle = nn.ModuleList([block(lowest, lowest, True), block(lowest, lowest, False)])
+        self.up, self.grow, current = stages.up(skips)
         self.last = nn.Sequential(
             group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
         )
@@ -138,4 +161,5 @@ class UNet(nn.Module):
                 h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
             for block in stage.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.last(h)
+        out: Tensor = self.last(h)
+        return out

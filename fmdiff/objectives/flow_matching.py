@@ -1,15 +1,16 @@
 """Regression on a conditional quantity: flow matching, score matching, denoising in one rule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import NetField
+from fmdiff.objectives.objective import Objective
 from fmdiff.objectives.weighting import WEIGHTINGS, Level
 from fmdiff.path import Kind, Path, expand
-from fmdiff.source import Normal, Source
+from fmdiff.source import Source
 
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
 # of an error (B, D) and the huber constant: (B,). Only l2 has the field v as its minimiser
@@ -21,8 +22,8 @@ DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-class FlowMatching:
-    """Predict one quantity of a path, be judged in another.
+class FlowMatching(Objective):
+    """The network predicts one quantity of a path, and the loss compares another.
 
     For fixed x_t the conversion from quantity a to quantity b is affine with slope q(t), so
 
@@ -56,55 +57,35 @@ class FlowMatching:
         source: Source | None = None,
         coupled: bool = False,
     ) -> None:
-        for option, given, choices in (
+        for option, value, choices in (
             ("prediction", prediction, PREDICTIONS),
             ("loss", loss or prediction, PREDICTIONS),
             ("weighting", weighting, WEIGHTINGS),
             ("distance", distance, DISTANCES),
         ):
-            if given not in choices:
+            if value not in choices:
                 raise FmdiffError(
-                    f"objective.{option}={given} is unknown; {nearest(given, choices)}"
+                    f"objective.{option}={value} is unknown; {nearest(value, choices)}"
                 )
-        if not 0 <= t_eps < 0.5:
-            raise FmdiffError(f"objective.t_eps={t_eps} must lie in [0, 0.5)")
-        self.path, self.data_std, self.prediction = path, data_std, prediction
-        self.weighting = WEIGHTINGS[weighting]
-        self.loss = loss or self.weighting.space
-        self.floor, self.t_eps = floor, t_eps
-        self.gamma, self.bias = gamma, bias
-        self.distance, self.huber = DISTANCES[distance], huber
-        self.precondition = precondition
-        self.source, self.coupled = source or Normal(), coupled
+        super().__init__(path, data_std, t_eps, source, coupled)
+        self.prediction, self.precondition = prediction, precondition
+        self.weighting, self.gamma, self.bias = weighting, gamma, bias
+        self.loss, self.floor = loss or WEIGHTINGS[weighting].space, floor
+        self._distance, self.huber = distance, huber
 
-    def field(
-        self, net: nn.Module | None, shape, classes: int = 0, y: Tensor | None = None
-    ) -> NetField:
-        """The network, or None if only its scales matter, as a field of this path."""
-        return NetField(
-            net,
-            self.path,
-            self.prediction,
-            self.data_std,
-            self.t_eps,
-            shape,
-            classes,
-            y,
-            self.precondition,
-            self.source,
-            self.coupled,
-        )
+    def __call__(
+        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+    ) -> Tensor:
+        x_t, target = self.path.mix(x, eps, t), self.path.mix(x, eps, t, self.prediction)
+        error = self.field(net, x.shape[1:], y=y).output(x_t, t) - target
+        return self.weight(t) * self.distance(expand(self.slope(t), error) * error)
 
-    def time(self, u: Tensor) -> Tensor:
-        """Draws u in [0, 1] of a time law, shrunk into [t_eps, 1 - t_eps]."""
-        return self.t_eps + (1 - 2 * self.t_eps) * u
-
-    def slope(self, t: Tensor, field: NetField) -> Tensor:
+    def slope(self, t: Tensor) -> Tensor:
         """q(t), from the network's prediction to the space of the loss; shaped like t."""
         if self.loss is None and self.prediction == "x" and not self.precondition:
             return 1 / (1 - self.path.r(t)).clamp(min=self.floor)
         if self.loss is None:
-            return 1 / field.scale(t)
+            return 1 / self.field(None, ()).scale(t)
         one, zero = torch.ones_like(t), torch.zeros_like(t)
         return self.path.convert(one, zero, t, self.prediction, self.loss, self.floor)
 
@@ -113,13 +94,17 @@ class FlowMatching:
         a, b = (c.clamp(min=self.floor) for c in self.path.row("x_t", t))
         d_a, d_b = self.path.row("v", t)
         level = Level((a / b) ** 2, 2 * (d_a / a - d_b / b), self.data_std, self.gamma, self.bias)
-        return self.weighting.weight(level)
+        return WEIGHTINGS[self.weighting].weight(level)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor):
-        """The loss of each example (B,): x, eps (B, *shape), t (B,) in [t_eps, 1 - t_eps]."""
-        return self.judge(net, *self.terms(x, y, eps, t))
+    def distance(self, error: Tensor) -> Tensor:
+        """The distance of an error (B, *shape) from 0, a mean over its elements: (B,)."""
+        return DISTANCES[self._distance](error.flatten(1), self.huber)
 
-    def terms(self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor) -> tuple:
+    # The same loss in the form that is fast to train with.
+
+    def terms(
+        self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """All of the loss but the network's output F: it is w distance(c F(seen, time, y) + g).
 
         a_theta = scale F + skipped, so c = q scale and g = q (skipped - a): seen, g (B, *shape),
@@ -129,12 +114,12 @@ class FlowMatching:
         field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)
         rest = field.skipped(x_t, t) - self.path.mix(x, eps, t, self.prediction)
-        q = self.slope(t, field)
+        q = self.slope(t)
         seen, time = field.given(x_t, t)
         c = expand(q * field.scale(t), x_t)
         return seen, time, y, c, expand(q, x_t) * rest, self.weight(t)
 
-    def judge(self, net, seen, time, y, c, g, w) -> Tensor:
-        """The loss of each example (B,) from its terms."""
-        error = torch.addcmul(g, c, net(seen, time, y))
-        return w * self.distance(error.flatten(1), self.huber)
+    def compare(self, net: nn.Module, *terms: Any) -> Tensor:
+        seen, time, y, c, g, w = terms
+        loss: Tensor = w * self.distance(torch.addcmul(g, c, net(seen, time, y)))
+        return loss

@@ -14,7 +14,7 @@ from fmdiff.path import Kind
 
 
 class Level(NamedTuple):
-    """What a weighting may look at, each shaped like t."""
+    """What a weighting depends on, each tensor shaped like t."""
 
     snr: Tensor  # alpha^2 / beta^2
     d_logsnr: Tensor  # derivative of log snr, = 2 (alpha'/alpha - beta'/beta)
@@ -24,13 +24,15 @@ class Level(NamedTuple):
 
 
 class Weighting(NamedTuple):
+    """A weight, and the quantity whose squared error it weights."""
+
     space: Kind | None  # where its paper writes the squared error
     weight: Callable[[Level], Tensor]
 
 
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Weighting] = {
     "none": Weighting(None, lambda at: torch.ones_like(at.snr)),
-    # the squared error of eps, said of x (Salimans & Ho 2022, arXiv:2202.00512)
+    # the squared error of eps, written for x (Salimans & Ho 2022, arXiv:2202.00512)
     "snr": Weighting("x", lambda at: at.snr),
     # Hang et al. 2023 (arXiv:2303.09556)
     "min_snr": Weighting("x", lambda at: at.snr.clamp(max=at.gamma)),

@@ -6,10 +6,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fmdiff.build import build
+from fmdiff.build import build, of_class
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import device, precision, processes
+from fmdiff.models.network import answers_logits
+from fmdiff.objectives.objective import Objective
 from fmdiff.path import from_spec
 from fmdiff.randomness import key
 from fmdiff.training.batches import Batches
@@ -34,13 +36,13 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
     if not isinstance(net, nn.Module):
         raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
-    coupling.check(data.batch_size // max(1, data.classes), data.shape)
+    coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())
     source = build(settings["source"])
     source.check(data.shape)
     source.prepare()
     context = {"path": path, "data_std": float(data.std), "source": source}
     context["coupled"] = not coupling.independent
-    objective = build(settings["objective"], **context)
+    objective = of_class(build(settings["objective"], **context), Objective)
     check_pair(settings, net, objective)
     if where.type == "cpu":
         parameters = sum(p.numel() for p in net.parameters())
@@ -53,7 +55,7 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
         build(settings["time"], path=path),
         coupling,
         settings["seed"],
-        0.0 if getattr(objective, "logits", False) else options.label_dropout,
+        0.0 if objective.logits else options.label_dropout,
         options.accumulate,
     )
     return Training(settings, options, net, objective, batches), where
@@ -83,9 +85,9 @@ def check_sizes(data: Data, options: TrainerOptions) -> None:
     options.steps_per_batch(points=len(data.shape) == 1)
 
 
-def check_pair(settings: dict[str, Any], net: nn.Module, objective: Any) -> None:
+def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:
     """Raise FmdiffError where a classifier meets regression, or classification another network."""
-    if getattr(net, "logits", False) != getattr(objective, "logits", False):
+    if answers_logits(net) != objective.logits:
         raise FmdiffError(
             f"objective={settings['choices']['objective']} does not go with "
             f"model={settings['choices']['model']}: classification takes model=classifier "

@@ -1,7 +1,6 @@
 """What an optimiser step is given, as a function of (seed, step) and of no weights."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -9,6 +8,7 @@ from torch import Generator, Tensor
 from fmdiff.coupling import Coupling, transport_cost
 from fmdiff.data.base import Data, concatenate
 from fmdiff.machine.ahead import Ahead
+from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
@@ -30,7 +30,7 @@ class Batches:
     def __init__(
         self,
         data: Data,
-        objective: Any,
+        objective: Objective,
         time: Callable[[int, Generator], Tensor],
         coupling: Coupling,
         seed: int,
@@ -42,8 +42,6 @@ class Batches:
         self.source = objective.source
         self.device = torch.device("cpu")
         self.tally = Tally()
-        # an objective may part what needs the network from what does not
-        self.terms: Callable[..., tuple] = getattr(objective, "terms", lambda *batch: batch)
         # quick pairs are worked out for as many steps at once as are drawn at once
         points = len(data.shape) == 1
         self.block = 25 if points and data.batch_size <= POINTS_AT_ONCE else 1
@@ -55,7 +53,7 @@ class Batches:
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
         """The micro-batches of these rows, `accumulate` of them for each step."""
         x, y, eps, t, augmentation = self.draw(steps, rows)
-        terms = self.terms(x, y, eps, t)
+        terms = self.objective.terms(x, y, eps, t)
         count = self.accumulate * len(steps)
         size = len(x) // count
         columns = [

@@ -187,7 +187,8 @@ class Log(Hooks):
         for start in range(0, len(x), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             labels = None if y is None else y[part]
-            losses.append(module.objective(net, x[part], labels, eps[part], t[part]))
+            terms = module.objective.terms(x[part], labels, eps[part], t[part])
+            losses.append(module.objective.compare(net, *terms))
         loss = torch.cat(losses).float().cpu()
         means = [loss.mean(), *(c.mean() for c in loss.chunk(BINS))]
         named = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins

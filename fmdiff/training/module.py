@@ -18,6 +18,7 @@ from fmdiff.ema import Averages
 from fmdiff.errors import Diverged
 from fmdiff.machine import precision
 from fmdiff.machine.clock import Clock
+from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
 from fmdiff.training.batches import Batches, Terms
 from fmdiff.training.options import TrainerOptions
@@ -36,7 +37,7 @@ class Training(pl.LightningModule):
         settings: dict[str, Any],
         options: TrainerOptions,
         net: nn.Module,
-        objective: Any,
+        objective: Objective,
         batches: Batches,
     ) -> None:
         super().__init__()
@@ -44,9 +45,7 @@ class Training(pl.LightningModule):
         self.settings, self.options = settings, options
         self.net, self.objective, self.batches = net, objective, batches
         self.data, self.tally = batches.data, batches.tally
-        # an objective may part what needs the network from what does not
-        self.compare: Callable[..., Tensor] = getattr(objective, "judge", objective)
-        self.classifies = getattr(objective, "logits", False)  # what it trains gives no samples
+        self.classifies = objective.logits  # what it trains gives no samples
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
         self.seed, self.step, self.skips = settings["seed"], 0, 0
         # of the run that goes on, until the optimiser and the scaler are there
@@ -178,9 +177,9 @@ class Training(pl.LightningModule):
     def eager_loss(self, *terms: Tensor | None) -> Tensor:
         """The mean loss of a micro-batch, over their number: ()."""
         *terms, augmentation = terms  # type: ignore[assignment]
-        net = self.net if augmentation is None else partial(self.net, augment=augmentation)
+        net: Any = self.net if augmentation is None else partial(self.net, augment=augmentation)
         with precision.cast(self.device, self.dtype_of_products):
-            loss = self.compare(net, *terms).mean()
+            loss = self.objective.compare(net, *terms).mean()
         parts = self.options.accumulate
         return loss if parts == 1 else loss / parts
 

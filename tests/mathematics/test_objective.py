@@ -2,7 +2,7 @@
 
 import math
 from functools import cache
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -11,11 +11,12 @@ from torch import nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.objectives.flow_matching import PREDICTIONS, FlowMatching
+from fmdiff.objectives.flow_matching import DISTANCES, PREDICTIONS, FlowMatching
+from fmdiff.objectives.objective import Objective
 from fmdiff.objectives.weighting import WEIGHTINGS
 from fmdiff.path import EDM, VP, CondOT
 from fmdiff.randomness import generator
-from fmdiff.source import Truncated
+from fmdiff.source import Normal, Truncated
 
 LOSSES = (None, *PREDICTIONS)
 S, GAMMA, BIAS = 1.3, 4.0, 1.5
@@ -349,6 +350,47 @@ def test_l1_is_minimised_by_the_median_and_not_by_the_mean(prediction):
     squares = FlowMatching(path, 1.0, prediction, prediction, 0.05, 1e-3)
     assert slope_errors(squares, expectation, one, (x, eps, t)).abs() < 4
     assert slope_errors(squares, median, one, (x, eps, t)).abs() > 20
+
+
+# The fast form
+
+
+@every_path
+def test_the_fast_form_is_the_loss(path):
+    """Training compares terms that were worked out before: the same loss and gradient."""
+    x, eps, t = batch(shape=(1, 2, 2))
+    net, others = Net(), cycle(product(DISTANCES, (0.0, 0.05)))
+    cells = [*product(PREDICTIONS, LOSSES, WEIGHTINGS, (False,))]
+    cells += product(("x",), LOSSES, WEIGHTINGS, (True,))
+    for cell, (distance, floor) in zip(cells, others, strict=False):
+        prediction, loss, weighting, precondition = cell
+        more = {"distance": distance, "precondition": precondition, "source": Truncated(1.5)}
+        objective = make(path, prediction, loss, floor, weighting, **more)
+        slow = objective(net, x, None, eps, t)
+        fast = objective.compare(net, *objective.terms(x, None, eps, t))
+        torch.testing.assert_close(fast, slow, rtol=1e-8, atol=1e-10)
+        if weighting == "edm":
+            pair = (torch.autograd.grad(value.mean(), net.a)[0] for value in (fast, slow))
+            torch.testing.assert_close(*pair, rtol=1e-7, atol=1e-9)
+
+
+class Plain(Objective):
+    """An objective of one's own: `__call__` alone."""
+
+    def __call__(self, net, x, y, eps, t):
+        error = self.field(net, x.shape[1:], y=y).output(self.path.mix(x, eps, t), t)
+        return (error - self.path.mix(x, eps, t, "v")).square().flatten(1).mean(1)
+
+
+def test_an_objective_needs_a_loss_alone():
+    x, eps, t = batch()
+    plain, net = Plain(CondOT(), S, 0.1), Net()
+    assert not plain.logits and isinstance(plain.source, Normal)
+    assert plain.time(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
+    loss = plain.compare(net, *plain.terms(x, None, eps, t))
+    assert torch.equal(loss, plain(net, x, None, eps, t))
+    wanted = make(CondOT(), "v", "v", 0.0)(net, x, None, eps, t)
+    torch.testing.assert_close(loss, wanted)
 
 
 # What it refuses, and the rest

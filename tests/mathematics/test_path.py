@@ -19,6 +19,7 @@ from fmdiff.path import (
     Path,
     Polynomial,
     Shifted,
+    checked,
     from_spec,
 )
 
@@ -304,6 +305,82 @@ def test_formulas_that_make_no_path_are_refused(alpha, beta, says):
     with pytest.raises(FmdiffError, match=r"path\.(alpha|beta)=") as error:
         Custom(alpha, beta)
     assert says in str(error.value), error.value
+
+
+# The check that every path passes
+
+
+@every_path
+def test_built_in_paths_pass_the_check(path):
+    state = torch.get_rng_state()
+    assert checked(path) is path
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        OnlyFormulas(),
+        Polynomial(0.05),
+        Polynomial(500),  # t^500 is 0 in floating point up to t = 0.22
+        VP(1.0, 5.0),  # alpha(0) = 0.22
+        VP(20.0, 0.1),
+        VE(0.5, 0.9),
+        VE(1e-20, 50.0),  # r is 1 in floating point from t = 0.8 on
+        EDM(0.1, 1.0, 3.0),
+        Lipman(0.3),
+        Shifted(Lipman(0.3), 20.0),
+    ],
+    ids=repr,
+)
+def test_the_users_rates_are_not_the_checks_concern(path):
+    checked(path)
+
+
+def own(alpha=None, beta=None, base=Path):
+    formulas = {"alpha": alpha, "beta": beta}
+    return type("Own", (base,), {name: f for name, f in formulas.items() if f is not None})()
+
+
+def rising(self, t):
+    return t
+
+
+def falling(self, t):
+    return 1 - t
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (own(falling, rising), r"^Own\(\): a path goes from noise .*alpha = 1 and beta = 0 at 0"),
+        (own(falling, rising, CondOT), "goes from noise"),
+        (own(lambda self, t: t - t * t, falling, VP), "alpha = 1"),
+        (own(rising, lambda self, t: 1 / t), r"beta\(0\) = inf"),
+        (own(lambda self, t: t + (6 * t).sin().abs() * (1 - t), falling), "must increase"),
+        (own(None, falling), r"Own\.alpha\(t\) is missing"),
+        (own(rising), r"Own\.beta\(t\) is missing"),
+        (own(rising, lambda self, t: 1.0), r"Own\.beta\(t\) must return a tensor, not 1\.0"),
+        (own(lambda self, t: t.mean(), falling), r"alpha\(t\) must have the shape and dtype of t"),
+        (own(lambda self, t: t.float(), falling), r"float64, not \[1001\] and torch\.float32"),
+        (own(lambda self, t: t + self.rate, falling), r"alpha\(t\) fails: AttributeError.*rate"),
+        (
+            type("Own", (), {"alpha": rising, "beta": falling})(),
+            "must derive from fmdiff.path.Path",
+        ),
+    ],
+)
+def test_a_class_that_makes_no_path_is_told_in_one_sentence(path, says):
+    with pytest.raises(FmdiffError, match=says) as error:
+        checked(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_specified_path_is_checked():
+    with pytest.raises(FmdiffError, match=r"Path\.alpha\(t\) is missing"):
+        from_spec({"_target_": "fmdiff.path.Path", "shift": 2.0})
+    with pytest.raises(FmdiffError, match=r"Normal must derive from fmdiff\.path\.Path"):
+        from_spec({"_target_": "fmdiff.source.Normal", "shift": 2.0})
 
 
 @pytest.mark.parametrize("name", ["ve", "edm"])

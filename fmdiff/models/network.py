@@ -1,0 +1,23 @@
+"""The contract of networks: what a field, a classifier and a training step call."""
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A network net(x_t, t, y), built with the keywords `shape` and `classes` and those of a YAML.
+
+    x_t (B, *shape) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
+    is the null label) or None without classes -> (B, *shape). Deriving from this class is needed
+    only for what a plain nn.Module has not, `logits`.
+    """
+
+    logits = False  # whether it answers (B, classes), as objective=classification trains it
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The prediction at unit scale, or the logits (B, classes)."""
+        raise NotImplementedError
+
+
+def answers_logits(net: nn.Module) -> bool:
+    """Whether a network classifies; a plain nn.Module predicts a quantity of the path."""
+    return isinstance(net, Network) and net.logits

@@ -1,0 +1,85 @@
+"""The contract of objectives: what a training step minimises, and the field that it trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fmdiff.build import Described
+from fmdiff.errors import FmdiffError
+from fmdiff.field import NetField
+from fmdiff.path import Kind, Path
+from fmdiff.source import Normal, Source
+
+
+class Objective(Described):
+    """A loss of pairs (x, eps) at time t. One's own derives from this class with `__call__` alone.
+
+    A YAML gives its own keys; path, data_std, source and coupled come from the run. data_std is
+    the standard deviation of the data, coupled whether eps depends on x.
+
+    Raises FmdiffError for t_eps out of range.
+    """
+
+    logits = False  # of the networks it trains; the others predict a quantity of the path
+    prediction: Kind = "v"  # the quantity that `field` takes the network to predict
+    precondition = False  # see field.NetField
+
+    def __init__(
+        self,
+        path: Path,
+        data_std: float,
+        t_eps: float = 0.0,
+        source: Source | None = None,
+        coupled: bool = False,
+    ) -> None:
+        if not 0 <= t_eps < 0.5:
+            raise FmdiffError(f"objective.t_eps={t_eps} must lie in [0, 0.5)")
+        self.path, self.data_std, self.t_eps = path, data_std, t_eps
+        self.source, self.coupled = source or Normal(), coupled
+
+    def __call__(
+        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+    ) -> Tensor:
+        """The loss of each example (B,): x, eps (B, *shape), y (B,), t (B,) as `time` gives it."""
+        raise NotImplementedError
+
+    def field(
+        self,
+        net: nn.Module | None,
+        shape: Sequence[int],
+        classes: int = 0,
+        y: Tensor | None = None,
+    ) -> NetField:
+        """The network as a field of this path; None will do where only its scales matter."""
+        return NetField(
+            net,
+            self.path,
+            self.prediction,
+            self.data_std,
+            self.t_eps,
+            tuple(shape),
+            classes,
+            y,
+            self.precondition,
+            self.source,
+            self.coupled,
+        )
+
+    def time(self, u: Tensor) -> Tensor:
+        """Draws u in [0, 1] of a time law, shrunk into [t_eps, 1 - t_eps]."""
+        return self.t_eps + (1 - 2 * self.t_eps) * u
+
+    def terms(
+        self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """What `compare` takes beside the network, each with B rows or None.
+
+        Training asks for the terms of many steps at once and without gradients. By default they
+        are the arguments of `__call__`; an objective may work out all that needs no network.
+        """
+        return x, y, eps, t
+
+    def compare(self, net: nn.Module, *terms: Any) -> Tensor:
+        """The loss of each example (B,) from its terms: `__call__`, up to rounding."""
+        return self(net, *terms)
