@@ -1,0 +1,1 @@
+"""Metrics: distances between samples and real data, and results.json."""

@@ -4,63 +4,67 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fmdiff import files
 from fmdiff.errors import FmdiffError
-from fmdiff.report.compare import compared
+from fmdiff.files import whole
+from fmdiff.report.compare import page_of_runs
 from fmdiff.report.read import Run, is_sweep, read_run, read_sweep
-from fmdiff.report.run import of_run
+from fmdiff.report.run import page_of_run
 from fmdiff.runs.resume import OUTPUTS
 
 NAME = "report.html"
 log = logging.getLogger("fmdiff")
 
 
-def report(cfg) -> None:
-    """Write the page of runs=, by default of the newest run, and say where it is."""
-    asked = cfg.runs if cfg.runs is not None else [str(_newest())]
-    folders = [_folder(str(run)) for run in ([asked] if isinstance(asked, str) else asked)]
+def report(cfg: Any) -> None:
+    """Write the page of runs=, by default of the newest run, and print where it is.
+
+    Raises FmdiffError for a folder that is no run and for a page that cannot be written.
+    """
+    runs = cfg.runs if cfg.runs is not None else [str(_newest())]
+    folders = [_folder(str(run)) for run in ([runs] if isinstance(runs, str) else runs)]
     out = None if cfg.out is None else Path(cfg.out).expanduser()
     if out is not None and (out.is_dir() or not out.suffix):
         out = out / NAME
     try:
         if len(folders) == 1:
-            written = write_report(folders[0], out)
+            page = write_report(folders[0], out)
         else:
-            written = compare(folders, out or Path(NAME))
+            page = compare(folders, out or Path(NAME))
     except OSError as error:
         place = error.filename or out or folders[0]
         raise FmdiffError(f"out={place} cannot be written to: {error.strerror}") from error
-    print(written)
+    print(page)
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a run or a sweep, by default as folder/report.html; its path.
+    """Write the page of a run or a sweep, by default as folder/report.html, and return its path.
 
-    Raises OSError where that cannot be written, and nothing for what the folder holds.
+    Raises OSError if it cannot be written, and nothing else, whatever the folder holds.
     """
     folder = Path(folder)
     if is_sweep(folder):
         runs = read_sweep(folder)
-        html = compared(runs, _name(folder), f"fmdiff sweep, {len(runs)} jobs", sweep=True)
+        html = page_of_runs(runs, _name(folder), f"fmdiff sweep, {len(runs)} jobs", sweep=True)
     else:
-        html = of_run(read_run(folder, _name(folder)))
+        html = page_of_run(read_run(folder, _name(folder)))
     return _write(out or folder / NAME, html)
 
 
 def compare(folders: Sequence[Path], out: Path) -> Path:
-    """Write one page that shows runs side by side; its path. Raises OSError."""
+    """Write one page that shows runs side by side, and return its path. Raises OSError."""
     runs = [
         read_run(Path(folder), label)
         for folder, label in zip(folders, _labels(folders), strict=True)
     ]
-    return _write(out, compared(runs, " and ".join(_short(runs)), "fmdiff, runs side by side"))
+    return _write(out, page_of_runs(runs, " and ".join(_short(runs)), "fmdiff, runs side by side"))
 
 
 def update(folder: Path) -> None:
-    """Write the page of the run that a folder, its own or one in its samples/, belongs to.
+    """Write the page of the run that a folder is, or in whose samples/ it lies.
 
-    For the end of train, sample and evaluate: what goes wrong is logged and stops nothing.
+    It is called at the end of train, sample and evaluate: an error is logged and stops nothing.
     """
     folder = Path(folder)
     owner = folder.parent.parent
@@ -74,27 +78,28 @@ def update(folder: Path) -> None:
 
 def _write(path: Path, html: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as file:
+    with whole(path) as file:
         file.write(html.encode(errors="replace"))  # a path may hold bytes that are no text
     return path
 
 
 def _newest() -> Path:
     """The newest run under outputs/, as ckpt=last finds it."""
-    found = [path for depth in ("*/*", "*/*/*") for path in OUTPUTS.glob(f"{depth}/*.ckpt")]
-    if not found:
+    files = [path for depth in ("*/*", "*/*/*") for path in OUTPUTS.glob(f"{depth}/*.ckpt")]
+    if not files:
         raise FmdiffError(f"no run was found under {OUTPUTS}: give runs=RUN or runs=[A,B]")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(files, key=lambda path: path.stat().st_mtime).parent
 
 
-def _folder(said: str) -> Path:
-    path = _newest() if said == "last" else Path(said).expanduser()
+def _folder(name: str) -> Path:
+    """The folder that an entry of runs= names."""
+    path = _newest() if name == "last" else Path(name).expanduser()
     path = path.parent if path.is_file() else path
     if not path.is_dir():
-        raise FmdiffError(f"runs={said}: no such folder")
-    known = ("config.yaml", "metrics.csv", "sample.json", "results.json")
-    if not is_sweep(path) and not any((path / name).is_file() for name in known):
-        raise FmdiffError(f"runs={said}: neither a run folder nor that of a sweep")
+        raise FmdiffError(f"runs={name}: no such folder")
+    signs = ("config.yaml", "metrics.csv", "sample.json", "results.json")
+    if not is_sweep(path) and not any((path / sign).is_file() for sign in signs):
+        raise FmdiffError(f"runs={name}: neither a run folder nor that of a sweep")
     return path
 
 

@@ -47,15 +47,15 @@ class Axis:
             first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
             every = max(1, math.ceil((last - first) / 6))
             steps = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
-            found = [10.0**k * m for k in range(first, last + 1, every) for m in steps]
+            values = [10.0**k * m for k in range(first, last + 1, every) for m in steps]
         else:
             wide = (most - least) / 5
             unit = 10 ** math.floor(math.log10(wide))
             step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= wide)
             first = math.ceil(least / step - 1e-9)
-            found = [k * step for k in range(first, math.floor(most / step + 1e-9) + 1)]
+            values = [k * step for k in range(first, math.floor(most / step + 1e-9) + 1)]
         reach = 1e-9 * (most - least)
-        return [value for value in found if least - reach <= value <= most + reach]
+        return [value for value in values if least - reach <= value <= most + reach]
 
 
 def short(value: float) -> str:
@@ -73,9 +73,55 @@ def short(value: float) -> str:
     return text
 
 
-def spoken(value: float) -> str:
-    """A number in a sentence: 3,424 and 0.6405."""
+def in_words(value: float) -> str:
+    """A number for a sentence: 3,424 and 0.6405."""
     return f"{value:,.0f}" if abs(value) >= 1000 else short(value)
+
+
+@dataclass
+class Frame:
+    """The axes of a chart, with their titles; `right` is where the lines end."""
+
+    across: Axis
+    up: Axis
+    right: float
+    x_label: str
+    y_label: str
+
+    def rules(self) -> str:
+        """A horizontal line and a number for each tick of the values."""
+        return "".join(
+            f'<path class="rule" d="M{LEFT} {self.up(y):.1f}H{self.right:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 6}" y="{self.up(y) + 3.5:.1f}" text-anchor="end">'
+            f"{short(y)}</text>"
+            for y in self.up.ticks()
+        )
+
+    def axis(self) -> str:
+        """The horizontal axis with its ticks; numbers that would overlap are left out."""
+        axis = f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{self.right:.1f}"/>'
+        end = -math.inf
+        for x in self.across.ticks():
+            text, place = short(x), self.across(x)
+            if place - len(text) * LETTER / 2 > end + 6:
+                axis += (
+                    f'<path class="axis" d="M{place:.1f} {HEIGHT - BOTTOM}v4"/>'
+                    f'<text class="tick" x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}" '
+                    f'text-anchor="middle">{text}</text>'
+                )
+                end = place + len(text) * LETTER / 2
+        return axis
+
+    def titles(self) -> str:
+        """The names of both axes."""
+        return (
+            f'<text class="tick" x="{(LEFT + self.right) / 2:.0f}" y="{HEIGHT - 4}" '
+            f'text-anchor="middle">{escape(self.x_label)}'
+            f"{' (log)' if self.across.log else ''}</text>"
+            f'<text class="tick" x="{-(TOP + HEIGHT - BOTTOM) / 2:.0f}" y="9" '
+            f'transform="rotate(-90)" text-anchor="middle">{escape(self.y_label)}'
+            f"{' (log)' if self.up.log and self.y_label else ''}</text>"
+        )
 
 
 def chart(
@@ -98,48 +144,28 @@ def chart(
     ys = [y for line in lines for _, y in line.points]
     positive = min(ys) > 0
     log_y = positive and (max(ys) / min(ys) > LOG_FROM if log_y is None else log_y)
-    named = len(lines) > 1
-    room = max(len(_cut(line.label)) for line in lines) * LETTER + 12 if named else 12
+    several = len(lines) > 1  # which then are labelled
+    room = max(len(_cut(line.label)) for line in lines) * LETTER + 12 if several else 12
     across = _axis(xs, LEFT, WIDTH - room, log_x and min(xs) > 0, 0 if log_x else None)
     up = _axis(ys, HEIGHT - BOTTOM, TOP, log_y)
-    grid = "".join(
-        f'<path class="rule" d="M{LEFT} {up(y):.1f}H{WIDTH - room:.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">'
-        f"{short(y)}</text>"
-        for y in up.ticks()
-    )
-    ticks, used = "", -math.inf
-    for x in across.ticks():
-        text, at = short(x), across(x)
-        if at - len(text) * LETTER / 2 > used + 6:
-            ticks += (
-                f'<path class="axis" d="M{at:.1f} {HEIGHT - BOTTOM}v4"/>'
-                f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" '
-                f'text-anchor="middle">{text}</text>'
-            )
-            used = at + len(text) * LETTER / 2
-    drawn = "".join(_line(line, across, up) for line in lines)
+    frame = Frame(across, up, WIDTH - room, x_label, y_label)
+    curves = "".join(_line(line, across, up) for line in lines)
     if front:
         way = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in front)
         rings = "".join(
             f'<circle class="ring" cx="{across(x):.1f}" cy="{up(y):.1f}" r="6"/>' for x, y in front
         )
-        drawn = f'<polyline class="front" points="{way}"/>{drawn}{rings}'
-    labels = _labels(lines, across, up) if named else ""
-    what = f"{title}: " + "; ".join(
+        curves = f'<polyline class="front" points="{way}"/>{curves}{rings}'
+    labels = _labels(lines, across, up) if several else ""
+    summary = f"{title}: " + "; ".join(
         f"{line.label} from {short(line.points[0][1])} to {short(line.points[-1][1])}"
         for line in lines[:8]
     )
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(what)}" data-x="{escape(x_label)}">{grid}'
-        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - room:.1f}"/>{ticks}'
-        f'<text class="tick" x="{(LEFT + WIDTH - room) / 2:.0f}" y="{HEIGHT - 4}" '
-        f'text-anchor="middle">{escape(x_label)}{" (log)" if across.log else ""}</text>'
-        f'<text class="tick" x="{-(TOP + HEIGHT - BOTTOM) / 2:.0f}" y="9" '
-        f'transform="rotate(-90)" text-anchor="middle">{escape(y_label)}'
-        f"{' (log)' if up.log and y_label else ''}</text>"
-        f'{drawn}{labels}<path class="cursor" d="" visibility="hidden"/></svg>'
+        f'aria-label="{escape(summary)}" data-x="{escape(x_label)}">'
+        f"{frame.rules()}{frame.axis()}{frame.titles()}"
+        f'{curves}{labels}<path class="cursor" d="" visibility="hidden"/></svg>'
     )
 
 

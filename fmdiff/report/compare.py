@@ -8,8 +8,8 @@ from fmdiff.report.page import (
     Album,
     Figures,
     command,
+    details,
     film,
-    folded,
     listing,
     page,
     plain,
@@ -19,21 +19,30 @@ from fmdiff.report.page import (
 )
 from fmdiff.report.read import Run
 from fmdiff.report.results import LOOKS, first_picture, grid_of, metrics_of, nfe_charts, value_of
-from fmdiff.report.run import duration, footer, is_points, measured, repeat, repeat_sweep, steps_of
+from fmdiff.report.run import (
+    duration,
+    footer,
+    look_of,
+    repeat,
+    repeat_sweep,
+    sample_metrics,
+    steps_of,
+)
 from fmdiff.runs.config import leaves
 from fmdiff.runs.resume import CHANGEABLE
 
 ROWS = 30  # settings that differ
 PICTURED = 24  # runs whose samples are shown
 FILMED = 4  # runs up to which all pictures over training are shown
-UNSAID = ("choices.", *(CHANGEABLE - {"optim.lr"}))  # what makes no other result
+# settings that change no result
+IRRELEVANT = ("choices.", *(CHANGEABLE - {"optim.lr"}))
 
 
-def compared(runs: Sequence[Run], title: str, above: str, sweep: bool = False) -> str:
-    """The whole page. Raises nothing for what the runs hold."""
+def page_of_runs(runs: Sequence[Run], title: str, above: str, sweep: bool = False) -> str:
+    """The whole page. Raises nothing, whatever the runs hold."""
     album, figures, notes = Album(), Figures(), []
     if sweep:
-        for run, *values in zip(runs, *differing(runs).values(), strict=True):
+        for run, *values in zip(runs, *varying(runs).values(), strict=True):
             run.label = " ".join([run.label, *map(_value, values[:3])])
 
     def part(write: Callable[[], str], name: str) -> str:
@@ -45,7 +54,7 @@ def compared(runs: Sequence[Run], title: str, above: str, sweep: bool = False) -
 
     body = [
         part(lambda: _summary(runs, sweep), "the summary"),
-        listing(_said(runs), "warnings", "Warnings"),
+        listing(_warnings(runs), "warnings", "Warnings"),
         command(line) if sweep and runs and (line := repeat_sweep(runs[0])) else "",
         part(lambda: section("Jobs" if sweep else "Runs", _table(runs, sweep)), "the runs"),
         part(lambda: section("Samples", _samples(runs, album, figures)), "the samples"),
@@ -59,58 +68,58 @@ def compared(runs: Sequence[Run], title: str, above: str, sweep: bool = False) -
     return page(title, above, "".join(body), footer(*folders))
 
 
-def _said(runs: Sequence[Run]) -> list[str]:
+def _warnings(runs: Sequence[Run]) -> list[str]:
     return [f"{run.label}: {line}" for run in runs for line in run.warnings]
 
 
-def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """{key: its value in each run} of the settings that are not the same in all."""
     flat = [dict(leaves(run.config)) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    found = {key: [one.get(key) for one in flat] for key in keys}
-    found = {k: values for k, values in found.items() if len(set(map(str, values))) > 1}
-    chosen = {k.partition(".")[2]: v for k, v in found.items() if k.startswith("choices.")}
+    settings = {key: [one.get(key) for one in flat] for key in keys}
+    settings = {k: values for k, values in settings.items() if len(set(map(str, values))) > 1}
+    choices = {k.partition(".")[2]: v for k, v in settings.items() if k.startswith("choices.")}
     others = {
         key: values
-        for key, values in found.items()
-        if not key.startswith(UNSAID) and key.partition(".")[0] not in chosen
+        for key, values in settings.items()
+        if not key.startswith(IRRELEVANT) and key.partition(".")[0] not in choices
     }
-    return chosen | others
+    return choices | others
 
 
 def _summary(runs: Sequence[Run], sweep: bool) -> str:
-    done = sum(run.outcome in (None, "ok") for run in runs)
-    keys = list(differing([run for run in runs if run.config]))
+    good = sum(run.outcome in (None, "ok") for run in runs)
+    keys = list(varying([run for run in runs if run.config]))
     words = f"{len(runs)} {'jobs' if sweep else 'runs'}"
-    words += f", {done} of them ended well" if sweep and done < len(runs) else ""
+    words += f", {good} of them ended well" if sweep and good < len(runs) else ""
     if keys:
         words += f", which differ in <b>{text(', '.join(keys[:6]))}</b>"
         words += f" and {len(keys) - 6} more settings" if len(keys) > 6 else ""
-    ended = [(loss, run) for run in runs if (loss := run.last("val_loss")) is not None]
+    losses = [(loss, run) for run in runs if (loss := run.last("val_loss")) is not None]
     best = ""
-    if len(ended) > 1:
-        loss, run = min(ended, key=lambda pair: pair[0])
+    if len(losses) > 1:
+        loss, run = min(losses, key=lambda pair: pair[0])
         best = (
             f" The lowest validation loss at the end, {short(loss)}, is that of "
             f"<b>{text(run.label)}</b>."
         )
-        objectives = {str((r.get("objective"), r.get("choices.data"))) for _, r in ended}
+        objectives = {str((r.get("objective"), r.get("choices.data"))) for _, r in losses}
         if len(objectives) > 1:
             best = " Their losses are of different objectives or data and do not compare."
     return f'<p class="summary">{words}.{best}</p>'
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    newest: dict[str, Any] = {}
     for result in run.results:
         for name, metric in metrics_of(result).items():
-            found.setdefault(name, metric)
-    return found
+            newest.setdefault(name, metric)
+    return newest
 
 
 def _table(runs: Sequence[Run], sweep: bool) -> str:
     """A row per run: what differs, how it ended, what it reached."""
-    differs = differing(runs) if len(runs) > 1 else {}
+    differs = varying(runs) if len(runs) > 1 else {}
     keys = list(differs)[:4]
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run)))[:2]
     names = names if sweep else []  # where there are few runs, all metrics follow below
@@ -130,12 +139,8 @@ def _table(runs: Sequence[Run], sweep: bool) -> str:
             *(value_of(metrics.get(name)).partition(" <")[0] for name in names),
         ]
         rows.append(row)
-    kept = [0, *(i for i in range(1, len(head)) if any(row[i] for row in rows))]
-    return table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
-
-
-def _look(run: Run) -> str:
-    return "drawn" if is_points(run) else "pixels"
+    columns = [0, *(i for i in range(1, len(head)) if any(row[i] for row in rows))]
+    return table([head[i] for i in columns], [[row[i] for i in columns] for row in rows])
 
 
 def _value(value: Any) -> str:
@@ -144,36 +149,37 @@ def _value(value: Any) -> str:
 
 def _samples(runs: Sequence[Run], album: Album, figures: Figures) -> str:
     """Each run's newest samples; then, for a few runs, their pictures over training together."""
-    shown = []
+    parts = []
     for run in runs[:PICTURED]:
         path = next((p for result in run.results if (p := first_picture(result))), None)
-        name, says = "newest samples", "newest samples"
+        name, caption = "newest samples", "newest samples"
         if path is None and run.pictures and len(runs) > FILMED:
             step, path = run.pictures[-1]
-            name, says = "samples", f"samples after {step:,} steps"
+            name, caption = "samples", f"samples after {step:,} steps"
         if path and (picture := album.still(path, f"{run.label}: {path.name}")):
             alt = f"{run.label}: {name}"
-            shown.append(figures(picture.tag(alt), f"{text(run.label)}: {says}.", _look(run)))
+            caption = f"{text(run.label)}: {caption}."
+            parts.append(figures(picture.tag(alt), caption, look_of(run)))
     tracks = []
     if len(runs) <= FILMED:
         for run in runs:
             pictures = album.over_training(run.pictures, len(runs))
-            tracks.append((run.label, _look(run), pictures))
+            tracks.append((run.label, look_of(run), pictures))
     over = film(tracks, "samples")
-    if len(runs) > PICTURED and shown:
+    if len(runs) > PICTURED and parts:
         album.notes.append(f"samples of {PICTURED} of {len(runs)} runs are shown")
-    return (f'<div class="many">{"".join(shown)}</div>' if shown else "") + figures(
+    return (f'<div class="many">{"".join(parts)}</div>' if parts else "") + figures(
         over, "The runs as they learn; arrow keys move the slider."
     )
 
 
 def _curves(runs: Sequence[Run], figures: Figures) -> str:
-    drawn = []
-    judged = dict.fromkeys(name for run in runs for name in measured(run))
-    for column, says in (
+    charts = []
+    metrics = dict.fromkeys(name for run in runs for name in sample_metrics(run))
+    for column, title in (
         ("val_loss", "Validation loss"),
         ("loss", "Training loss"),
-        *((name, f"{text(name)} of samples drawn in training") for name in judged),
+        *((name, f"{text(name)} of samples drawn in training") for name in metrics),
         ("lr", "Learning rate"),
         ("samples_per_second", "Training samples a second"),
     ):
@@ -185,11 +191,11 @@ def _curves(runs: Sequence[Run], figures: Figures) -> str:
         ]
         if column == "lr" and len({tuple(line.points) for line in lines}) <= 1:
             continue
-        if svg := chart(lines[: 2 * LOOKS], says, log_y=False if column == "lr" else None):
+        if svg := chart(lines[: 2 * LOOKS], title, log_y=False if column == "lr" else None):
             more = len(lines) - 2 * LOOKS
             left = f" {more} more runs are not drawn." if more > 0 else ""
-            drawn.append(figures(svg, f'{says}.{left} <span class="readout"></span>'))
-    return f'<div class="pair">{"".join(drawn)}</div>' if drawn else ""
+            charts.append(figures(svg, f'{title}.{left} <span class="readout"></span>'))
+    return f'<div class="pair">{"".join(charts)}</div>' if charts else ""
 
 
 def _quality(runs: Sequence[Run], figures: Figures) -> str:
@@ -197,22 +203,22 @@ def _quality(runs: Sequence[Run], figures: Figures) -> str:
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run)))
     few = runs[:6]
     rows = [(text(name), *(value_of(_metrics(run).get(name)) for run in few)) for name in names]
-    shown = table(["metric", *(run.label for run in few)], rows) if rows else ""
+    metrics = table(["metric", *(run.label for run in few)], rows) if rows else ""
     points = []
     for run in runs:
         points += [(f"{run.label} {line}", *rest) for line, *rest in grid_of(run)]
-    return shown + (nfe_charts(points, figures) if points else "")  # type: ignore[arg-type]
+    return metrics + (nfe_charts(points, figures) if points else "")  # type: ignore[arg-type]
 
 
 def _settings(runs: Sequence[Run]) -> str:
-    differs = differing(runs) if len(runs) > 1 else {}
+    differs = varying(runs) if len(runs) > 1 else {}
     few = runs[:6]
     rows = [
         (text(key), *(text(_value(value)) for value in values[:6]))
         for key, values in list(differs.items())[:ROWS]
     ]
-    parts = [folded("What differs", table(["setting", *(r.label for r in few)], rows))]
+    parts = [details("What differs", table(["setting", *(r.label for r in few)], rows))]
     for run in runs:
         body = (command(line) if (line := repeat(run)) else "") + plain(run.config_text)
-        parts.append(folded(run.label, body))
+        parts.append(details(run.label, body))
     return "".join(parts[0 if rows else 1 :])

@@ -13,7 +13,7 @@ LARGE = 2_000_000  # bytes of one picture
 ACROSS = 1000  # pixels of a picture that was too large
 STEPS = 60  # pictures over training
 TYPES = {".png": "png", ".apng": "apng", ".gif": "gif", ".webp": "webp", ".jpg": "jpeg"}
-# nothing may be fetched, whatever a config says
+# the page may fetch nothing, whatever a config holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -24,14 +24,15 @@ def text(value: Any) -> str:
 
 @dataclass
 class Picture:
-    """An embedded picture; `moving` is the animation whose last frame it is."""
+    """An embedded picture; `film` is the URI of the animation whose last frame it is."""
 
     uri: str
     width: int
     height: int
-    moving: str | None = None
+    film: str | None = None
 
     def tag(self, alt: str, more: str = "", uri: str | None = None) -> str:
+        """An <img>; more: attributes with a space before each. uri: another than its own."""
         return (
             f'<img src="{uri or self.uri}" alt="{text(alt)}" width="{self.width}" '
             f'height="{self.height}"{more}>'
@@ -40,13 +41,13 @@ class Picture:
 
 @dataclass
 class Album:
-    """Embeds pictures as long as there is room, and notes what is left out and why."""
+    """Embeds pictures as long as there is room, and notes what it leaves out and why."""
 
-    left: int = LIMIT
+    room: int = LIMIT  # bytes of pictures that still fit
     notes: list[str] = field(default_factory=list)
 
     def still(self, path: Path, name: str) -> Picture | None:
-        """A picture, made smaller if it is large; None, and a note, where it cannot be shown."""
+        """A picture, made smaller if it is large; None, and a note, if it cannot be shown."""
         from PIL import Image
 
         try:
@@ -54,9 +55,9 @@ class Album:
             with Image.open(io.BytesIO(data)) as picture:
                 picture.verify()
             with Image.open(io.BytesIO(data)) as picture:
-                if len(data) > min(LARGE, self.left):
+                if len(data) > min(LARGE, self.room):
                     picture.thumbnail((ACROSS, 4 * ACROSS))
-                    return self._take(_packed(picture), "webp", picture.size, name)
+                    return self._take(_webp(picture), "webp", picture.size, name)
                 return self._take(data, TYPES.get(path.suffix, "png"), picture.size, name)
         except Exception as error:  # Pillow meets a damaged file with many kinds of exception
             self.notes.append(f"{name} cannot be shown: {text_of(error)}")
@@ -69,23 +70,26 @@ class Album:
         try:
             data = path.read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
-                picture.seek(getattr(picture, "n_frames", 1) - 1)
+                frames: Any = picture  # Pillow types no animations
+                frames.seek(frames.n_frames - 1)
                 last = picture.convert("RGB")
-            found = self._take(_packed(last), "webp", last.size, name)
+            still = self._take(_webp(last), "webp", last.size, name)
         except Exception as error:
             self.notes.append(f"{name} cannot be shown: {text_of(error)}")
             return None
-        if found and len(data) > min(LARGE, self.left):
+        if still and len(data) > min(LARGE, self.room):
             size = f"{len(data) / 1e6:.1f} MB"
             self.notes.append(f"{name} ({size}) is too large for this page: its last frame only")
-        elif found:
-            self.left -= len(data)
-            found.moving = _uri(data, TYPES.get(path.suffix, "gif"))
-        return found
+        elif still:
+            self.room -= len(data)
+            still.film = _uri(data, TYPES.get(path.suffix, "gif"))
+        return still
 
-    def over_training(self, pictures: Sequence[tuple[int, Path]], share: int = 1):
-        """[(step, Picture)]: all, or so many at equal distances that they fit; and a note."""
-        room = min(self.left, LIMIT * 6 // 10) // share
+    def over_training(
+        self, pictures: Sequence[tuple[int, Path]], share: int = 1
+    ) -> list[tuple[int, Picture]]:
+        """[(step, Picture)]: all of them, or as many at equal distances as fit, and a note."""
+        room = min(self.room, LIMIT * 6 // 10) // share
         sizes = [path.stat().st_size for _, path in pictures]
         count = min(len(pictures), STEPS)
         while count > 1 and sum(sizes[i] for i in _spread(len(sizes), count)) > room:
@@ -95,15 +99,15 @@ class Album:
                 f"{count} of {len(pictures)} pictures over training are shown, to keep this "
                 "page small"
             )
-        kept = [pictures[i] for i in _spread(len(pictures), count)]
-        found = [(step, self.still(path, f"samples/{path.name}")) for step, path in kept]
-        return [(step, picture) for step, picture in found if picture]
+        choice = [pictures[i] for i in _spread(len(pictures), count)]
+        stills = [(step, self.still(path, f"samples/{path.name}")) for step, path in choice]
+        return [(step, picture) for step, picture in stills if picture]
 
     def _take(self, data: bytes, kind: str, size: tuple[int, int], name: str) -> Picture | None:
-        if len(data) > self.left:
+        if len(data) > self.room:
             self.notes.append(f"{name} is left out, to keep this page small")
             return None
-        self.left -= len(data)
+        self.room -= len(data)
         return Picture(_uri(data, kind), *size)
 
 
@@ -114,7 +118,7 @@ def _spread(n: int, count: int) -> list[int]:
     return sorted({round(i * (n - 1) / (count - 1)) for i in range(count)})
 
 
-def _packed(picture: Any) -> bytes:
+def _webp(picture: Any) -> bytes:
     store = io.BytesIO()
     picture.convert("RGB").save(store, "WEBP", quality=85, method=0)
     return store.getvalue()
@@ -125,6 +129,7 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def text_of(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -145,13 +150,13 @@ class Figures:
         )
 
 
-def moving(picture: Picture, alt: str) -> str:
-    """An animation that can be stopped; still from the start where motion is not wanted."""
-    if not picture.moving:
+def animation(picture: Picture, alt: str) -> str:
+    """An animation that can be stopped, and that does not start where motion is unwelcome."""
+    if not picture.film:
         return picture.tag(alt)
     return (
         f'<div class="moving">{picture.tag(alt, " data-still")}'
-        f"{picture.tag(alt, ' data-moving', picture.moving)}"
+        f"{picture.tag(alt, ' data-moving', picture.film)}"
         '<button type="button" class="play" hidden>Pause</button></div>'
     )
 
@@ -192,10 +197,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
     titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     body = ""
     for first, *cells in rows:
-        named = zip(head[1:], cells, strict=True)
+        columns = zip(head[1:], cells, strict=True)
         body += f'<tr><th scope="row">{first}</th>' + "".join(
             f'<td data-name="{text(name)}"{"" if cell else " class=none"}><span>{cell}</span></td>'
-            for name, cell in named
+            for name, cell in columns
         )
         body += "</tr>"
     above = f"<caption>{caption}</caption>" if caption else ""
@@ -217,15 +222,18 @@ def listing(lines: Iterable[str], look: str, title: str) -> str:
     return f'<aside class="{look}"><h2>{title}</h2><ul>{items}</ul></aside>' if items else ""
 
 
-def folded(title: str, body: str) -> str:
+def details(title: str, body: str) -> str:
+    """A part of the page that opens on a click."""
     return f"<details><summary>{text(title)}</summary>{body}</details>"
 
 
 def plain(content: str) -> str:
+    """Text in a fixed font, as it is."""
     return f'<pre tabindex="0">{text(content)}</pre>'
 
 
 def section(title: str, *parts: str) -> str:
+    """A section of the page; '' without any part."""
     body = "".join(parts)
     return f"<section><h2>{text(title)}</h2>{body}</section>" if body else ""
 

@@ -1,4 +1,4 @@
-"""What a report reads out of a run folder: whatever is there; what cannot be read is noted."""
+"""Reading a run folder for its report: whatever is there; what cannot be read is noted."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import OUTCOMES, FmdiffError
 from fmdiff.runs.config import load_config
 from fmdiff.runs.folder import JOBS
 
 STEP = re.compile(r"step_(\d+)\.png")
 LOGGED = re.compile(r"([\d-]+ [\d:]+),\d+ (WARNING|ERROR) [\w.]+: (.+)")
-SAID = 10  # warnings of a log that are shown, the last ones
-RESULTS = 12  # folders of samples and evaluations looked into, the newest ones
+WARNINGS = 10  # of a log, the last ones
+RESULTS = 12  # folders of samples and evaluations that are read, the newest ones
 
 Curve = list[tuple[float, float]]
 
@@ -37,10 +37,10 @@ class Result:
 
 @dataclass
 class Run:
-    """What was found in a run folder."""
+    """The content of a run folder."""
 
     folder: Path
-    label: str  # how it is called beside other runs
+    label: str  # its name beside other runs
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     overrides: list[str] = field(default_factory=list)
@@ -54,14 +54,17 @@ class Run:
     outcome: str | None = None  # of the job of a sweep
 
     @property
-    def trained(self) -> bool:
+    def is_training(self) -> bool:
+        """Whether it was written by train, rather than sample or evaluate."""
         return isinstance(self.config.get("trainer"), dict) or bool(self.metrics)
 
     def last(self, column: str) -> float | None:
+        """The last value in a column of metrics.csv."""
         curve = self.metrics.get(column)
         return curve[-1][1] if curve else None
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The setting under a dotted key."""
         return dig(self.config, key, default)
 
 
@@ -75,6 +78,7 @@ def dig(node: Any, key: str, default: Any = None) -> Any:
 
 
 def mapping(value: Any) -> dict[str, Any]:
+    """The value, with strings as keys, if it is a dict, and an empty dict if not."""
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
 
 
@@ -88,7 +92,7 @@ def finite(value: Any) -> float | None:
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
-    """Everything a report shows of a run folder. Raises nothing for what is in it."""
+    """Everything that a report shows of a run folder. Raises nothing, whatever is in it."""
     run = Run(folder, label or folder.name)
 
     def attempt(name: str, read: Callable[[Path], None]) -> None:
@@ -96,7 +100,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
         try:
             if path.exists():
                 read(path)
-        except Exception as error:  # whatever a file may hold, the rest of the page is shown
+        except Exception as error:  # whatever a file holds, the rest of the page is shown
             run.notes.append(f"{name or folder} cannot be read: {_reason(error)}")
 
     def config(path: Path) -> None:
@@ -116,14 +120,14 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
     def log(path: Path) -> None:
         text = path.read_text(errors="replace")
-        said = dict.fromkeys(f"{m[2].lower()}: {m[3]}" for m in LOGGED.finditer(text))
-        run.warnings += list(said)[-SAID:]
-        if counted := re.findall(r"; ([\d,]+) parameters; writing to", text):
-            run.parameters = int(counted[-1].replace(",", ""))
+        lines = dict.fromkeys(f"{m[2].lower()}: {m[3]}" for m in LOGGED.finditer(text))
+        run.warnings += list(lines)[-WARNINGS:]
+        if counts := re.findall(r"; ([\d,]+) parameters; writing to", text):
+            run.parameters = int(counts[-1].replace(",", ""))
 
     def pictures(path: Path) -> None:
-        found = [(STEP.fullmatch(file.name), file) for file in path.iterdir()]
-        run.pictures = sorted((int(match[1]), file) for match, file in found if match)
+        matches = [(STEP.fullmatch(file.name), file) for file in path.iterdir()]
+        run.pictures = sorted((int(match[1]), file) for match, file in matches if match)
 
     attempt("config.yaml", config)
     attempt("overrides", overrides)
@@ -134,24 +138,22 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     attempt("samples", pictures)
     attempt("", lambda path: run.results.extend(_results(run, path)))
     for result in run.results:
-        said = result.results.get("warnings")
-        run.warnings += [str(line) for line in said] if isinstance(said, list) else []
+        lines = result.results.get("warnings")
+        run.warnings += [str(line) for line in lines] if isinstance(lines, list) else []
     run.warnings = list(dict.fromkeys(run.warnings))
     return run
 
 
 def read_sweep(folder: Path) -> list[Run]:
-    """The jobs of a sweep in their order; those that left no folder hold their outcome alone."""
-    from fmdiff.errors import OUTCOMES
-
+    """The jobs of a sweep in their order; one without a folder has its outcome alone."""
     runs = []
     for line in (folder / JOBS).read_text(errors="replace").splitlines():
         try:
             number, words, code, out = json.loads(line)
-            named = folder / str(number)
-            if not named.is_dir() and out:
-                named = Path(out).expanduser()
-            run = read_run(named, str(number))
+            place = folder / str(number)
+            if not place.is_dir() and out:
+                place = Path(out).expanduser()
+            run = read_run(place, str(number))
             run.overrides = run.overrides or str(words).split(" ")
             run.outcome = OUTCOMES.get(code, str(code)) if isinstance(code, int) else str(code)
         except Exception as error:
@@ -162,11 +164,12 @@ def read_sweep(folder: Path) -> list[Run]:
 
 
 def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep."""
     return (folder / JOBS).is_file()
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
-    """The finite numbers of metrics.csv by column, by step, and how many lines are damaged."""
+    """The finite numbers of metrics.csv by column, as curves, and how many lines are damaged."""
     curves: dict[str, Curve] = {}
     damaged = 0
     with path.open(newline="", errors="replace") as file:
@@ -190,16 +193,16 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _results(run: Run, folder: Path) -> list[Result]:
-    """What was sampled and evaluated: in the folder itself, or in its samples/DATE_TIME."""
+    """The samples and evaluations in the folder itself and in its samples/DATE_TIME."""
     folders = [folder, *(path for path in folder.glob("samples/*") if path.is_dir())]
-    made = ("sample.json", "results.json", "grid.png", "scatter.png")
-    found = []
+    names = ("sample.json", "results.json", "grid.png", "scatter.png")
+    dated = []
     for folder in folders:
-        times = [(folder / name).stat().st_mtime for name in made if (folder / name).is_file()]
+        times = [(folder / name).stat().st_mtime for name in names if (folder / name).is_file()]
         if times:
-            found.append((max(times), folder))
+            dated.append((max(times), folder))
     results = []
-    for written, folder in sorted(found, reverse=True)[:RESULTS]:
+    for written, folder in sorted(dated, reverse=True)[:RESULTS]:
         result = Result(folder, written, {}, {}, {})
         for name in ("sample.json", "results.json"):
             try:
@@ -207,8 +210,8 @@ def _results(run: Run, folder: Path) -> list[Result]:
                     content = mapping(json.loads((folder / name).read_text()))
                     setattr(result, name.removesuffix(".json"), content)
             except Exception as error:
-                shown = (folder / name).relative_to(run.folder)
-                run.notes.append(f"{shown} cannot be read: {_reason(error)}")
+                place = (folder / name).relative_to(run.folder)
+                run.notes.append(f"{place} cannot be read: {_reason(error)}")
         result.config = mapping(result.sample.get("config") or result.results.get("config"))
         results.append(result)
     return results
@@ -220,4 +223,5 @@ def _reason(error: Exception) -> str:
 
 
 def when(seconds: float) -> str:
+    """A time, in seconds since the epoch, as it is read: 3 May 2026, 14:05."""
     return datetime.fromtimestamp(seconds).strftime("%d %B %Y, %H:%M").lstrip("0")

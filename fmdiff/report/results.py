@@ -1,4 +1,4 @@
-"""What was sampled and evaluated: pictures, animations, metrics, quality against NFE."""
+"""Samples and evaluations: pictures, animations, metrics, quality against NFE."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from fmdiff.metrics.results import MORE, front
 from fmdiff.report.charts import Line, chart, short
-from fmdiff.report.page import Album, Figures, folded, moving, section, table, text
+from fmdiff.report.page import Album, Figures, animation, details, section, table, text
 from fmdiff.report.read import Result, Run, dig, finite, mapping, when
 
 STILLS = {
@@ -28,45 +28,44 @@ OF_QUALITY = {
 PLAIN = ("neighbours.png", "grid.png")  # of pixels where the data are images
 SUFFIXES = (".gif", ".apng", ".webp")
 EVALUATIONS = 5
-LOOKS = 8  # colours of lines; more than so many lines tell nothing
+LOOKS = 8  # colours of lines; in a chart of more lines nothing can be read
 CHARTS = 4  # of quality against NFE
-# of the way a setting of a grid is named, the words that make a line of the chart
-NOT_A_LINE = ("nfe", "steps", "seed", "n")
+ALONG = ("nfe", "steps", "seed", "n")  # settings of a grid that vary along a line of the chart
 
 
-def samples(run: Run, album: Album, figures: Figures, drawn: bool) -> str:
-    """The newest samples that have pictures, and their animations."""
+def samples(run: Run, album: Album, figures: Figures, look: str) -> str:
+    """The newest samples that have pictures, and their animations; look: of the pictures."""
     for result in run.results:
-        stills, films = _found(result.folder)
+        stills, films = _pictures(result.folder)
         if stills or films:
             break
     else:
         return ""
-    look = "drawn" if drawn else "pixels"
     how = _how(result)
     parts, small = [], []
     for path in stills:
         if picture := album.still(path, path.name):
-            says = STILLS.get(path.name, f"{text(path.name)}.")
-            parts.append(figures(picture.tag(_alt(path, result)), f"{says} {text(how)}", look))
+            caption = STILLS.get(path.name, f"{text(path.name)}.")
+            caption = f"{caption} {text(how)}"
+            parts.append(figures(picture.tag(_alt(path, result)), caption, look))
     for path in films:
         if picture := album.film(path, path.name):
-            says = FILMS.get(path.stem, f"{text(path.name)}.")
+            caption = FILMS.get(path.stem, f"{text(path.name)}.")
             alt = f"animation: {path.stem}, its last frame at the data"
-            small.append(figures(moving(picture, alt), says, look))
+            small.append(figures(animation(picture, alt), caption, look))
     return section(
         "Samples", *parts, f'<div class="films">{"".join(small)}</div>' if small else ""
     )
 
 
-def _found(folder: Path) -> tuple[list[Path], list[Path]]:
+def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
     """The still and the animated pictures of samples in a folder, the known ones first."""
     stills = [folder / name for name in STILLS if (folder / name).is_file()]
-    known = {*STILLS, *OF_QUALITY}
+    own = {*STILLS, *OF_QUALITY}
     stills += sorted(
         path
         for path in folder.glob("*.png")
-        if path.name not in known and not re.fullmatch(r"\.part.*|\d+\.png", path.name)
+        if path.name not in own and not re.fullmatch(r"\.part.*|\d+\.png", path.name)
     )
     names = [*FILMS, *sorted({p.stem for p in folder.iterdir() if p.suffix in SUFFIXES})]
     films = []
@@ -79,20 +78,21 @@ def _found(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def first_picture(result: Result) -> Path | None:
-    stills, _ = _found(result.folder)
+    """The picture that stands for the samples of a folder, if there is one."""
+    stills, _ = _pictures(result.folder)
     return stills[0] if stills else None
 
 
 def _how(result: Result) -> str:
-    """What samples were drawn with, in a line."""
-    config, made = result.config, result.sample
+    """How samples were drawn, in a line."""
+    config, sample = result.config, result.sample
     solver, guidance = dig(config, "choices.solver"), dig(config, "choices.guidance")
     words = []
-    if isinstance(n := made.get("n"), int):
+    if isinstance(n := sample.get("n"), int):
         words.append(f"n = {n:,}")
     if solver:
         words.append(str(solver))
-    if (nfe := finite(made.get("nfe_counted"))) is not None:
+    if (nfe := finite(sample.get("nfe_counted"))) is not None:
         words.append(f"{nfe:g} evaluations each")
     if guidance not in (None, "none"):
         words.append(f"guidance {guidance}, w = {dig(config, 'guidance.w', '?')}")
@@ -100,7 +100,7 @@ def _how(result: Result) -> str:
         words.append(f"{config['weights']} weights of {Path(str(config['ckpt'])).name}")
     if config.get("seed") is not None:
         words.append(f"seed {config['seed']}")
-    if (seconds := finite(made.get("seconds"))) is not None:
+    if (seconds := finite(sample.get("seconds"))) is not None:
         words.append(f"{seconds:.1f} s")
     return f"{', '.join(words)}; {when(result.written)}."
 
@@ -117,21 +117,19 @@ def _alt(path: Path, result: Result) -> str:
 
 def quality(results: Sequence[Result], album: Album, figures: Figures) -> str:
     """The metrics of the newest evaluations, their curves and pictures."""
-    found = [result for result in results if result.results][:EVALUATIONS]
-    parts: list[str] = []
-    for result in found:
-        parts.append(metrics_table(result))
-    curves = next((_grid(r) for r in found if _grid(r)), [])
+    evaluations = [result for result in results if result.results][:EVALUATIONS]
+    parts = [metrics_table(result) for result in evaluations]
+    curves = next((_grid(r) for r in evaluations if _grid(r)), [])
     if curves:
         parts.append(nfe_charts(curves, figures))
-        parts.append(folded("All settings of the grid", _grid_table(curves)))
-    for name, says in OF_QUALITY.items():
+        parts.append(details("All settings of the grid", _grid_table(curves)))
+    for name, caption in OF_QUALITY.items():
         if name == "quality.png" and curves:
-            continue  # drawn above
+            continue  # the charts above show the same
         path = next((r.folder / name for r in results if (r.folder / name).is_file()), None)
         if path and (picture := album.still(path, name)):
             look = "pixels" if name in PLAIN else "drawn"
-            parts.append(figures(picture.tag(says), says, look))
+            parts.append(figures(picture.tag(caption), caption, look))
     return section("Quality", *parts)
 
 
@@ -149,20 +147,20 @@ def value_of(metric: Any) -> str:
 
 
 def metrics_of(result: Result) -> dict[str, Any]:
-    """The metrics of a results.json by name; of a grid, each one's best value."""
-    found = dict(mapping(result.results.get("metrics")))
+    """The metrics of a results.json by name; of a grid, the best value of each."""
+    metrics = dict(mapping(result.results.get("metrics")))
     rows = result.results.get("grid")
     for row in map(mapping, rows if isinstance(rows, list) else []):
         for name, metric in mapping(row.get("metrics")).items():
-            value, best = (finite(mapping(m).get("value")) for m in (metric, found.get(name)))
+            value, best = (finite(mapping(m).get("value")) for m in (metric, metrics.get(name)))
             sign = -1 if name in MORE else 1
             if value is not None and (best is None or sign * value < sign * best):
-                found[name] = metric
-    return found
+                metrics[name] = metric
+    return metrics
 
 
 def headline(run: Run) -> list[tuple[str, str]]:
-    """Two metrics of the newest evaluation that has any."""
+    """The first two metrics of the newest evaluation that has any, as names and values."""
     for result in run.results:
         best = "best " if result.results.get("grid") else ""
         values = {k: finite(mapping(m).get("value")) for k, m in metrics_of(result).items()}
@@ -175,43 +173,50 @@ def headline(run: Run) -> list[tuple[str, str]]:
 def metrics_table(result: Result) -> str:
     """The metrics of one results.json; HTML, '' without any."""
     metrics = mapping(result.results.get("metrics"))
-    of = mapping(result.results.get("checkpoint"))
-    checkpoint = Path(str(of.get("path"))).name if of.get("path") else ""
-    if of.get("step") is not None:
-        weights = str(of.get("weights", "ema"))
-        average = str(of.get("average", weights))
-        which = f": {average}" if average != weights else ""
-        checkpoint += f" (step {of['step']}, {weights} weights{which})"
-    source = checkpoint or result.results.get("samples") or result.config.get("ckpt") or ""
-    caption = f"Evaluated {when(result.written)}" + (f": {source}" if source else "")
-    rows_of_grid = result.results.get("grid")
-    for row in rows_of_grid if isinstance(rows_of_grid, list) else []:
-        if metrics and mapping(row).get("metrics") == metrics:
-            caption += f"; {_settings(mapping(mapping(row).get('settings')))}"
-            break
-    if result.results.get("kind"):  # of against=exact
-        caption += f"; errors of {result.results['kind']}"
     rows = []
     for name, metric in metrics.items():
-        given = mapping(metric)
-        n, floor = given.get("n"), finite(given.get("floor"))
-        judge = given.get("extractor") or ""
-        sha = given.get("weights_sha256")
+        about = mapping(metric)
+        n, floor = about.get("n"), finite(about.get("floor"))
+        extractor = about.get("extractor") or ""
+        sha = about.get("weights_sha256")
         rows.append(
             (
                 text(name),
                 value_of(metric),
                 short(floor) if floor is not None else "",
                 f"{n:,}" if isinstance(n, int) else "",
-                text(given.get("reference") or ""),
-                text(judge) + (f" <small>{text(str(sha)[:12])}</small>" if sha else ""),
+                text(about.get("reference") or ""),
+                text(extractor) + (f" <small>{text(str(sha)[:12])}</small>" if sha else ""),
             )
         )
     head = ["metric", "value", "real data", "n", "reference", "extractor"]
     empty = [i for i in range(2, 6) if not any(row[i] for row in rows)]
-    kept = [i for i in range(6) if i not in empty]
-    shown = table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], text(caption))
-    return (shown if rows else "") + _against(result)
+    columns = [i for i in range(6) if i not in empty]
+    cells = [[row[i] for i in columns] for row in rows]
+    whole = table([head[i] for i in columns], cells, text(_caption(result)))
+    return (whole if rows else "") + _against(result)
+
+
+def _caption(result: Result) -> str:
+    """When an evaluation was done, and of what."""
+    results = result.results
+    of = mapping(results.get("checkpoint"))
+    checkpoint = Path(str(of.get("path"))).name if of.get("path") else ""
+    if of.get("step") is not None:
+        weights = str(of.get("weights", "ema"))
+        average = str(of.get("average", weights))
+        which = f": {average}" if average != weights else ""
+        checkpoint += f" (step {of['step']}, {weights} weights{which})"
+    source = checkpoint or results.get("samples") or result.config.get("ckpt") or ""
+    caption = f"Evaluated {when(result.written)}" + (f": {source}" if source else "")
+    metrics, rows = mapping(results.get("metrics")), results.get("grid")
+    for row in rows if isinstance(rows, list) else []:
+        if metrics and mapping(row).get("metrics") == metrics:
+            caption += f"; {_settings(mapping(mapping(row).get('settings')))}"
+            break
+    if results.get("kind"):  # of against=exact
+        caption += f"; errors of {results['kind']}"
+    return caption
 
 
 def _against(result: Result) -> str:
@@ -234,7 +239,7 @@ Point = tuple[str, float, dict[str, float], dict[str, Any]]  # line, NFE, metric
 def _grid(result: Result) -> list[Point]:
     """The settings of a grid that have an NFE and a metric."""
     rows = result.results.get("grid")
-    found: list[tuple[dict, float, dict]] = []
+    points: list[tuple[dict, float, dict]] = []
     for row in map(mapping, rows if isinstance(rows, list) else []):
         settings = mapping(row.get("settings"))
         nfe = finite(row.get("nfe_counted"))
@@ -245,36 +250,36 @@ def _grid(result: Result) -> list[Point]:
             if (value := finite(mapping(metric).get("value"))) is not None
         }
         if nfe is not None and nfe > 0 and metrics:
-            found.append((settings, nfe, metrics))
+            points.append((settings, nfe, metrics))
     varied = {
         key
-        for settings, _, _ in found
+        for settings, _, _ in points
         for key in settings
-        if len({str(other.get(key)) for other, _, _ in found}) > 1
-    } - set(NOT_A_LINE)
+        if len({str(other.get(key)) for other, _, _ in points}) > 1
+    } - set(ALONG)
 
     def line(settings: dict) -> str:
         words = [str(settings["solver"])] if "solver" in settings else []
         words += [f"{k}={settings.get(k)}" for k in sorted(varied - {"solver"})]
         return " ".join(words) or "all"
 
-    return [(line(settings), nfe, metrics, settings) for settings, nfe, metrics in found]
+    return [(line(settings), nfe, metrics, settings) for settings, nfe, metrics in points]
 
 
-def nfe_charts(points: list[Point], figures: Figures, more: str = "") -> str:
+def nfe_charts(points: list[Point], figures: Figures) -> str:
     """Each metric against NFE, a line per solver, the Pareto front ringed."""
     names = list(dict.fromkeys(name for _, _, metrics, _ in points for name in metrics))
-    drawn = []
+    charts = []
     for name in names[:CHARTS]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for label, nfe, metrics, _ in points:
             if name in metrics:
                 lines.setdefault(label, []).append((nfe, metrics[name]))
-        shown = {label: sorted(curve) for label, curve in list(lines.items())[:LOOKS]}
-        every = [point for curve in shown.values() for point in curve]
+        curves = {label: sorted(curve) for label, curve in list(lines.items())[:LOOKS]}
+        every = [point for curve in curves.values() for point in curve]
         best = [every[i] for i in front(every, more=name in MORE)]
         svg = chart(
-            [Line(k, curve, f"s{i}", True) for i, (k, curve) in enumerate(shown.items())],
+            [Line(k, curve, f"s{i}", True) for i, (k, curve) in enumerate(curves.items())],
             f"{name} against network evaluations",
             "network evaluations per sample",
             name,
@@ -283,13 +288,13 @@ def nfe_charts(points: list[Point], figures: Figures, more: str = "") -> str:
             front=best,
         )
         better = "more is better" if name in MORE else "less is better"
-        left = len(lines) - len(shown)
-        said = (
+        left = len(lines) - len(curves)
+        caption = (
             f"{text(name)} against cost; {better}. Ringed: no other setting is both cheaper and "
+            f"better.{f' {left} more lines are not drawn.' if left else ''}"
         )
-        said += f"better.{f' {left} more lines are not drawn.' if left else ''}"
-        drawn.append(figures(svg, f'{said} <span class="readout"></span>'))
-    return f'<div class="pair">{"".join(drawn)}</div>' if drawn else ""
+        charts.append(figures(svg, f'{caption} <span class="readout"></span>'))
+    return f'<div class="pair">{"".join(charts)}</div>' if charts else ""
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from fmdiff import __version__
-from fmdiff.report.charts import Line, chart, short, spoken
+from fmdiff.report.charts import Line, chart, in_words, short
 from fmdiff.report.page import (
     Album,
     Figures,
     command,
+    details,
     film,
-    folded,
     listing,
     page,
     plain,
@@ -22,13 +22,22 @@ from fmdiff.report.page import (
     table,
     text,
 )
-from fmdiff.report.read import Run, dig, mapping, when
+from fmdiff.report.read import Curve, Result, Run, dig, mapping, when
 from fmdiff.report.results import headline, quality, samples
 from fmdiff.runs.config import leaves
 
+# what the columns of metrics.csv begin with that are no metrics of samples
 COLUMNS = (
-    *("loss", "grad_norm", "lr", "val_loss", "seconds", "samples_per_second"),
-    *("transport_cost", "independent_cost", "utilisation", "ms_"),
+    "loss",
+    "grad_norm",
+    "lr",
+    "val_loss",
+    "seconds",
+    "samples_per_second",
+    "transport_cost",
+    "independent_cost",
+    "utilisation",
+    "ms_",
 )
 WORDS = {
     "x": "the data\u00a0x",
@@ -39,7 +48,8 @@ WORDS = {
 }
 
 
-def of_run(run: Run) -> str:
+def page_of_run(run: Run) -> str:
+    """The whole page. Raises nothing, whatever the run holds."""
     album, figures = Album(), Figures()
 
     def part(write: Callable[[], str], name: str) -> str:
@@ -51,14 +61,14 @@ def of_run(run: Run) -> str:
 
     summary = part(lambda: _summary(run), "the summary")
     facts = part(lambda: _facts(run), "the figures of the run")
-    drawn = is_points(run)
+    look = look_of(run)
     parts = [
-        part(lambda: samples(run, album, figures, drawn), "the samples"),
-        part(lambda: _training(run, album, figures, drawn), "the curves"),
+        part(lambda: samples(run, album, figures, look), "the samples"),
+        part(lambda: _training(run, album, figures, look), "the curves"),
         part(lambda: quality(run.results, album, figures), "the metrics"),
         part(lambda: _settings(run), "the settings"),
     ]
-    above = "fmdiff " + ("training run" if run.trained else "samples")
+    above = "fmdiff " + ("training run" if run.is_training else "samples")
     body = [
         summary,
         listing(run.warnings, "warnings", "Warnings"),
@@ -72,28 +82,35 @@ def of_run(run: Run) -> str:
 
 
 def footer(*folders: Path) -> str:
-    named = text(", ".join(map(str, folders)))
-    return f"Written by fmdiff {__version__} on {when(time.time())} from {named}"
+    """When, and from which folders, a page was written."""
+    places = text(", ".join(map(str, folders)))
+    return f"Written by fmdiff {__version__} on {when(time.time())} from {places}"
 
 
-def is_points(run: Run) -> bool:
-    """Whether its pictures are drawn on white by matplotlib rather than made of pixels."""
+def look_of(run: Run) -> str:
+    """The style of its pictures: "drawn" for figures on white, "pixels" for grids of images."""
     if any((result.folder / "scatter.png").exists() for result in run.results):
-        return True
-    return str(run.get("data._target_")).startswith("fmdiff.data.toy.")
+        return "drawn"
+    from PIL import Image
+
+    try:
+        with Image.open(run.pictures[-1][1]) as picture:
+            return "drawn" if "dpi" in picture.info else "pixels"  # only figures have a scale
+    except Exception:  # a damaged picture, or none
+        return "pixels"
 
 
 def repeat(run: Run) -> str:
     """The command line that does the same again, in another folder."""
-    said = run.environment.get("command")
-    words = [str(word) for word in said] if isinstance(said, list) else []
+    command = run.environment.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else []
     own = [
         f"--config-dir {shlex.quote(after)}"
         for word, after in pairwise(words)
         if word in ("--config-dir", "-cd")
     ]
     own += [shlex.quote(word) for word in words if word.startswith("--config-dir=")]
-    kept = [
+    settings = [
         shlex.quote(line)
         for line in run.overrides
         if line.partition("=")[0] not in ("out", "resume", "overwrite")
@@ -101,25 +118,26 @@ def repeat(run: Run) -> str:
     if not run.overrides and not run.config:
         return ""
     evaluated = any(result.results for result in run.results)
-    name = "train" if run.trained else "evaluate" if evaluated else "sample"
-    return " ".join(["fmdiff", name, *own, *kept])
+    name = "train" if run.is_training else "evaluate" if evaluated else "sample"
+    return " ".join(["fmdiff", name, *own, *settings])
 
 
 def repeat_sweep(run: Run) -> str:
-    """The command line of the sweep a job belongs to; '' if the job does not tell."""
-    said = run.environment.get("command")
-    words = [str(word) for word in said[1:]] if isinstance(said, list) else []
-    kept = [
+    """The command line of the sweep that a job belongs to; '' if the job does not hold it."""
+    command = run.environment.get("command")
+    words = [str(word) for word in command[1:]] if isinstance(command, list) else []
+    words = [
         word for word in words if not word.startswith(("out=", "hydra.sweep.dir=", "overwrite="))
     ]
-    if not {"-m", "--multirun"} & set(kept):
+    if not {"-m", "--multirun"} & set(words):
         return ""
-    return " ".join(["fmdiff", "train" if run.trained else "sample", *map(shlex.quote, kept)])
+    name = "train" if run.is_training else "sample"
+    return " ".join(["fmdiff", name, *map(shlex.quote, words)])
 
 
 def _summary(run: Run) -> str:
-    said = []
-    if run.trained:
+    sentences = []
+    if run.is_training:
         network = f"network <b>{text(run.get('choices.model', ''))}</b>"
         if run.parameters:
             network += f", with {run.parameters:,} parameters,"
@@ -127,18 +145,18 @@ def _summary(run: Run) -> str:
         verb = f"learned to predict {text(WORDS.get(str(task), task))}" if task else "was trained"
         on = run.get("choices.data")
         way = run.get("choices.path")
-        said.append(
+        sentences.append(
             f"The {network} {verb}"
             + (f" on <b>{text(on)}</b>" if on else "")
             + (f", along the path <b>{text(way)}</b>" if way else "")
             + "."
         )
-        said.append(_effort(run))
+        sentences.append(_effort(run))
         values = run.metrics.get("val_loss")
         if values:
             best = min(values, key=lambda point: point[1])
             ended = values[-1][1]
-            said.append(
+            sentences.append(
                 f"The validation loss is {short(ended)} at the end"
                 + (
                     "."
@@ -146,10 +164,12 @@ def _summary(run: Run) -> str:
                     else f" and was lowest, {short(best[1])}, at step {best[0]:,.0f}."
                 )
             )
-    drawn = next((result for result in run.results if result.sample), None)
-    if drawn:
-        said.append(sampled(run, drawn))
-    return f'<p class="summary">{" ".join(filter(None, said))}</p>' if any(said) else ""
+    newest = next((result for result in run.results if result.sample), None)
+    if newest:
+        sentences.append(_sampling(run, newest))
+    if not any(sentences):
+        return ""
+    return f'<p class="summary">{" ".join(filter(None, sentences))}</p>'
 
 
 def _effort(run: Run) -> str:
@@ -163,7 +183,7 @@ def _effort(run: Run) -> str:
     seconds, speed = run.last("seconds"), run.metrics.get("samples_per_second")
     words += f" took {duration(seconds)}" if seconds else " were done"
     if speed:
-        words += f", {spoken(statistics.median(v for _, v in speed))} samples a second"
+        words += f", {in_words(statistics.median(v for _, v in speed))} samples a second"
     machine = run.environment.get("gpu") or ""
     cpus = run.environment.get("cpus")
     where = str(machine) if machine else f"{cpus} CPU cores" if cpus else ""
@@ -172,17 +192,17 @@ def _effort(run: Run) -> str:
     return text(words + (f", on {where}" if where else "")) + "."
 
 
-def sampled(run: Run, result) -> str:
+def _sampling(run: Run, result: Result) -> str:
     """How the samples of a folder were drawn, in a sentence of HTML."""
-    config, made = result.config, result.sample
-    n = made.get("n") or config.get("n")
+    config, sample = result.config, result.sample
+    n = sample.get("n") or config.get("n")
     solver = dig(config, "choices.solver")
     if not n or not solver:
         return ""
     words = f"{n:,} samples" if isinstance(n, int) else f"{n} samples"
-    words = f"The newest {words} came" if run.trained else f"{words} came"
-    spent = made.get("nfe_counted")
-    cost = f", {spent:g} evaluations each" if isinstance(spent, int | float) else ""
+    words = f"The newest {words} came" if run.is_training else f"{words} came"
+    nfe = sample.get("nfe_counted")
+    cost = f", {nfe:g} evaluations each" if isinstance(nfe, int | float) else ""
     weights = f", from the {config['weights']} weights" if config.get("ckpt") else ""
     guidance = dig(config, "choices.guidance")
     guided = f", with guidance {guidance}" if guidance not in (None, "none") else ""
@@ -190,6 +210,7 @@ def sampled(run: Run, result) -> str:
 
 
 def duration(seconds: float) -> str:
+    """A duration as it is read: 12 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -200,12 +221,13 @@ def duration(seconds: float) -> str:
 
 
 def steps_of(run: Run) -> int:
+    """The last step with a row in metrics.csv, 0 without rows."""
     return int(max((curve[-1][0] for curve in run.metrics.values() if curve), default=0))
 
 
 def _facts(run: Run) -> str:
     rows: list[tuple[str, str]] = []
-    if run.trained and steps_of(run):
+    if run.is_training and steps_of(run):
         rows.append(("steps", f"{steps_of(run):,}"))
         if (loss := run.last("val_loss")) is not None:
             rows.append(("validation loss", short(loss)))
@@ -214,37 +236,38 @@ def _facts(run: Run) -> str:
         if seconds := run.last("seconds"):
             rows.append(("training time", duration(seconds)))
         if speed := run.metrics.get("samples_per_second"):
-            rows.append(("samples a second", spoken(statistics.median(v for _, v in speed))))
+            rows.append(("samples a second", in_words(statistics.median(v for _, v in speed))))
         if share := run.last("utilisation"):
             rows.append(("of the device's peak", f"{share:.0%}"))
-        spent = {name: run.last(name) or 0.0 for name in run.metrics if name.startswith("ms_")}
-        if whole := sum(spent.values()):
-            split = ", ".join(f"{k[3:]} {v / whole:.0%}" for k, v in spent.items())
+        times = {name: run.last(name) or 0.0 for name in run.metrics if name.startswith("ms_")}
+        if whole := sum(times.values()):
+            split = ", ".join(f"{k[3:]} {v / whole:.0%}" for k, v in times.items())
             rows.append(("time of a step", f"{short(whole)} ms: {split}"))
     rows += headline(run)
     items = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows)
     return f'<dl class="facts">{items}</dl>' if items else ""
 
 
-def measured(run: Run) -> list[str]:
-    """The columns of metrics.csv that judge samples."""
+def sample_metrics(run: Run) -> list[str]:
+    """The columns of metrics.csv that are metrics of samples."""
     return [name for name in run.metrics if not name.startswith(COLUMNS)]
 
 
-def _training(run: Run, album: Album, figures: Figures, drawn: bool) -> str:
-    look = "drawn" if drawn else "pixels"
+def _training(run: Run, album: Album, figures: Figures, look: str) -> str:
     over = figures(
         film([("", look, album.over_training(run.pictures))], "samples"),
         "The same noise, carried to samples by the averaged network as it learns. Arrow keys move "
         "the slider.",
     )
-    got = run.metrics.get
-    value = '<span class="readout"></span>'
+    readout = '<span class="readout"></span>'
+
+    def curve_of(column: str) -> Curve:
+        return run.metrics.get(column) or []
 
     def one(column: str, log_y: bool | None = None) -> str:
-        return chart([Line(column, got(column) or [], "s0")], column, log_y=log_y)
+        return chart([Line(column, curve_of(column), "s0")], column, log_y=log_y)
 
-    bins = [(i, got(f"val_loss_{i}") or []) for i in range(20)]
+    bins = [(i, curve_of(f"val_loss_{i}")) for i in range(20)]
     bins = [(i, curve) for i, curve in bins if curve]
     count = len(bins)
     by_time = [
@@ -252,12 +275,15 @@ def _training(run: Run, album: Album, figures: Figures, drawn: bool) -> str:
         for i, curve in bins
     ]
     losses = [
-        Line("training", got("loss") or [], "faint"),
-        Line("validation", got("val_loss") or [], "s0"),
+        Line("training", curve_of("loss"), "faint"),
+        Line("validation", curve_of("val_loss"), "s0"),
     ]
     coupled = [
-        Line("independent", got("independent_cost") or [], "s7"),
-        Line("coupled", got("transport_cost") or [], "s0"),
+        Line("independent", curve_of("independent_cost"), "s7"),
+        Line("coupled", curve_of("transport_cost"), "s0"),
+    ]
+    metrics = [
+        (one(name), f"{text(name)} of samples drawn in training.") for name in sample_metrics(run)
     ]
     charts = [
         (chart(losses, "Loss", y_label="loss"), "Loss in training and on held-out data."),
@@ -265,12 +291,12 @@ def _training(run: Run, album: Album, figures: Figures, drawn: bool) -> str:
             chart(by_time, "Validation loss by time", y_label="loss"),
             "Validation loss by time: t = 0 is noise, t = 1 is data.",
         ),
-        *((one(name), f"{text(name)} of samples drawn in training.") for name in measured(run)),
+        *metrics,
         (one("lr", log_y=False), "Learning rate."),
         (one("grad_norm"), "Norm of the gradient, before it is clipped."),
         (chart(coupled, "Transport cost"), "Mean squared distance of x and eps."),
     ]
-    drawings = "".join(figures(svg, f"{says} {value}") for svg, says in charts if svg)
+    drawings = "".join(figures(svg, f"{caption} {readout}") for svg, caption in charts if svg)
     return section("Training", over, f'<div class="pair">{drawings}</div>' if drawings else "")
 
 
@@ -279,12 +305,12 @@ def _settings(run: Run) -> str:
     machine = {k: v for k, v in run.environment.items() if k not in ("packages", "command")}
     rows = [(text(k), text(v)) for k, v in (machine | versions).items()]
     parts = [
-        folded("Overrides", plain("\n".join(run.overrides))) if run.overrides else "",
-        folded("Full config", plain(run.config_text)) if run.config_text else "",
-        folded("Versions and machine", table(("", ""), rows)) if rows else "",
+        details("Overrides", plain("\n".join(run.overrides))) if run.overrides else "",
+        details("Full config", plain(run.config_text)) if run.config_text else "",
+        details("Versions and machine", table(("", ""), rows)) if rows else "",
     ]
     for result in run.results[:1]:
         if result.config:
             lines = "\n".join(f"{key}: {value}" for key, value in leaves(result.config))
-            parts.append(folded("Settings of the newest samples", plain(lines)))
+            parts.append(details("Settings of the newest samples", plain(lines)))
     return section("Settings", *parts)
