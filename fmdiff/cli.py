@@ -11,7 +11,7 @@ from pathlib import Path
 from fmdiff import __version__
 from fmdiff.commands import job
 from fmdiff.commands.table import COMMANDS
-from fmdiff.errors import PIPE, FmdiffError, exhausted, nearest
+from fmdiff.errors import PIPE, FmdiffError, nearest, shortage
 from fmdiff.machine import processes
 from fmdiff.settings import help
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # of stdout: `fmdiff ... | head`, a full disk
         code = PIPE if isinstance(error, BrokenPipeError) else 1
         if code == 1:
-            if not (sentence := exhausted(error, "")):
+            if not (sentence := shortage(error, "")):
                 raise
             print(f"fmdiff: {sentence}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

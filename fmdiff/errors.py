@@ -1,4 +1,4 @@
-"""The errors a user can cause or must hear about; the rest are bugs and keep their traceback."""
+"""The errors that a user can cause or must know of; others are bugs and keep their traceback."""
 
 import errno
 import re
@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-# exit code -> what a command came to
+# exit code -> the outcome of a command
 OUTCOMES = {
     0: "ok",
     1: "failed",
@@ -22,9 +22,9 @@ PIPE = 128 + 13  # the exit code when nobody reads what is printed: SIGPIPE
 
 
 class FmdiffError(Exception):
-    """A bad input: one sentence naming the option, what was given and what is allowed. Exit 2.
+    """A bad input: one sentence that names the option, its value and what is allowed. Exit 2.
 
-    It is one line whatever was given: what cannot be printed is shown as Python would write it.
+    It is always one line: characters that cannot be printed are written as Python writes them.
     """
 
     code = 2
@@ -34,7 +34,7 @@ class FmdiffError(Exception):
 
 
 class Failed(FmdiffError):
-    """Neither the input nor fmdiff is wrong, but it cannot be done: no memory, no room. Exit 1."""
+    """Nothing is wrong with the input or with fmdiff, but memory or disk ran out. Exit 1."""
 
     code = 1
 
@@ -46,7 +46,7 @@ class Diverged(FmdiffError):
 
 
 class Died(Failed):
-    """Another process of the run came to its end before its time. Exit 1."""
+    """Another process of the run ended too early. Exit 1."""
 
 
 class Interrupted(FmdiffError):
@@ -66,17 +66,17 @@ LESS_MEMORY = {
 }
 
 
-def exhausted(error: BaseException, command: str) -> str | None:
-    """A sentence if an error says that memory or the disk ran out, else None: it is a bug."""
+def shortage(error: BaseException, command: str) -> str | None:
+    """A sentence if an error says that memory or disk ran out, and None if it is another one."""
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" ({error.filename})" if error.filename else ""
         return f"what was to be written could not be: {error.strerror}{where}"
     text = str(error)
-    known = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
-    if not (known or isinstance(error, MemoryError)):
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    if not (of_torch or isinstance(error, MemoryError)):
         return None
-    asked = re.search(r"(?i)tried to allocate ([\d.]+ \w+)", text)
-    more = f", {asked[1]} more were needed" if asked else ""
+    size = re.search(r"(?i)tried to allocate ([\d.]+ \w+)", text)
+    more = f", {size[1]} more were needed" if size else ""
     where = "the CUDA device" if "CUDA" in text else "this machine"
     return (
         f"{where} is out of memory{more}; try {LESS_MEMORY.get(command, 'a smaller batch_size')}"
@@ -103,18 +103,18 @@ def culprit(error: BaseException, anyone: bool = False) -> str | None:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
 
 
-def nearest(given: object, choices: Iterable[object]) -> str:
-    """The nearest name, if one is near, and the valid choices, for the end of a sentence."""
+def nearest(name: object, choices: Iterable[object]) -> str:
+    """The choice nearest to a name, if one is near, and all choices, for the end of a sentence."""
     import difflib
 
     names = sorted(map(str, choices))
-    close = difflib.get_close_matches(str(given), names, n=1)
-    listed = f"hoose from: {', '.join(names)}"
-    return f"did you mean {close[0]!r}? C{listed}" if close else f"c{listed}"
+    close = difflib.get_close_matches(str(name), names, n=1)
+    advice = f"hoose from: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? C{advice}" if close else f"c{advice}"
 
 
 def word(key: str, value: object) -> str:
-    """KEY=VALUE as it is typed in a shell, with both kinds of quotes where Hydra needs them."""
+    """KEY=VALUE as one types it in a shell, with both kinds of quotes where Hydra needs them."""
     text = str(value)
     if re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
         return f"{key}={text}"

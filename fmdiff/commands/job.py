@@ -12,7 +12,7 @@ from typing import Any
 from fmdiff import tables
 from fmdiff.build import importable
 from fmdiff.commands.table import COMMANDS, REPORTED
-from fmdiff.errors import OUTCOMES, PIPE, Diverged, FmdiffError, Interrupted, culprit, exhausted
+from fmdiff.errors import OUTCOMES, PIPE, Diverged, FmdiffError, Interrupted, culprit, shortage
 from fmdiff.machine import processes, signals
 from fmdiff.settings import help
 
@@ -112,7 +112,7 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
     from fmdiff.runs.folder import open_run
 
     function, opened, outcome = COMMANDS[name], None, Outcome()
-    with signals.handled(signals.end):
+    with signals.handling(signals.end):
         try:
             if cfg.get("plan"):
                 function(cfg, None)
@@ -148,7 +148,7 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
         return exit_code(error)
     if isinstance(error, BrokenPipeError):
         return PIPE
-    if sentence := exhausted(error, name):
+    if sentence := shortage(error, name):
         checkpoint = f"; {opened.advice()}" if name == "train" and opened is not None else ""
         log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
     elif place := culprit(error):
@@ -160,7 +160,7 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
 
 def exit_code(error: KeyboardInterrupt) -> int:
     """128 + the number of the signal that interrupted a command."""
-    return error.code if isinstance(error, signals.Ended) else 130
+    return error.code if isinstance(error, signals.SignalEnd) else 130
 
 
 def worker(name: str, folder: Path, parent: int | None = None) -> int:
@@ -169,7 +169,7 @@ def worker(name: str, folder: Path, parent: int | None = None) -> int:
 
     if parent is not None:
         processes.end_with(parent)
-    with importable(Path()), signals.handled(signals.end):
+    with importable(Path()), signals.handling(signals.end):
         try:
             COMMANDS[name](load_config(folder), folder)
         except (Interrupted, Diverged):  # as all ranks have agreed

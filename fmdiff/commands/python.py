@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from fmdiff import loading
 from fmdiff.build import importable, own_modules
 from fmdiff.commands import job
-from fmdiff.errors import Failed, FmdiffError, exhausted
+from fmdiff.errors import Failed, FmdiffError, shortage
 from fmdiff.field import NetField
 from fmdiff.runs.find import find
 from fmdiff.settings import compose, prepare
@@ -68,7 +68,7 @@ def train(*words: str) -> Trained:
         outcome = job.run("train", cfg, overrides)
     error = outcome.error
     if error is not None:
-        sentence = None if isinstance(error, FmdiffError) else exhausted(error, "train")
+        sentence = None if isinstance(error, FmdiffError) else shortage(error, "train")
         raise error if sentence is None else Failed(sentence) from error
     assert outcome.folder is not None
     trust = (*cfg.trust, *own_modules(OmegaConf.to_container(cfg)))

@@ -171,7 +171,7 @@ def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None
     """Run the block as rank 0 of `count` processes that have all joined the default group.
 
     The others run `fmdiff COMMAND --worker FOLDER`, which comes here in turn with all of them
-    started. If one of them fails this raises Died, or signals.Ended if a signal ended it.
+    started. If one of them fails this raises Died, or signals.SignalEnd if a signal ended it.
     """
     if count == 1 or world() > 1:
         join(where)
@@ -238,14 +238,14 @@ class Others:
     def _log(self, number: int) -> Path:
         return self.folder / f"rank{number}.log"
 
-    def failure(self, seconds: float = 0.0) -> Died | signals.Ended | None:
+    def failure(self, seconds: float = 0.0) -> Died | signals.SignalEnd | None:
         """What to raise for the first that has failed, or that fails within so many seconds."""
         end = time.monotonic() + seconds
         while True:
             for number, process in self.processes.items():
                 code = process.poll()
                 if code is not None and (by := _signal(code)):
-                    return signals.Ended(by)
+                    return signals.SignalEnd(by)
                 if code:
                     self.first_lost = number
                     what = f"rank {number} {_ending(code)}; {self._log(number)} says more"
@@ -261,7 +261,7 @@ class Others:
         while (failure := self.failure()) is None:
             if self.end_event.wait(0.5):
                 return
-        if isinstance(failure, signals.Ended):
+        if isinstance(failure, signals.SignalEnd):
             os.kill(os.getpid(), failure.code - 128)
         if not self.end_event.wait(GRACE):
             log.error("%s", failure)

@@ -10,7 +10,7 @@ from typing import NoReturn
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Ended(KeyboardInterrupt):
+class SignalEnd(KeyboardInterrupt):
     """A signal ended a command that had nothing to save. Exit 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:
@@ -19,12 +19,12 @@ class Ended(KeyboardInterrupt):
 
 
 def end(number: int, frame: object) -> NoReturn:
-    """A handler that ends the command by raising Ended."""
-    raise Ended(number)
+    """A handler that ends the command by raising SignalEnd."""
+    raise SignalEnd(number)
 
 
 @contextmanager
-def handled(handler: Callable[[int, object], object]) -> Iterator[None]:
+def handling(handler: Callable[[int, object], object]) -> Iterator[None]:
     """Have handler(number, frame) take the signals of ENDING while the block runs."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs handlers in its main thread alone

@@ -1,8 +1,8 @@
-"""The settings of a run as config.yaml holds them, and what differs between two of them."""
+"""The settings of a run, as config.yaml holds them, and the differences between two of them."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ ABSENT = "(absent)"
 
 
 def load_config(folder: Path) -> DictConfig | None:
-    """The config.yaml of a run folder; None without one."""
+    """The config.yaml of a run folder; None without one.
+
+    Raises FmdiffError for one that cannot be read or is no config.
+    """
     try:
         cfg = OmegaConf.load(folder / "config.yaml")
     except (FileNotFoundError, NotADirectoryError):
@@ -29,7 +32,7 @@ def load_config(folder: Path) -> DictConfig | None:
 
 
 def differences(saved: DictConfig, now: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (saved, now)} where two resolved configs differ, `choices` apart.
+    """{dotted key: (saved, now)} where two resolved configs differ, except in `choices`.
 
     A key that only one of them has counts as "(absent)" in the other.
     """
@@ -41,14 +44,15 @@ def differences(saved: DictConfig, now: DictConfig) -> dict[str, tuple[Any, Any]
     }
 
 
-def listed(changes: dict[str, tuple[Any, Any]]) -> str:
+def changes_text(changes: dict[str, tuple[Any, Any]]) -> str:
+    """Differences in words, for the end of a sentence."""
     return ", ".join(
         f"{key}: {saved} (saved) vs {now} (now)" for key, (saved, now) in changes.items()
     )
 
 
-def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted key, value) of all that is not a mapping."""
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value that is not a mapping; an empty mapping is a value."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")

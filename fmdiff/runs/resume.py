@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
-from fmdiff.runs.config import ABSENT, differences, listed, load_config
+from fmdiff.runs.config import ABSENT, changes_text, differences, load_config
 
 OUTPUTS = Path("outputs")
 # keys that do not make a run another run
@@ -108,10 +108,10 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
         if key not in CHANGEABLE and change[0] != ABSENT
     }
     if wrong and not cfg.overwrite:
-        raise FmdiffError(f"{folder} is a run of other settings: {listed(wrong)}")
+        raise FmdiffError(f"{folder} is a run of other settings: {changes_text(wrong)}")
     own = ("resume", "overwrite", "out")  # of the command line that resumes
     others = {key: change for key, change in changes.items() if key not in own}
-    log.info("resuming %s%s", folder, f" with {listed(others)}" if others else "")
+    log.info("resuming %s%s", folder, f" with {changes_text(others)}" if others else "")
 
 
 def _fill_in(saved: DictConfig, cfg: DictConfig) -> None:
@@ -146,8 +146,8 @@ def check_free(folder: Path, cfg: DictConfig) -> None:
     }
     if changes:
         raise FmdiffError(
-            f"out={folder} holds results of other settings ({listed(changes)}): choose another "
-            "folder or say overwrite=true"
+            f"out={folder} holds results of other settings ({changes_text(changes)}): choose "
+            "another folder or say overwrite=true"
         )
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import averages, checkpoint
-from fmdiff.runs.config import differences, listed
+from fmdiff.runs.config import changes_text, differences
 from fmdiff.runs.content import Checkpoint
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -84,7 +84,7 @@ def _misfit(module: Training, stored: dict[str, Any]) -> str:
     model = ["model._target_"]
     if model[0] not in changes:
         model = [key for key in changes if key.startswith("model.")]
-    return listed({key: changes[key] for key in (*model, *FITTING) if key in changes})
+    return changes_text({key: changes[key] for key in (*model, *FITTING) if key in changes})
 
 
 class Checkpoints(Hooks):

@@ -34,7 +34,7 @@ class Stop(Hooks):
 
     def listening(self) -> AbstractContextManager[None]:
         """Signals raise the flag while the block runs."""
-        return signals.handled(self._receive)
+        return signals.handling(self._receive)
 
     def _receive(self, number: int, frame: object) -> None:
         if number == signal.SIGINT:
