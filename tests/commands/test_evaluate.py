@@ -24,19 +24,25 @@ QUICK = ("against=exact", "times=5", "n=4000", "device=cpu", "threads=1", "out=r
 
 
 def report():
-    """results.json, checked against errors.csv and for what must hold of any field."""
-    found = json.loads(Path("result/results.json").read_text())
+    """results.json, checked against errors.csv and for what must hold of any field.
+
+    The means over time are put together again in `mean`.
+    """
+    content = json.loads(Path("result/results.json").read_text())
     with Path("result/errors.csv").open(newline="") as file:
         table = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    assert table == found["rows"] and tuple(table[0]) == Errors._fields
+    assert table == content["rows"] and tuple(table[0]) == Errors._fields
     assert Image.open("result/errors.png").size > (200, 100)
-    for row in [*found["rows"], found["mean"]]:
+    metrics = content["metrics"]
+    content["mean"] = {name: metric["value"] for name, metric in metrics.items()}
+    content["mean"] |= {"size": metrics["fm"]["extra"]["size"], "gap_error": metrics["gap"]["se"]}
+    for row in [*content["rows"], content["mean"]]:
         assert row["gap"] == pytest.approx(
             row["cfm"] - row["fm"] - row["irreducible"], abs=1e-8 * row["cfm"]
         )
         # 4 standard errors: the identity cfm = fm + irreducible
         assert abs(row["gap"]) <= 4 * row["gap_error"] + 1e-12 * row["cfm"]
-    return found
+    return content
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_a_checkpoint_against_the_exact_field(command, gmm4_run, capfd):
     words = (f"ckpt={gmm4_run}", "against=exact")
     assert command("evaluate", *words, *QUICK) == 0
     found = report()
-    assert found["against"] == "exact" and found["kind"] == "v"
+    assert found["config"]["against"] == "exact" and found["kind"] == "v"
     assert [row["t"] for row in found["rows"]] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
     for row in found["rows"]:
         assert (
@@ -64,6 +70,22 @@ def test_a_checkpoint_against_the_exact_field(command, gmm4_run, capfd):
     for more in ("kind=x", "kind=eps", "kind=score", "weights=raw"):
         assert command("evaluate", *words, *QUICK, more, "overwrite=true") == 0
         assert report()["mean"]["fm"] != found["mean"]["fm"]
+
+
+def test_errors_against_the_exact_field_are_repeated_from_their_results(command, capfd):
+    words = ("model=empirical", "model.n=50", "data=gmm4")
+    assert command("evaluate", *words, *QUICK) == 0
+    before = report()
+    words = ("result=result/results.json", "device=cpu", "out=again")
+    capfd.readouterr()
+    assert command("evaluate", *words) == 0
+    after = json.loads(Path("again/results.json").read_text())
+    assert after["rows"] == before["rows"] and after["metrics"] == before["metrics"]
+    lines = capfd.readouterr().out.splitlines()
+    for name in ("fm", "cfm", "irreducible", "gap"):
+        (line,) = [line for line in lines if line.startswith(f"  {name}: ")]
+        then, now = line.replace(",", "").split()[1::2][:2]
+        assert then == now == f"{before['mean'][name]:.6g}"
 
 
 def test_the_errors_lie_with_the_samples_of_a_run(command, gmm4_run):

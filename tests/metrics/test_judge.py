@@ -11,7 +11,7 @@ import torch
 from conftest import IMAGES, POINTS, metrics
 
 from fmdiff.build import named
-from fmdiff.commands import evaluate
+from fmdiff.commands import grid
 from fmdiff.data.images import Digits
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import results
@@ -21,6 +21,7 @@ from fmdiff.metrics.images import ImageMetrics, Real
 from fmdiff.metrics.judge import against
 from fmdiff.metrics.metric import Metric
 from fmdiff.runs import checkpoint
+from fmdiff.sampling import Sampler
 
 CPU = ("device=cpu", "threads=1")
 
@@ -280,7 +281,7 @@ def test_a_grid_is_one_table_and_can_be_gone_on_with(command, monkeypatch, capfd
         raise AssertionError("sampled again")
 
     # the same settings again: all is there already
-    monkeypatch.setattr(evaluate, "generate", refuse)
+    monkeypatch.setattr(Sampler, "draw", refuse)
     assert command("evaluate", *words) == 0
     assert report()["grid"] == found["grid"]
 
@@ -293,12 +294,12 @@ def test_a_grid_keeps_the_keys_of_the_chosen_solver():
         "steps": 4,
         "nfe": None,
     }
-    same = evaluate.changed(settings, {"solver": "adams", "nfe": 10})
+    same = grid.settings_of({"solver": "adams", "nfe": 10}, settings)
     assert same["solver"]["order"] == 3 and (same["steps"], same["nfe"]) == (None, 10)
-    other = evaluate.changed(settings, {"solver": "euler", "w": 3})
+    other = grid.settings_of({"solver": "euler", "w": 3}, settings)
     assert other["solver"]["_target_"].endswith("Euler") and other["guidance"]["w"] == 3
     with pytest.raises(FmdiffError, match=r"grid.w=2 needs a guidance"):
-        evaluate.changed(settings | {"guidance": {"_target_": "none"}}, {"w": 2})
+        grid.settings_of({"w": 2}, settings | {"guidance": {"_target_": "none"}})
 
 
 @pytest.mark.parametrize(
@@ -409,7 +410,7 @@ def test_files_need_to_be_told_what_they_are_compared_with(command, capfd):
 def test_a_metric_survives_its_own_json():
     metric = Metric(1.0, 5, interval=(0.5, 1.5), extra={"a": [1, 2]})
     text = json.loads(json.dumps(metric.as_dict()))
-    assert evaluate.Row(1.0, 1.0, {"m": text}).restored()["m"].as_dict() == metric.as_dict()
+    assert grid.Draw(1.0, 1.0, {"m": text}).restored()["m"].as_dict() == metric.as_dict()
 
 
 def test_against_nothing_is_refused():

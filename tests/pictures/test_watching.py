@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fmdiff.build import config_folder, named
-from fmdiff.commands.sample import pictured
+from fmdiff.commands.sample import arrow_field
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
 from fmdiff.guidance import CFG, Unguided
@@ -178,9 +178,9 @@ def test_whose_field_is_drawn():
         ([0, 1, 2], CFG(3.0), null),
         ([0, 1, 2], UNGUIDED, null),
     ):
-        drawn = pictured(field, Sampler(guidance=guidance), torch.tensor(labels), 3)
+        drawn = arrow_field(field, Sampler(guidance=guidance), torch.tensor(labels), 3)
         torch.testing.assert_close(velocities(drawn, y, t[None])[0], expected)
-    drawn = pictured(gmm4(CondOT()), Sampler(), None, 3)
+    drawn = arrow_field(gmm4(CondOT()), Sampler(), None, 3)
     torch.testing.assert_close(velocities(drawn, y, t[None])[0], null)
 
 

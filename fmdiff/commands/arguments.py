@@ -1,0 +1,69 @@
+"""From settings to how a field is sampled, and to how its network is computed."""
+
+from typing import Any
+
+import torch
+
+from fmdiff.build import build
+from fmdiff.commands.schedules import with_times
+from fmdiff.commands.stage import Stage
+from fmdiff.errors import FmdiffError
+from fmdiff.guidance import Unguided
+from fmdiff.integration import check_steps
+from fmdiff.loading import guidance
+from fmdiff.machine import device
+from fmdiff.machine.precision import hasten
+from fmdiff.path import from_spec
+from fmdiff.sampling import Sampler
+
+COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
+
+
+def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
+    """How settings say that the stage's field is sampled.
+
+    Lets the networks compute as settings say. Times that are to be fitted are read from beside the
+    checkpoint, or fitted and written there.
+
+    Raises FmdiffError for settings that do not go together.
+    """
+    precision, compiled = settings["precision"], settings["compile"]
+    if precision != "fp32" and settings["dtype"] == "float64":
+        raise FmdiffError(f"precision={precision} does not go with dtype=float64: leave one out")
+    if compiled is None and stage.n < COMPILED:
+        compiled = False
+    along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
+    names = ("steps", "nfe", "coordinates", "final", "clip")
+    choice = Sampler(
+        **{name: settings[name] for name in names},
+        solver=build(settings["solver"]),
+        schedule=build(settings["schedule"]),
+        guidance=guidance(settings["guidance"]),
+        path=from_spec(settings["path"]) if along else None,
+        batch_size=stage.size,
+        device=stage.where,
+        dtype=getattr(torch, settings["dtype"]),
+    )
+    if not settings.get("trajectory"):  # its frames are the steps
+        check_steps(choice.solver, settings["steps"])
+    compute(stage, choice.guidance, precision, compiled)
+    return with_times(choice, stage.field, settings, stage.about)
+
+
+def compute(stage: Stage, leader: Unguided, precision: str, compiled: bool | None) -> None:
+    """Let the networks of the field and of its guide compute in a precision, compiled if so."""
+    for part in filter(None, (stage.field, leader.guide)):
+        hasten(part, precision, compiled, stage.where)
+
+
+def use_threads(stage: Stage, devices: int = 1) -> None:
+    """Compute with the CPU threads of threads=, or with as many as the rule has for the batches.
+
+    devices: processes that share the cores.
+    """
+    net, count = stage.field.net, stage.settings["threads"]
+    if stage.where.type != "cpu" or (net is None and count is None):
+        return
+    parameters = 0 if net is None else sum(p.numel() for p in net.parameters())
+    rule = device.threads(parameters, stage.size, stage.field.shape) // devices
+    torch.set_num_threads(count or max(1, rule))

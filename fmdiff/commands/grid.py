@@ -1,0 +1,147 @@
+"""The grid of fmdiff evaluate: its settings, the rows that are done, its table and picture."""
+
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from fmdiff import files, tables
+from fmdiff.build import config_folder
+from fmdiff.errors import FmdiffError, nearest
+from fmdiff.metrics import results
+from fmdiff.metrics.metric import Metric
+from fmdiff.pictures import plots, quality
+
+CELLS = "cells.json"  # the settings that are done, so that a grid can be gone on with
+VARIED = ("solver", "schedule", "guidance")  # groups a grid goes through by name
+Cell = dict[str, Any]  # one combination of the values in grid=
+
+
+class Draw(NamedTuple):
+    """The metrics of the samples of one cell with one seed, and what they cost."""
+
+    nfe: float
+    seconds: float
+    metrics: dict[str, dict[str, Any]]
+    refused: str | None = None  # why the cell cannot be sampled
+
+    def restored(self) -> dict[str, Metric]:
+        """The metrics as objects."""
+        return {name: Metric(**metric) for name, metric in self.metrics.items()}
+
+
+class Row(NamedTuple):
+    """A cell with its metrics over all seeds, and what they cost."""
+
+    cell: Cell
+    nfe: float  # evaluations per sample
+    seconds: float
+    metrics: dict[str, Metric]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as results.json holds it."""
+        metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
+        cost = {"nfe_counted": self.nfe, "seconds": self.seconds}
+        return {"settings": self.cell, **cost, "metrics": metrics}
+
+
+def cells(settings: dict[str, Any]) -> list[Cell]:
+    """The settings to go through: every combination of the lists in grid=.
+
+    Raises FmdiffError for an unknown name and for steps beside nfe.
+    """
+    axes = {key: values for key, values in settings["grid"].items() if values is not None}
+    if axes.keys() >= {"steps", "nfe"}:
+        raise FmdiffError("grid.steps and grid.nfe are both given: choose one of them")
+    for group in VARIED:
+        for name in axes.get(group, ()):
+            _file(group, name)
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def _file(group: str, name: str) -> Path:
+    folder = config_folder() / group
+    if not (folder / f"{name}.yaml").is_file():
+        choices = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise FmdiffError(f"grid.{group}=[{name}]: {nearest(name, choices)}")
+    return folder / f"{name}.yaml"
+
+
+def settings_of(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a cell; a solver that was chosen by solver= keeps its own keys."""
+    changed = dict(settings)
+    for key, value in cell.items():
+        if key in VARIED:
+            if value != settings["choices"][key]:
+                changed[key] = OmegaConf.to_container(OmegaConf.load(_file(key, value)))
+        elif key == "w":
+            if "w" not in changed["guidance"]:
+                raise FmdiffError(f"grid.w={value} needs a guidance: say guidance=cfg")
+            changed["guidance"] = changed["guidance"] | {"w": value}
+        else:
+            changed |= {"steps": None, "nfe": None, key: value}
+    return changed
+
+
+def row(cell: Cell, draws: Sequence[Draw], seeds: Sequence[int]) -> Row | str:
+    """The draws of a cell over all seeds together; a cell that cannot be sampled: why."""
+    for draw in draws:
+        if draw.refused:
+            return draw.refused
+    metrics = results.over_seeds([draw.restored() for draw in draws], seeds)
+    return Row(cell, draws[0].nfe, sum(draw.seconds for draw in draws), metrics)
+
+
+def key_of(cell: Cell, seed: int) -> str:
+    """What a cell with a seed is called in the file of draws."""
+    return json.dumps([cell, seed])
+
+
+def read(folder: Path) -> dict[str, Draw]:
+    """The draws that an earlier run of the same settings left in this folder."""
+    try:
+        content = json.loads((folder / CELLS).read_text())
+        return {key: Draw(**draw) for key, draw in content.items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write(folder: Path, draws: dict[str, Draw]) -> None:
+    """Write the draws to go on with."""
+    content = json.dumps({key: draw._asdict() for key, draw in draws.items()})
+    files.write_text(folder / CELLS, content)
+
+
+def words(cell: Cell) -> str:
+    """A cell as words of a command line."""
+    return " ".join(f"{key}={value}" for key, value in cell.items())
+
+
+def conclude(rows: Sequence[Row], folder: Path) -> None:
+    """Write table.csv, table.md and quality.png, the Pareto front of the first metric marked."""
+    names = list(rows[0].metrics)
+    first = names[0]
+    points = [(row.nfe, row.metrics[first].value) for row in rows]
+    best = results.front(points, first in results.MORE)
+    columns = [column for name in names for column in (name, f"{name}_se")]
+    table = [[*rows[0].cell, "nfe_counted", "seconds", *columns]]
+    for row in rows:
+        numbers = [v for name in names for v in (row.metrics[name].value, row.metrics[name].se)]
+        values = ["" if v is None else f"{v:.6g}" for v in numbers]
+        table.append([*row.cell.values(), f"{row.nfe:g}", f"{row.seconds:.2f}", *values])
+    files.write_text(folder / "table.csv", tables.as_csv(table))
+    marks = ["", *(f"best {first}" if i in best else "" for i in range(len(rows)))]
+    marked = [[*line, mark] for line, mark in zip(table, marks, strict=True)]
+    files.write_text(folder / "table.md", tables.as_markdown(marked))
+    lines: dict[str, list[quality.Point]] = {}
+    for row, point in zip(rows, points, strict=True):
+        name = words({k: v for k, v in row.cell.items() if k not in ("nfe", "steps")})
+        lines.setdefault(name or first, []).append(point)
+    floor = rows[0].metrics[first].floor
+    figure = quality.figure(first, lines, [points[i] for i in best], floor)
+    plots.save(figure, folder / "quality.png")
+    for file in ("table.csv", "table.md", "quality.png"):
+        print(f"  {folder / file}")

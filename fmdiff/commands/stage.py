@@ -1,0 +1,63 @@
+"""What a command works on: the field that settings name, its data, a device, a sample size."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fmdiff.data.base import Data
+from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
+from fmdiff.loading import opened
+from fmdiff.machine import device, processes
+from fmdiff.sampling import default_batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A field with the data it stands for, on a device, and how many samples it is about."""
+
+    settings: dict[str, Any]
+    where: torch.device
+    field: Field
+    data: Data | None
+    about: dict[str, Any] | None  # of a checkpoint: path, step, weights, average
+    n: int  # samples
+    size: int  # samples at a time
+
+    @property
+    def images(self) -> bool:
+        """Whether the samples are images; else they are points."""
+        return len(self.field.shape) == 3
+
+
+def set_up(
+    settings: dict[str, Any], where: torch.device, points: int, images: int, data: bool = True
+) -> Stage:
+    """The stage that settings describe.
+
+    points, images: how many samples by default. data: whether the data of images are needed; those
+    of points always come along.
+
+    Raises FmdiffError for a model or data that cannot be had.
+    """
+    field, source, about = opened(settings, data=data)
+    n = settings["n"] or (images if len(field.shape) == 3 else points)
+    size = min(settings["batch_size"] or default_batch_size(field.shape), n)
+    return Stage(
+        settings=settings, where=where, field=field, data=source, about=about, n=n, size=size
+    )
+
+
+def place(settings: dict[str, Any], alone: str | None = None) -> torch.device:
+    """This process's device for a command that several processes may share.
+
+    alone: the beginning of a sentence about what only one process can do, if settings ask for it.
+
+    Raises FmdiffError if this machine has fewer devices, or several are to do what one must.
+    """
+    where = device.pick(settings["device"])
+    device.enough(where, settings["devices"], "devices")
+    if alone and settings["devices"] > 1:
+        raise FmdiffError(f"{alone} one process: devices must be 1")
+    return processes.join(where)

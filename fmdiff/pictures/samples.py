@@ -1,0 +1,100 @@
+"""The pictures of a run of `fmdiff sample`: grids, scatters, fans and animations."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fmdiff.data.base import Data
+from fmdiff.data.images import to_uint8
+from fmdiff.pictures import animate, plots
+
+GRID = 100  # images of the grid
+REAL = 2000  # points of the data behind an animation
+TITLES = {"trajectory": "samples", "x_hat": "estimates of x"}
+
+Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
+Arrows = Callable[[Tensor, Tensor], Tensor]  # points (G, 2), times (F,) -> velocities (F, G, 2)
+
+
+def image_files(pixels: np.ndarray, labels: Tensor | None, folder: Path, each: bool) -> list[str]:
+    """Write grid.png of images uint8 (n, H, W, C), and each as 000000.png ...; their names."""
+    first = slice(0, GRID)
+    y = None if labels is None else labels[first].tolist()
+    plots.save(plots.grid(pixels[first], y), folder / "grid.png")
+    if not each:
+        return ["grid.png"]
+    for i, image in enumerate(pixels):
+        plain = image[..., 0] if image.shape[-1] == 1 else image
+        plots.save(Image.fromarray(plain), folder / f"{i:06d}.png")
+    return ["grid.png", f"000000.png ... {len(pixels) - 1:06d}.png"]
+
+
+def point_files(
+    points: np.ndarray, data: Data | None, folder: Path, trajectory: Watch | None
+) -> list[str]:
+    """Write scatter.png of points (n, d), and fan.png of 1-D trajectories; their names."""
+    real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
+    plots.save(plots.scatter(points, real), folder / "scatter.png")
+    if trajectory is None or points.shape[1] != 1:
+        return ["scatter.png"]
+    states, times = (tensor.double().numpy() for tensor in trajectory)
+    plots.save(plots.fan(states, times, real, points), folder / "fan.png")
+    return ["scatter.png", "fan.png"]
+
+
+def films(
+    watches: Mapping[str, Watch],
+    folder: Path,
+    form: str,
+    data: Data | None = None,
+    arrows: Arrows | None = None,
+) -> list[str]:
+    """Write the animations of samples, in the format `form`; their names.
+
+    watches: the trajectory of samples and, where there are any, the estimates x_hat of x. arrows:
+    gives the velocities to draw, of 2-D samples, in a third animation.
+    """
+    thin = {name: _thinned(watch) for name, watch in watches.items()}
+    images = thin["trajectory"][0].ndim == 5
+    movies = _of_images(thin) if images else _of_points(thin, data, arrows)
+    for name, frames in movies.items():
+        animate.animation(frames, folder / f"{name}.{form}")
+    return [f"{name}.{form}" for name in movies]
+
+
+def _of_images(watches: Mapping[str, Watch]) -> dict[str, list[Image.Image]]:
+    movies = {}
+    for name, (frames, times) in watches.items():
+        pixels = np.stack([to_uint8(frame).numpy() for frame in frames])
+        movies[name] = animate.image_frames(pixels, times.tolist())
+    return movies
+
+
+def _of_points(
+    watches: Mapping[str, Watch], data: Data | None, arrows: Arrows | None
+) -> dict[str, list[Image.Image]]:
+    real = None if data is None else data.sample(0, REAL, 1)[0].numpy()
+    states, times = watches["trajectory"]
+    within = animate.box(states.numpy(), real)
+    movies = {}
+    for name, (frames, at) in watches.items():
+        points = frames.numpy()
+        movies[name] = animate.point_frames(points, at.tolist(), real, within, TITLES[name])
+    if arrows and states.shape[2] == 2:
+        mesh = animate.mesh(within)
+        u = mesh, arrows(torch.from_numpy(mesh), times).numpy()
+        title = "velocity and samples"
+        movies["field"] = animate.point_frames(
+            states.numpy(), times.tolist(), real, within, title, u
+        )
+    return movies
+
+
+def _thinned(watch: Watch) -> Watch:
+    frames, times = watch
+    indices = torch.from_numpy(animate.frame_indices(len(times)))
+    return frames[indices], times[indices]
