@@ -60,8 +60,8 @@ def of_class(thing: object, base: type[T]) -> T:
     """The thing itself. Raises FmdiffError unless its class derives from `base`."""
     if isinstance(thing, base):
         return thing
-    name = thing.__name__ if inspect.isroutine(thing) else type(thing).__name__
-    raise FmdiffError(f"{name} must derive from {base.__module__}.{base.__name__}")
+    maker: Any = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+    raise FmdiffError(f"{maker.__name__} must derive from {base.__module__}.{base.__name__}")
 
 
 @contextlib.contextmanager
@@ -198,12 +198,17 @@ def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
 
 
 def build(
-    spec: Mapping[str, Any], *args: Any, trust: tuple[str, ...] | None = None, **extra: Any
+    spec: Mapping[str, Any],
+    *args: Any,
+    trust: tuple[str, ...] | None = None,
+    base: type = object,
+    **extra: Any,
 ) -> Any:
     """The object a mapping with `_target_` describes: its other keys are keyword arguments.
 
     Nested mappings with a `_target_` are built first. `args` and `extra` come from the program
     (a path for an objective, a data shape for a network) and are never written in a YAML.
+    Raises FmdiffError if the object is no `base`.
     """
     keywords = {
         name: build(value, trust=trust)
@@ -217,8 +222,10 @@ def build(
     factory = locate(spec["_target_"], trust)
     if not callable(factory):
         raise FmdiffError(f"_target_={spec['_target_']!r} is neither a class nor a function")
+    if isinstance(factory, type) and not issubclass(factory, base):
+        of_class(factory, base)
     try:
-        return factory(*args, **keywords, **extra)
+        return of_class(factory(*args, **keywords, **extra), base)
     except TypeError as error:
         if error.__traceback__ and error.__traceback__.tb_next is not None:
             raise  # raised inside the constructor: a bug, not a wrong keyword

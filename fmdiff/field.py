@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fmdiff.build import of_class, spec_of
 from fmdiff.errors import FmdiffError
+from fmdiff.models.network import answer
 from fmdiff.path import CondOT, Kind, Path, expand, from_spec
 from fmdiff.source import Normal, Source
 
@@ -185,7 +186,8 @@ class NetField(Field):
         """The network's own prediction at x_t."""
         assert self.net is not None
         self.evaluations += len(x_t)
-        out = self.net(*self.given(x_t, t), self.y).to(x_t)
+        seen, time = self.given(x_t, t)
+        out = answer(self.net, seen, time, self.y).to(x_t)
         return out * self.scale(expand(t, x_t)) + self.skipped(x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:

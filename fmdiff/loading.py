@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fmdiff.build import build, locate
+from fmdiff.build import CONTRACTS, build, locate
 from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
@@ -151,7 +151,7 @@ def opened(settings: dict, data: bool = False) -> Opened:
         needed = data or len(field.shape) == 1
         source = build(content.spec["data"]["source"], trust=trust) if needed else None
         return Opened(field, source, about)
-    found = build(settings["data"])
+    found = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
     found.prepare()
     path = from_spec(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
     return Opened(build(settings["model"], found, path), found, None)

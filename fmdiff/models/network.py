@@ -1,6 +1,10 @@
 """The contract of networks: what a field, a classifier and a training step call."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+
+from fmdiff.errors import FmdiffError
 
 
 class Network(nn.Module):
@@ -16,6 +20,18 @@ class Network(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction at unit scale, or the logits (B, classes)."""
         raise NotImplementedError
+
+
+def answer(net: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    """net(x_t, t, y). Raises FmdiffError unless it is shaped like x_t."""
+    out = net(x_t, t, y)
+    if not isinstance(out, Tensor) or out.shape != x_t.shape:
+        what = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise FmdiffError(
+            f"model: {type(net).__name__} must return a tensor of shape {list(x_t.shape)}, that "
+            f"of x_t, and returned {what}"
+        )
+    return out
 
 
 def answers_logits(net: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.models.network import answer
 from fmdiff.objectives.objective import Objective
 from fmdiff.objectives.weighting import WEIGHTINGS, Level
 from fmdiff.path import Kind, Path, expand
@@ -121,5 +122,5 @@ class FlowMatching(Objective):
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
         seen, time, y, c, g, w = terms
-        loss: Tensor = w * self.distance(torch.addcmul(g, c, net(seen, time, y)))
+        loss: Tensor = w * self.distance(torch.addcmul(g, c, answer(net, seen, time, y)))
         return loss

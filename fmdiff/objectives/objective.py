@@ -42,7 +42,10 @@ class Objective(Described):
         self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> Tensor:
         """The loss of each example (B,): x, eps (B, *shape), y (B,), t (B,) as `time` gives it."""
-        raise NotImplementedError
+        raise FmdiffError(
+            f"objective: {type(self).__name__} must define __call__(self, net, x, y, eps, t), "
+            "which returns the loss of each example"
+        )
 
     def field(
         self,
@@ -81,5 +84,15 @@ class Objective(Described):
         return x, y, eps, t
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
-        """The loss of each example (B,) from its terms: `__call__`, up to rounding."""
-        return self(net, *terms)
+        """The loss of each example (B,) from its terms: `__call__`, up to rounding.
+
+        Raises FmdiffError if `__call__` returns something else.
+        """
+        loss, n = self(net, *terms), next(len(part) for part in terms if part is not None)
+        if not isinstance(loss, Tensor) or loss.shape != (n,):
+            what = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise FmdiffError(
+                f"objective: {type(self).__name__} must return a loss per example, of shape "
+                f"[{n}], and returned {what}"
+            )
+        return loss

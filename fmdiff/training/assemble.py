@@ -6,11 +6,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fmdiff.build import build, of_class
+from fmdiff.build import build
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import device, precision, processes
-from fmdiff.models.network import answers_logits
+from fmdiff.models.network import Network, answers_logits
 from fmdiff.objectives.objective import Objective
 from fmdiff.path import from_spec
 from fmdiff.randomness import key
@@ -27,14 +27,13 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     options = TrainerOptions(**settings["trainer"])
     where = place(settings["device"], options)
-    data = build(settings["data"])
+    data = build(settings["data"], base=Data)
     check_sizes(data, options)
     with processes.after_rank_0():
         data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
     net = build(settings["model"], shape=data.shape, classes=data.classes)
-    if not isinstance(net, nn.Module):
-        raise FmdiffError(f"model={settings['choices']['model']} cannot be trained")
+    check_network(settings, net)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())
     source = build(settings["source"])
@@ -42,7 +41,7 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
     source.prepare()
     context = {"path": path, "data_std": float(data.std), "source": source}
     context["coupled"] = not coupling.independent
-    objective = of_class(build(settings["objective"], **context), Objective)
+    objective = build(settings["objective"], base=Objective, **context)
     check_pair(settings, net, objective)
     if where.type == "cpu":
         parameters = sum(p.numel() for p in net.parameters())
@@ -83,6 +82,19 @@ def check_sizes(data: Data, options: TrainerOptions) -> None:
             f"trainer.accumulate = {ranks * options.accumulate}"
         )
     options.steps_per_batch(points=len(data.shape) == 1)
+
+
+def check_network(settings: dict[str, Any], net: Any) -> None:
+    """Raise FmdiffError unless `model=` names a network with a `forward`."""
+    fault = None
+    if not isinstance(net, nn.Module):
+        fault = "is no torch.nn.Module"
+    elif type(net).forward in (nn.Module.forward, Network.forward):
+        fault = "has no forward(x_t, t, y=None)"
+    if fault:
+        raise FmdiffError(
+            f"model={settings['choices']['model']} cannot be trained: {type(net).__name__} {fault}"
+        )
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:
