@@ -52,8 +52,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     if exact:
         metrics = field_errors(settings, where, folder, POINTS)
     else:
-        judged = _files if settings["samples"] else _model
-        metrics = judged(settings, where, folder)
+        metrics_of = _files if settings["samples"] else _model
+        metrics = metrics_of(settings, where, folder)
     if processes.rank():
         return
     if before is not None:
@@ -116,7 +116,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
 class Evaluation:
     """The cells of a grid, whose samples are drawn and judged one after the other.
 
-    Draws that an earlier run left in the folder are not drawn again.
+    Draws that an earlier run left in the folder are not repeated.
     """
 
     def __init__(self, stage: Stage, jury: Judge, folder: Path) -> None:

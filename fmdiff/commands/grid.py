@@ -15,7 +15,7 @@ from fmdiff.metrics import results
 from fmdiff.metrics.metric import Metric
 from fmdiff.pictures import plots, quality
 
-CELLS = "cells.json"  # the settings that are done, so that a grid can be gone on with
+CELLS = "cells.json"  # the draws so far, with which an interrupted grid goes on
 VARIED = ("solver", "schedule", "guidance")  # groups a grid goes through by name
 Cell = dict[str, Any]  # one combination of the values in grid=
 
@@ -28,7 +28,7 @@ class Draw(NamedTuple):
     metrics: dict[str, dict[str, Any]]
     refused: str | None = None  # why the cell cannot be sampled
 
-    def restored(self) -> dict[str, Metric]:
+    def as_metrics(self) -> dict[str, Metric]:
         """The metrics as objects."""
         return {name: Metric(**metric) for name, metric in self.metrics.items()}
 
@@ -91,7 +91,7 @@ def row(cell: Cell, draws: Sequence[Draw], seeds: Sequence[int]) -> Row | str:
     for draw in draws:
         if draw.refused:
             return draw.refused
-    metrics = results.over_seeds([draw.restored() for draw in draws], seeds)
+    metrics = results.over_seeds([draw.as_metrics() for draw in draws], seeds)
     return Row(cell, draws[0].nfe, sum(draw.seconds for draw in draws), metrics)
 
 
@@ -134,8 +134,8 @@ def conclude(rows: Sequence[Row], folder: Path) -> None:
         table.append([*row.cell.values(), f"{row.nfe:g}", f"{row.seconds:.2f}", *values])
     files.write_text(folder / "table.csv", tables.as_csv(table))
     marks = ["", *(f"best {first}" if i in best else "" for i in range(len(rows)))]
-    marked = [[*line, mark] for line, mark in zip(table, marks, strict=True)]
-    files.write_text(folder / "table.md", tables.as_markdown(marked))
+    cells = [[*line, mark] for line, mark in zip(table, marks, strict=True)]
+    files.write_text(folder / "table.md", tables.as_markdown(cells))
     lines: dict[str, list[quality.Point]] = {}
     for row, point in zip(rows, points, strict=True):
         name = words({k: v for k, v in row.cell.items() if k not in ("nfe", "steps")})

@@ -3,7 +3,11 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from omegaconf import DictConfig
+
+from fmdiff import tables
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
 from fmdiff.errors import word
@@ -12,7 +16,7 @@ from fmdiff.runs import averages, checkpoint, safetensors
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
 
-# guidance scales of other code and papers at our w; theirs is off at the value of w = 1
+# the guidance scales of other code and papers in terms of our w, which is off at 1
 SCALES = {
     "DiT, SiT, JiT, minRF, EDM2, diffusers": "w, off at 1",
     "Ho & Salimans 2022, flow_matching's examples": "w - 1, off at 0",
@@ -20,27 +24,25 @@ SCALES = {
 }
 
 
-def described(spec: dict) -> str:
+def summary(spec: dict[str, Any]) -> str:
     """A spec in one line: the class and its settings."""
     keys = ", ".join(f"{k}={v}" for k, v in spec.items() if k != "_target_")
     return f"{spec['_target_'].rpartition('.')[2]}({keys})"
 
 
 def _print(rows: Mapping[str, object], indent: str = "") -> None:
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{indent}{name:<{width}}  {value}")
+    print(tables.aligned([(indent + name, value) for name, value in rows.items()]))
 
 
-def described_averages(content: Checkpoint, run: Path) -> dict[str, str]:
-    """Each average in a checkpoint, and those that can be reconstructed, in a line of words.
+def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
+    """Each average in a checkpoint with a line about it, and those that can be reconstructed.
 
     The half-life of a decay d is log 2 / log(1/d) steps; d is less during warm-up.
     """
     step, data = content.step, content.spec["data"]
     trainer = (content.training or {}).get("config", {}).get("trainer", {})
     size = data["source"].get("batch_size")
-    what = "images" if len(data["shape"]) == 3 else "points"
+    noun = "images" if len(data["shape"]) == 3 else "points"
     rows = {}
     for name in content.weights:
         if name.startswith(POWER):
@@ -52,24 +54,24 @@ def described_averages(content: Checkpoint, run: Path) -> dict[str, str]:
             )
         elif name != "raw":
             steps = math.log(2) / -math.log(float(name))
-            seen = f", {steps * size:,.0f} {what}" if size else ""
-            rows[name] = f"half-life {steps:,.1f} steps{seen}"
+            samples = f", {steps * size:,.0f} {noun}" if size else ""
+            rows[name] = f"half-life {steps:,.1f} steps{samples}"
             now = (1 + step) / (10 + step)
             if trainer.get("ema_warmup") and now < float(name):
                 rows[name] += f"; warming up, {math.log(2) / -math.log(now):,.3g} steps now"
     count, ranges = averages.reach(content, run)
     if count:
-        shown = averages.ranges_text(ranges) or "none"
-        rows[f"{POWER}WIDTH"] = f"by {count} snapshots, widths {shown}"
+        widths = averages.ranges_text(ranges) or "none"
+        rows[f"{POWER}WIDTH"] = f"by {count} snapshots, widths {widths}"
     return rows
 
 
-def info(cfg) -> None:
+def info(cfg: DictConfig) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
     path = find(cfg.ckpt)
     content = Checkpoint.of(checkpoint.read(path))
     if cfg.export is not None:
-        restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # it is one that can be used
+        restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # refuses what cannot be used
         file, name = Path(cfg.export).expanduser(), content.name_of(cfg.weights)
         state = averages.weights_of(content, cfg.weights, path.parent)
         safetensors.write(file, content, name, state, cfg.overwrite)
@@ -86,10 +88,10 @@ def info(cfg) -> None:
     rows: dict[str, object] = {
         "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content.version})",
         "step": content.step,
-        "model": f"{described(spec['model'])}, {parameters:,} parameters",
-        "path": described(spec["path"]),
-        "objective": described(spec["objective"]),
-        **{group: described(spec[group]) for group in ("source", "coupling") if group in spec},
+        "model": f"{summary(spec['model'])}, {parameters:,} parameters",
+        "path": summary(spec["path"]),
+        "objective": summary(spec["objective"]),
+        **{group: summary(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
         f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
         **interval,
@@ -97,12 +99,12 @@ def info(cfg) -> None:
         "resumable": "no, weights only" if content.training is None else "yes",
     }
     _print(rows)
-    if of := described_averages(content, path.parent):
+    if of_averages := average_rows(content, path.parent):
         print("\naverages, as weights=")
-        _print(of, "  ")
+        _print(of_averages, "  ")
     if isinstance(field, Classifier):
-        led = f"guidance=classifier {word('guidance.ckpt', path)} guidance.w=2"
-        print(f"\nfmdiff sample ckpt=RUN {led}")
+        words = f"guidance=classifier {word('guidance.ckpt', path)} guidance.w=2"
+        print(f"\nfmdiff sample ckpt=RUN {words}")
         return
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")

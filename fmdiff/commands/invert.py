@@ -41,11 +41,11 @@ class Batches:
         parts, size, sampler = [], self.of.size, self.sampler
         for i in range(0, len(x), size):
             labels = None if y is None else y[i : i + size].to(sampler.device)
-            seen = sampler.seen(self.field, labels)
-            seen.reset()
+            view = sampler.seen(self.field, labels)
+            view.reset()
             rows = x[i : i + size].to(sampler.device, sampler.dtype)
-            parts.append(act(seen, rows, i).cpu())
-            self.evaluations += seen.evaluations
+            parts.append(act(view, rows, i).cpu())
+            self.evaluations += view.evaluations
         return torch.cat(parts)
 
 

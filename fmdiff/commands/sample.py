@@ -51,11 +51,11 @@ def sample(cfg: DictConfig, folder: Path) -> None:
             about = stage.data, stage.field.shape, stage.field.classes
             judge = judges.judge(settings, *about, settings["seed"], where, spread=True)
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
-    seen = sampler.seen(stage.field, y)
-    layout = sampler.plan(seen, settings["trajectory"])
+    view = sampler.seen(stage.field, y)
+    layout = sampler.plan(view, settings["trajectory"])
     with processes.started("sample", folder, devices, where):
         if processes.rank() == 0:
-            plan = describe(settings, sampler, layout, seen.branches)
+            plan = describe(settings, sampler, layout, view.branches)
             print(f"{stage.n} samples on {where}, {plan}")
         output = draw(stage, sampler, judge)
     if processes.rank():
@@ -194,11 +194,11 @@ def _arrows(
     """The velocities (F, G, 2) at points (G, 2) and times (F,); prints what they cost."""
     target = stage.where, sampler.dtype
     y = None if labels is None else labels.to(stage.where)
-    seen = arrow_field(stage.field.to(*target), sampler, y, len(points))
-    seen.reset()
-    u = velocities(seen, points.to(*target), times)
+    view = arrow_field(stage.field.to(*target), sampler, y, len(points))
+    view.reset()
+    u = velocities(view, points.to(*target), times)
     animation = stage.settings["animation"]
-    print(f"{seen.evaluations} more in all for the arrows of field.{animation}")
+    print(f"{view.evaluations} more in all for the arrows of field.{animation}")
     return u
 
 

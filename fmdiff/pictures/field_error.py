@@ -8,7 +8,7 @@ from fmdiff.pictures.plots import DATA, INK, SAMPLES, panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = 1e-20  # what an exact field's errors of rounding are drawn at
+LEAST = 1e-20  # the height of smaller values, such as an exact field's errors of rounding
 
 
 def figure(

@@ -410,7 +410,7 @@ def test_files_need_to_be_told_what_they_are_compared_with(command, capfd):
 def test_a_metric_survives_its_own_json():
     metric = Metric(1.0, 5, interval=(0.5, 1.5), extra={"a": [1, 2]})
     text = json.loads(json.dumps(metric.as_dict()))
-    assert grid.Draw(1.0, 1.0, {"m": text}).restored()["m"].as_dict() == metric.as_dict()
+    assert grid.Draw(1.0, 1.0, {"m": text}).as_metrics()["m"].as_dict() == metric.as_dict()
 
 
 def test_against_nothing_is_refused():
