@@ -1,17 +1,18 @@
 """fmdiff train: the run around the optimiser steps."""
 
 import logging
+import os
 import shlex
+import sys
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from fmdiff.build import locate
-from fmdiff.errors import FmdiffError, word
+from fmdiff.build import ADDED, own_modules
+from fmdiff.errors import word
 from fmdiff.machine import processes
 from fmdiff.runs import checkpoint
-from fmdiff.runs.config import leaves, seconds
+from fmdiff.runs.config import seconds
 from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
 from fmdiff.training import checkpoints
@@ -78,23 +79,20 @@ def summary(module: Training) -> str:
 
 
 def next_command(module: Training, folder: Path) -> str:
-    """The command that shows what was trained: a classifier leads another model, MODEL."""
+    """The command that shows what was trained; a classifier leads another model, MODEL."""
     words = [word("ckpt", folder)]
     if module.classifies:
         words = ["ckpt=MODEL", "guidance=classifier", word("guidance.ckpt", folder)]
-    packages = own_packages(checkpoints.spec(module))
-    if packages:
-        words.append(shlex.quote(f"trust=[{','.join(packages)}]"))
-    return " ".join(["fmdiff sample", *words])
+    modules = own_modules(checkpoints.spec(module))
+    if modules:
+        words.append(shlex.quote(f"trust=[{','.join(modules)}]"))
+    return " ".join(["fmdiff sample", *words, *_import_folder(modules)])
 
 
-def own_packages(spec: dict[str, Any]) -> list[str]:
-    """What `trust=` must say for a checkpoint of this spec: modules of the user's, with a dot."""
-    packages: dict[str, None] = {}
-    for key, target in leaves(spec):
-        if key.endswith("_target_"):
-            try:
-                locate(target, trust=())
-            except FmdiffError:
-                packages[f"{target.rpartition('.')[0]}."] = None
-    return list(packages)
+def _import_folder(modules: list[str]) -> list[str]:
+    """The --config-dir in which these modules lie; none if they are found without."""
+    files = [Path(sys.modules[name[:-1]].__file__ or "") for name in modules]
+    for folder in os.environ.get(ADDED, "").split(os.pathsep):
+        if folder != os.getcwd() and any(file.is_relative_to(folder) for file in files):
+            return [shlex.quote(f"--config-dir={folder}")]
+    return []

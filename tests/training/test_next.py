@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 
 import pytest
 from conftest import PLAIN, POINTS
@@ -40,15 +41,20 @@ def test_a_run_is_sampled(after, command, tmp_path):
     assert command(*following, "n=4", "device=cpu") == 0
 
 
-def test_a_network_of_the_user_is_sampled_with_trust(after, command, tmp_path, monkeypatch):
-    (tmp_path / "own_package").mkdir()
-    (tmp_path / "own_package" / "nets.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("place", [".", "configs"])
+def test_a_network_of_the_user_is_sampled_with_trust(after, command, tmp_path, place):
+    """Its class lies in the working folder or beside its YAML."""
+    package = f"own_{'beside' if place == 'configs' else 'here'}"
     (tmp_path / "configs" / "model").mkdir(parents=True)
+    (tmp_path / place / package).mkdir()
+    (tmp_path / place / package / "nets.py").write_text(NETWORK)
     yaml = tmp_path / "configs" / "model" / "own.yaml"
-    yaml.write_text("_target_: own_package.nets.Net\n")
-    following = after("--config-dir", tmp_path / "configs", "model=own", "data=moons", "out=run")
-    assert following == ["sample", "ckpt=run", "trust=[own_package.nets.]"]
+    yaml.write_text(f"_target_: {package}.nets.Net\n")
+    following = after("--config-dir=configs", "model=own", "data=moons", "out=run")
+    assert following[:3] == ["sample", "ckpt=run", f"trust=[{package}.nets.]"]
+    assert following[3:] == [f"--config-dir={tmp_path / 'configs'}"] * (place == "configs")
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
     assert command(*following, "n=4", "device=cpu") == 0
 
 
