@@ -5,7 +5,7 @@ import inspect
 import pytest
 from omegaconf import OmegaConf
 
-from fmdiff import coupling, custom, path, schedules, source, times
+from fmdiff import coupling, custom, fitted, path, schedules, source, times
 from fmdiff.build import Described, build, config_folder, named, of_class
 from fmdiff.errors import FmdiffError
 from fmdiff.objectives import flow_matching
@@ -16,7 +16,7 @@ GROUPS = {
     "source": (source,),
     "coupling": (coupling,),
     "time": (times,),
-    "schedule": (schedules,),
+    "schedule": (schedules, fitted),
 }
 MISSING = {"source/data.yaml": {"data": "gmm"}, "schedule/explicit.yaml": {"times": [0.0, 0.5, 1]}}
 
