@@ -16,10 +16,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fmdiff.build import of_class, spec_of
+from fmdiff.build import spec_of
+from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.models.network import answer
-from fmdiff.path import CondOT, Kind, Path, expand, from_spec
+from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.source import Normal, Source
 
 # A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
@@ -388,7 +389,7 @@ class _Module(ModuleType):
         path: a path or its name. The options are those of `FunctionField`.
         """
         path = from_spec(spec_of("path", path)) if isinstance(path, str) else path
-        return FunctionField(fn, of_class(path, Path), shape, **options)
+        return FunctionField(fn, checked(path), shape, **options)
 
 
 sys.modules[__name__].__class__ = _Module

@@ -8,10 +8,10 @@ import torch
 
 from fmdiff.build import CONTRACTS, build, locate
 from fmdiff.classifier import Classifier
+from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
-from fmdiff.path import from_spec
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find

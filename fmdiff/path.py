@@ -19,13 +19,13 @@ r = alpha / (alpha + beta), x_r = x_t / (alpha + beta).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fmdiff.build import Described, build, of_class
+from fmdiff.build import Described
 from fmdiff.errors import FmdiffError
 
 Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
@@ -45,12 +45,12 @@ def _slope(formula: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 class Path(Described):
     """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1].
 
-    A path of one's own derives from this class and defines those two; `check` says whether they
-    make a path.
+    A path of one's own derives from this class and defines those two; `custom.check` tells whether
+    they make a path.
     """
 
     norm = 2  # alpha^norm + beta^norm is what a shift keeps
-    # the largest r(0) and 1 - r(1) that `check` allows; 1 where the user's own rates decide
+    # the largest r(0) and 1 - r(1) that are allowed; 1 where the user's own rates decide
     leftover = 0.05
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -68,62 +68,6 @@ class Path(Described):
     def d_beta(self, t: Tensor) -> Tensor:
         """The derivative of beta; by automatic differentiation unless a path knows better."""
         return _slope(self.beta, t)
-
-    def check(self) -> None:
-        """Raises FmdiffError unless the path goes from noise to data.
-
-        alpha and beta must be finite and >= 0 on [0, 1], alpha(1) must be 1, and
-        r = alpha / (alpha + beta) must increase from at most `leftover` to at least 1 - leftover.
-        """
-        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        formulas = self._formulas()
-        a = self._values("alpha", formulas[0], t)
-        b = self._values("beta", formulas[1], t)
-        r = a / (a + b)
-        if not (r[0] <= self.leftover and r[-1] >= 1 - self.leftover and abs(a[-1] - 1) < 1e-3):
-            raise FmdiffError(
-                f"{self._title()} a path goes from noise (alpha near 0 beside beta) at t = 0 to "
-                "the data (alpha = 1, beta near 0) at t = 1, and here "
-                f"alpha = {a[0]:.3g} and beta = {b[0]:.3g} at 0, {a[-1]:.3g} and {b[-1]:.3g} at 1"
-            )
-        lam = a.clamp(min=0).log() - b.clamp(min=0).log()  # unlike r, not rounded to 1
-        # a high power of t is 0 in floating point for a while
-        rising = (lam[1:] > lam[:-1]) | (lam[1:] == -torch.inf)
-        if not rising.all():
-            raise FmdiffError(
-                f"{self._title()} alpha / (alpha + beta) must increase, "
-                f"not so at t={t[:-1][~rising][0]:g}"
-            )
-
-    def _values(self, name: str, formula: Callable[[Tensor], Any], t: Tensor) -> Tensor:
-        """The formula at t. Raises FmdiffError unless it is as `check` says."""
-        call = f"{type(self).__name__}.{name}(t)"
-        try:
-            value = formula(t)
-        except NotImplementedError as error:
-            raise FmdiffError(f"{call} is missing: a path defines alpha and beta") from error
-        except Exception as error:
-            raise FmdiffError(f"{call} fails: {type(error).__name__}: {error}") from error
-        if not isinstance(value, Tensor):
-            raise FmdiffError(f"{call} must return a tensor, not {value!r:.60}")
-        if value.shape != t.shape or value.dtype != t.dtype:
-            raise FmdiffError(
-                f"{call} must have the shape and dtype of t, {list(t.shape)} and {t.dtype}, "
-                f"not {list(value.shape)} and {value.dtype}"
-            )
-        bad = ~(value.isfinite() & (value > -1e-7))
-        if bad.any():
-            raise FmdiffError(
-                f"{self._title()} {name}(t) must be finite and >= 0 on [0, 1], "
-                f"but {name}({t[bad][0]:g}) = {value[bad][0]:g}"
-            )
-        return value
-
-    def _formulas(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        return self.alpha, self.beta
-
-    def _title(self) -> str:
-        return f"{self!r}:"
 
     def row(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b), each shaped like t, such that the quantity is a x + b eps."""
@@ -217,9 +161,6 @@ class Shifted(Path):
     def __init__(self, path: Path, shift: float) -> None:
         self.path, self.shift, self.norm = path, shift, path.norm
 
-    def check(self) -> None:
-        self.path.check()  # a multiple of the noise level rises where it does
-
     def _size(self, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         """The norm of (alpha, shift beta), and the derivative of its logarithm."""
         (a, b), (d_a, d_b), p = self.path.row("x_t", t), self.path.row("v", t), self.norm
@@ -248,23 +189,6 @@ class Shifted(Path):
 
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
         return self.path.time_of_logsnr(logsnr + 2 * math.log(self.shift))
-
-
-def checked(path: object) -> Path:
-    """The path itself. Raises FmdiffError unless it is a Path that passes its `check`."""
-    path = of_class(path, Path)
-    path.check()
-    return path
-
-
-def from_spec(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Path:
-    """The path a YAML or a checkpoint describes; the key `shift` is understood on every path.
-
-    Raises FmdiffError for what is no path (see `Path.check`).
-    """
-    keys = {name: value for name, value in spec.items() if name != "shift"}
-    path, shift = checked(build(keys, trust=trust)), spec.get("shift", 1.0)
-    return path if shift == 1 else Shifted(path, shift)
 
 
 class _Linear(Path):

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fmdiff import randomness
 from fmdiff.build import build, of_class, spec_of
+from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Along, Field, Straight
 from fmdiff.guidance import Unguided, clipped
 from fmdiff.integration import Law, Plan, integrate, need_positive, plan
-from fmdiff.path import Path, from_spec
+from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
@@ -88,6 +89,8 @@ class Sampler:
             part = built(group, vars(self)[group])
             if part is not None or group != "path":
                 object.__setattr__(self, group, of_class(part, base))
+        if self.path is not None:
+            checked(self.path)
         object.__setattr__(self, "schedule", built("schedule", self.schedule))
         if not callable(self.schedule):
             raise FmdiffError(f"schedule={self.schedule!r}: a law of u or its name is needed")

@@ -7,13 +7,13 @@ import torch
 from fmdiff.build import build
 from fmdiff.commands.schedules import with_times
 from fmdiff.commands.stage import Stage
+from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.guidance import Unguided
 from fmdiff.integration import check_steps
 from fmdiff.loading import guidance
 from fmdiff.machine import device
 from fmdiff.machine.precision import hasten
-from fmdiff.path import from_spec
 from fmdiff.sampling import Sampler
 
 COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA

@@ -41,7 +41,7 @@ def _source_out_of_reach(cfg: Any) -> bool:
         return False
     import torch
 
-    from fmdiff.path import from_spec
+    from fmdiff.custom import from_spec
 
     return bool(from_spec(cfg.path).r(torch.zeros((), dtype=torch.float64)) > 0.01)
 

@@ -7,12 +7,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fmdiff.build import build
+from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import device, precision, processes
 from fmdiff.models.network import Network, answers_logits
 from fmdiff.objectives.objective import Objective
-from fmdiff.path import from_spec
 from fmdiff.randomness import key
 from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training

@@ -7,11 +7,11 @@ import torch
 from omegaconf import OmegaConf
 
 from fmdiff.build import config_folder, named
+from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Straight
 from fmdiff.integration import integrate
 from fmdiff.objectives.flow_matching import PREDICTIONS
-from fmdiff.path import from_spec
 from fmdiff.randomness import generator, noise
 from fmdiff.sampling import generate, plan
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PATHS as EVERY
 
-from fmdiff.custom import Custom
+from fmdiff.custom import Custom, checked, from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.path import (
     EDM,
@@ -19,8 +19,6 @@ from fmdiff.path import (
     Path,
     Polynomial,
     Shifted,
-    checked,
-    from_spec,
 )
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmdiff import generate
 from fmdiff.build import build, config_folder, named
+from fmdiff.custom import from_spec
 from fmdiff.ema import Averages
 from fmdiff.errors import FmdiffError
 from fmdiff.objectives.flow_matching import PREDICTIONS
-from fmdiff.path import from_spec
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
 from fmdiff.training import pictures
