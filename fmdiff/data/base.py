@@ -212,9 +212,10 @@ class Toy(Data):
         """x as float32 and label as int64. Raises FmdiffError if they are not n points."""
         shape, where = (n, *self.shape), f"data: {type(self).__name__}.{method} of {n} points"
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape:
+            hint = "; points of another dimension d need shape = (d,) in the class"
             raise FmdiffError(
-                f"{where} must return x, floats of shape {shape}, and returned {_kind(x)}; "
-                "points of another dimension d need shape = (d,) in the class"
+                f"{where} must return x, floats of shape {shape}, and returned {_kind(x)}"
+                + (hint if isinstance(x, Tensor) else "")
             )
         if not isinstance(label, Tensor) or label.dtype not in INTEGERS or label.shape != (n,):
             raise FmdiffError(
