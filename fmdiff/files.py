@@ -7,19 +7,20 @@ import re
 import zipfile
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fmdiff.errors import FmdiffError
 
-UNPACKED = 100  # an archive may unpack to so many times its size,
-LARGE = 2**30  # or to so many bytes
+if TYPE_CHECKING:  # --help writes no arrays and need not wait for it
+    import numpy as np
+
+UNPACKED = 100  # an archive may unpack to this many times its size,
+LARGE = 2**30  # or to this many bytes
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that becomes `path` at the end, unless an exception arrives first.
+    """A file to write to, which becomes `path` at the end unless an exception is raised.
 
     At every instant `path` is the old file or the whole new one. Raises OSError; the old file is
     then intact.
@@ -41,31 +42,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write content as indented JSON; what JSON has no form for is written as `str` says it."""
+    """Write content as indented JSON; what is not JSON is written as `str` gives it."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write arrays by name as a .npz, whole or not at all."""
+    import numpy as np
+
     with whole(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes before it puts the file at `path`."""
+    """The name under which this process writes a file before it is put at `path`."""
     return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
 
 def sync(file: BinaryIO) -> None:
-    """Make what was written to an open file last."""
+    """Make sure that what was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Rename temporary to path, and make the renaming last."""
+    """Rename temporary to path, and make sure that the new name is on the disk."""
     os.replace(temporary, path)
-    # the new file is whole and in place by now; not every file system can sync a folder
+    # the new file is in place by now, and not every file system can sync a folder
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -75,7 +78,7 @@ def put(temporary: Path, path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Delete temporaries beside path whose writers are dead."""
+    """Delete the temporary files beside path whose processes are dead."""
     pattern = re.compile(rf"(?:.+\.ckpt|{re.escape(path.name)})\.tmp-([1-9]\d*)")
     for file in path.parent.iterdir():
         match = pattern.fullmatch(file.name)
@@ -84,7 +87,7 @@ def sweep(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    # Our own is stale too: in a container every start may have the same process id.
+    # A file of our own id is stale too: in a container every start may have the same one.
     if pid == os.getpid():
         return False
     try:
@@ -95,7 +98,7 @@ def _alive(pid: int) -> bool:
 
 
 def npz_names(path: Path) -> list[str]:
-    """The names of the arrays in a .npz; none for any other file, which `read_npz` reports."""
+    """The names of the arrays in a .npz; none in any other file, which `read_npz` refuses."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -103,22 +106,24 @@ def npz_names(path: Path) -> list[str]:
         return []
 
 
-def read_npz(path: Path, names: Container[str], option: str = "") -> dict[str, np.ndarray]:
-    """Reads arrays of an untrusted .npz by name, without running code or filling the memory.
+def read_npz(path: Path, names: Container[str], option: str = "") -> "dict[str, np.ndarray]":
+    """Read arrays of an untrusted .npz by name, without running code or filling the memory.
 
-    names: the arrays to read, where the file has them. option: what stands before the path in a
-    sentence, like "samples=". Raises FmdiffError for a file that is missing, damaged, no .npz, of
-    Python objects (they are code) or of too much when unpacked.
+    names: the arrays to read, where the file has them. option: what precedes the path in a
+    message, like "samples=". Raises FmdiffError for a file that is missing, damaged or no .npz,
+    that holds Python objects (they are code) or that would be too large when unpacked.
     """
+    import numpy as np
+
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-            chosen = {name: member for name, member in members.items() if name in names}
-            size = sum(member.file_size for member in chosen.values())
+            parts = {name: member for name, member in members.items() if name in names}
+            size = sum(member.file_size for member in parts.values())
             if size > max(LARGE, UNPACKED * os.fstat(file.fileno()).st_size):
                 raise FmdiffError(f"{option}{path} is refused: it would unpack to {size:,} bytes")
             arrays = {}
-            for name, member in chosen.items():
+            for name, member in parts.items():
                 with archive.open(member) as data:
                     arrays[name] = np.lib.format.read_array(data, allow_pickle=False)
             return arrays
@@ -126,7 +131,7 @@ def read_npz(path: Path, names: Container[str], option: str = "") -> dict[str, n
         raise
     except OSError as error:
         raise FmdiffError(f"{option}{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # zipfile and numpy meet a wrong byte with many kinds of exception
+    except Exception as error:  # damage raises many kinds of exception in zipfile and numpy
         if "allow_pickle" in str(error):
             raise FmdiffError(
                 f"{option}{path} is no .npz of plain arrays (pickled objects are refused: they "
