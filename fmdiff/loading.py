@@ -127,31 +127,31 @@ def restore(
     return field
 
 
-class Opened(NamedTuple):
-    """What ckpt=, or model= with data=, names."""
+class Subject(NamedTuple):
+    """What a command works on: a field and what is known of it."""
 
     field: Field
-    data: Any  # the data set it stands for, or None
-    about: dict[str, Any] | None  # of a checkpoint: path, step, weights, the average they are
+    data: Any  # the data set that the field stands for, or None
+    about: dict[str, Any] | None  # of a checkpoint: path, step, weights and the average they are
 
 
-def opened(settings: dict, data: bool = False) -> Opened:
-    """The field that `ckpt=`, or `model=` with `data=`, names, and the data it stands for.
+def subject(settings: dict[str, Any], data: bool = False) -> Subject:
+    """The field that `ckpt=`, or `model=` with `data=`, names, and the data that it stands for.
 
-    Of an image checkpoint the data are None unless asked for: it is sampled without them.
+    data: whether the data of an image checkpoint are needed; sampling does without them. Raises
+    FmdiffError for a checkpoint, a model or data that cannot be had.
     """
     if settings["ckpt"]:
         file = find(settings["ckpt"])
         content = Checkpoint.of(checkpoint.read(file))
-        trust = tuple(settings["trust"])
-        weights = settings["weights"]
+        trust, weights = tuple(settings["trust"]), settings["weights"]
         field = _sampling(restore(content, weights, trust, file.parent))
         about = {"path": str(file), "step": content.step, "weights": weights}
         about["average"] = content.name_of(weights)
         needed = data or len(field.shape) == 1
         source = build(content.spec["data"]["source"], trust=trust) if needed else None
-        return Opened(field, source, about)
-    found = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
-    found.prepare()
+        return Subject(field, source, about)
+    source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
+    source.prepare()
     path = from_spec(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
-    return Opened(build(settings["model"], found, path), found, None)
+    return Subject(build(settings["model"], source, path), source, None)

@@ -97,7 +97,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
         about = stage.data, stage.field.shape, stage.field.classes, settings["seed"]
         jury = judge(settings, *about, where, spread=True)
     evaluation = Evaluation(stage, jury, folder)
-    with processes.started("evaluate", folder, devices, where):
+    with processes.group("evaluate", folder, devices, where):
         rows = evaluation.rows()
     if not rows:
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
@@ -191,10 +191,10 @@ class Evaluation:
 
         self.pixels = None
         try:
-            samples, seconds = processes.agreed(draw)
+            samples, seconds = processes.agree(draw)
         except FmdiffError as error:
             return Draw(math.nan, 0.0, {}, str(error))
-        nfe = sum(processes.gathered(samples.nfe_counted * len(share))) / stage.n
+        nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
         metrics = {name: metric.as_dict() for name, metric in self.jury.results().items()}
         self.pixels = torch.cat(pixels) if pixels else None
         return Draw(nfe, seconds, metrics)

@@ -53,7 +53,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
     view = sampler.seen(stage.field, y)
     layout = sampler.plan(view, settings["trajectory"])
-    with processes.started("sample", folder, devices, where):
+    with processes.group("sample", folder, devices, where):
         if processes.rank() == 0:
             plan = describe(settings, sampler, layout, view.branches)
             print(f"{stage.n} samples on {where}, {plan}")
@@ -94,7 +94,7 @@ class Batches:
 
     def gather(self) -> None:
         """Take in those of all ranks, in their order."""
-        pieces = processes.gathered((self.xs, self.ys))
+        pieces = processes.gather((self.xs, self.ys))
         self.xs = [x for xs, _ in pieces for x in xs]
         self.ys = [y for _, ys in pieces for y in ys]
 
@@ -144,9 +144,9 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
             progress=bar,
             receive=receive,
         )
-        samples = processes.agreed(work)
+        samples = processes.agree(work)
         batches.gather()
-        nfe = sum(processes.gathered(samples.nfe_counted * len(share))) / stage.n
+        nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
         seconds = time.perf_counter() - begin
     return Output(batches, samples, nfe, seconds, judge.results() if judge else None)
 

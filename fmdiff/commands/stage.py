@@ -8,7 +8,7 @@ import torch
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.loading import opened
+from fmdiff.loading import subject
 from fmdiff.machine import device, processes
 from fmdiff.sampling import default_batch_size
 
@@ -41,7 +41,7 @@ def set_up(
 
     Raises FmdiffError for a model or data that cannot be had.
     """
-    field, source, about = opened(settings, data=data)
+    field, source, about = subject(settings, data=data)
     n = settings["n"] or (images if len(field.shape) == 3 else points)
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
     return Stage(

@@ -44,7 +44,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
     if module.settings["profile"]:
         hooks.append(Profile(folder))
     size = options.steps_per_batch(points=len(module.data.shape) == 1)
-    with stop.listening(), processes.started("train", folder, options.devices, device):
+    with stop.listening(), processes.group("train", folder, options.devices, device):
         logger = experiment_logger(folder, options, module.step)
         trainer = fitter(options, device, hooks, folder, logger)
         if trainer.is_global_zero:

@@ -22,7 +22,7 @@ from fmdiff.errors import Died, FmdiffError
 from fmdiff.machine import signals
 
 GRACE = 20.0  # seconds for rank 0 to end by itself once another has failed
-OURS = "FMDIFF_STARTED"  # set where `started` has started the others
+OURS = "FMDIFF_STARTED"  # set where `group` has started the others
 VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -121,7 +121,7 @@ def after_rank_0() -> Iterator[None]:
         distributed.barrier()
 
 
-def gathered(value: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """The values of all ranks, in their order, on each of them."""
     from torch import distributed
 
@@ -132,7 +132,7 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def agreed(work: Callable[[], T]) -> T:
+def agree(work: Callable[[], T]) -> T:
     """The result of work() in this rank; the first FmdiffError of any rank is raised in all."""
     if world() == 1:
         return work()
@@ -141,7 +141,7 @@ def agreed(work: Callable[[], T]) -> T:
         result = work()
     except FmdiffError as error:
         failure = str(error), error.code
-    for first in gathered(failure):
+    for first in gather(failure):
         if first is not None:
             refusal = FmdiffError(first[0])
             refusal.code = first[1]
@@ -167,7 +167,7 @@ def share(n: int, size: int) -> range:
 
 
 @contextlib.contextmanager
-def started(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
+def group(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
     """Run the block as rank 0 of `count` processes that have all joined the default group.
 
     The others run `fmdiff COMMAND --worker FOLDER`, which comes here in turn with all of them
