@@ -24,7 +24,7 @@ CONTRACTS = {
     "fmdiff.systems": "fmdiff.systems.System",
     "fmdiff.guidance": "fmdiff.guidance.Unguided",
     "fmdiff.schedules": "fmdiff.schedules.Schedule",
-    "fmdiff.fitted": "builtins.object",
+    "fmdiff.fitted": "fmdiff.fitted.Fitted",
     "fmdiff.optim": "torch.optim.Optimizer",
     "fmdiff.solvers": "fmdiff.solvers.solver.Solver",
     "fmdiff.objectives": "fmdiff.objectives.objective.Objective",
@@ -173,15 +173,12 @@ def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
 
 
 def own_modules(tree: Any) -> list[str]:
-    """What `trust=` must say for a file with this content: the modules of its foreign classes."""
-    if isinstance(tree, list):
-        return list(dict.fromkeys(name for item in tree for name in own_modules(item)))
-    if not isinstance(tree, Mapping):
-        return []
-    names = own_modules(list(tree.values()))
-    target = str(tree.get("_target_"))
-    if "_target_" in tree and target not in FUNCTIONS and not _allowed(locate(target)):
-        names = [f"{target.rpartition('.')[0]}.", *names]
+    """What `trust=` must say for a file with this content: the modules of the user's classes."""
+    nodes = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    names = [name for node in nodes for name in own_modules(node)]
+    target = str(tree["_target_"]) if isinstance(tree, Mapping) and "_target_" in tree else None
+    if target and target not in FUNCTIONS and not _allowed(locate(target)):
+        names.insert(0, f"{target.rpartition('.')[0]}.")
     return list(dict.fromkeys(names))
 
 

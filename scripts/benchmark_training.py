@@ -249,7 +249,7 @@ class Problem(NamedTuple):
 def network(name: str, shape: tuple[int, ...], words: tuple[str, ...]) -> nn.Module:
     """The network that the words model.KEY=VALUE make of configs/model/NAME.yaml."""
     composer = compose.Composer("train", compose.parse([])[0])
-    model = composer.resolved(composer.compose([f"model={name}", *words])).model
+    model = composer.resolve(composer.compose([f"model={name}", *words])).model
     return build(dict(model), shape=shape, classes=0).to(DEVICE)
 
 

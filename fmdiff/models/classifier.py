@@ -20,6 +20,8 @@ class ImageClassifier(Network):
     Raises FmdiffError for points.
     """
 
+    flat = False
+
     logits = True
 
     def __init__(

@@ -73,6 +73,8 @@ class DDPMpp(Network):
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
     """
 
+    flat = False
+
     def __init__(
         self,
         *,

@@ -166,6 +166,8 @@ class DiT(Network):
     is not a multiple of 4 heads. Source: Peebles & Xie 2023, arXiv:2212.09748.
     """
 
+    flat = False
+
     places: Tensor
 
     def __init__(

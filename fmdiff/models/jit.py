@@ -104,6 +104,8 @@ class JiT(Network):
     Source: Li & He 2025, arXiv:2511.13720.
     """
 
+    flat = False
+
     places: Tensor
     turn: Tensor
 

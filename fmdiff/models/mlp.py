@@ -27,6 +27,8 @@ class MLP(Network):
     (Fourier features).
     """
 
+    flat = True
+
     fourier: Tensor
 
     def __init__(

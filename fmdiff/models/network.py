@@ -12,9 +12,11 @@ class Network(nn.Module):
 
     x_t (B, *shape) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None without classes -> (B, *shape). Deriving from this class is needed
-    only for what a plain nn.Module has not, `logits`.
+    only for what a plain nn.Module has not, `flat` and `logits`.
     """
 
+    # whether it is for points (d,), not for images (C, H, W); None: for both, the data decide
+    flat: bool | None = None
     logits = False  # whether it answers (B, classes), as objective=classification trains it
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

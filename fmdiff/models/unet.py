@@ -107,6 +107,8 @@ class UNet(Network):
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
     """
 
+    flat = False
+
     def __init__(
         self,
         *,

@@ -10,34 +10,80 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from fmdiff.build import locate
+from fmdiff.build import kind
 from fmdiff.errors import FmdiffError
 
 
 class Refusal(NamedTuple):
+    """A combination that is refused, and the sentence that says so."""
+
     when: Callable[[Any], bool]
     says: str
 
 
-def _target(cfg: Any, group: str) -> str:
-    return str((cfg.get(group) or {}).get("_target_"))
+# What a choice is, its class tells. Classes are imported here, late: only a job that passes all
+# other checks may cost the second that torch takes to be imported.
+
+
+def kind_of(cfg: Any, group: str) -> type:
+    """The class of the choice of a group; that of None where nothing is chosen.
+
+    Raises FmdiffError for a choice without a class, or with one that cannot be imported.
+    """
+    choice = cfg.get(group)
+    if choice is None:
+        return type(None)
+    if not isinstance(choice, DictConfig) or choice.get("_target_") is None:
+        raise FmdiffError(f"{group}: the chosen YAML names no class, as _target_: package.Class")
+    return kind(choice._target_)
+
+
+def _samples_alone(cfg: Any) -> bool:
+    """Whether the model is a field already, with nothing to train."""
+    from fmdiff.field import Field
+
+    return issubclass(kind_of(cfg, "model"), Field)
+
+
+def _network(cfg: Any) -> bool:
+    """Whether the model is a network, which samples only after training."""
+    from torch import nn
+
+    return issubclass(kind_of(cfg, "model"), nn.Module)
+
+
+def _real_data(cfg: Any) -> bool:
+    from fmdiff.exact import RealData
+
+    return issubclass(kind_of(cfg, "model"), RealData)
+
+
+def _normal(cfg: Any) -> bool:
+    """Whether the source is standard normal."""
+    from fmdiff.source import Source
+
+    source = kind_of(cfg, "source")
+    return issubclass(source, Source) and source.gaussian
 
 
 def _gaussian(cfg: Any) -> bool:
-    """Whether the source is standard normal and independent of x; imports only if it must."""
-    source, coupling = _target(cfg, "source"), _target(cfg, "coupling")
-    return (source == "fmdiff.source.Normal" or locate(source).gaussian) and (
-        coupling == "fmdiff.coupling.Independent" or locate(coupling).independent
-    )
+    """Whether the source is standard normal and independent of x."""
+    from fmdiff.coupling import Coupling
+
+    coupling = kind_of(cfg, "coupling")
+    return _normal(cfg) and issubclass(coupling, Coupling) and coupling.independent
 
 
 def _classifies(cfg: Any) -> bool:
-    return _target(cfg, "objective") == "fmdiff.objectives.classification.Classification"
+    from fmdiff.objectives.objective import Objective
+
+    objective = kind_of(cfg, "objective")
+    return issubclass(objective, Objective) and objective.logits
 
 
 def _source_out_of_reach(cfg: Any) -> bool:
     """Another source, on a path that never reaches it: alpha(0) beside beta(0) is not 0."""
-    if _target(cfg, "source") == "fmdiff.source.Normal":
+    if _normal(cfg):
         return False
     import torch
 
@@ -48,7 +94,7 @@ def _source_out_of_reach(cfg: Any) -> bool:
 
 TRAIN = (
     Refusal(
-        lambda c: _target(c, "model").startswith("fmdiff.exact."),
+        _samples_alone,
         "model={choices[model]} has nothing to train: choose a network, mlp or unet",
     ),
     Refusal(
@@ -104,7 +150,7 @@ SAMPLE = (
         "ckpt=RUN, or model=exact with data=NAME, is needed, one of them; both are given",
     ),
     Refusal(
-        lambda c: _target(c, "model").startswith("fmdiff.models."),
+        _network,
         "model={choices[model]} is a network, which samples only after training: give ckpt=RUN, "
         "or a model without training, exact, empirical or data",
     ),
@@ -136,7 +182,7 @@ EVALUATE = (
         "path={choices[path]} goes with model=; ckpt={ckpt} is compared along its own path",
     ),
     Refusal(
-        lambda c: c.against == "exact" and _target(c, "model") == "fmdiff.exact.real_data",
+        lambda c: c.against == "exact" and _real_data(c),
         "model=data has no field to evaluate: choose exact or empirical, or give ckpt=RUN",
     ),
 )

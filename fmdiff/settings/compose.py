@@ -116,7 +116,7 @@ class Composer:
             sentence = sentences.refusal(self.compose, self.loader, error, overrides)
             raise FmdiffError(sentence) from error
 
-    def resolved(self, cfg: DictConfig) -> DictConfig:
+    def resolve(self, cfg: DictConfig) -> DictConfig:
         """What the job will get: without the `hydra` node, every `${...}` filled in."""
         HydraConfig.instance().set_config(cfg)
         job = copy.deepcopy(cfg)
@@ -137,13 +137,13 @@ class Composer:
             sentences.check_grammar(self.parser, self.loader, override, RunMode.MULTIRUN)
         settings = self.compose(groups(overrides), RunMode.MULTIRUN).hydra
         own = [override for override in overrides if not key_of(override).startswith("hydra")]
-        parsed = self.parser.parse_overrides(own)
+        words = self.parser.parse_overrides(own)
         if not settings.sweeper._target_.endswith(".BasicSweeper"):  # its values are not known yet
-            fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+            fixed = [o.input_line for o in words if not o.is_sweep_override()]
             return [[*settings.overrides.hydra, *fixed]]
         default = [f"{key}={value}" for key, value in (settings.sweeper.params or {}).items()]
-        parsed = self.parser.parse_overrides(default) + parsed
-        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        words = self.parser.parse_overrides(default) + words
+        jobs = BasicSweeper.split_arguments(words, None)[0]
         return [[*settings.overrides.hydra, *job] for job in jobs]
 
     def sweep_folder(self, overrides: list[str]) -> Path | None:
@@ -159,17 +159,17 @@ class Composer:
 
     def check(self, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         """The resolved job of a composed config whose types and ranges are right."""
-        job = self.resolved(cfg)
-        self._check_deleted(job, overrides)
+        job = self.resolve(cfg)
+        self._check_deletions(job, overrides)
         schema.check(self.command, job)
         keys = map(key_of, overrides)
         inner = {key for key in keys if "." in key and not key.startswith("hydra.")}
         if inner:
             groups = [o for o in overrides if key_of(o) in cfg.hydra.runtime.choices]
-            schema.check_types(job, self.resolved(self.compose(groups)), inner)
+            schema.check_types(job, self.resolve(self.compose(groups)), inner)
         return job
 
-    def _check_deleted(self, job: DictConfig, overrides: list[str]) -> None:
+    def _check_deletions(self, job: DictConfig, overrides: list[str]) -> None:
         """Only the keyword of an object can be left out, for its class to say what it is then."""
         for key in (key_of(o) for o in overrides if o.startswith("~")):
             parent = key.rpartition(".")[0]

@@ -134,6 +134,8 @@ def _described(target: str) -> str:
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         if file.is_file():
             for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ImportFrom) and name in {a.name for a in node.names}:
+                    return _described(f"{node.module}.{name}")
                 if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
                     paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
                     return re.split(r"(?<=[^.]\.)\s", " ".join(paragraph.split()))[0]

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from fmdiff.errors import FmdiffError
 from fmdiff.runs.folder import claim_sweep, new_folder
 from fmdiff.runs.resume import OUTPUTS
+from fmdiff.settings.combinations import kind_of
 from fmdiff.settings.compose import Composer, groups
 from fmdiff.settings.sentences import choices_of, key_of
 
-POINT_DATA, POINT_MODELS = "fmdiff.data.toy.", "fmdiff.models.mlp."
 PLANNED = "fmdiff-plan-"  # before the name of the folder of a sweep that leaves nothing
 CHECKED_JOBS = 200  # of a sweep, before its first job starts
 
@@ -34,41 +34,56 @@ class Prepared(NamedTuple):
 
 
 def counterpart(
-    composer: Composer, overrides: list[str], composed: DictConfig | None = None
+    composer: Composer, overrides: list[str], cfg: DictConfig | None = None
 ) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
-    composed: what the groups alone make, where it is known. None if they go together, if both or
-    neither were chosen.
+    cfg: what the groups alone make, if it has been composed. None if they go together, if both or
+    neither were chosen, and if a class does not tell whether it is for points or for images.
     """
-    typed = {key_of(override) for override in overrides}
-    if ("data" in typed) == ("model" in typed):
+    keys = {key_of(override) for override in overrides}
+    if ("data" in keys) == ("model" in keys):
         return None
-    cfg = composer.compose(groups(overrides)) if composed is None else composed
+    cfg = composer.compose(groups(overrides)) if cfg is None else cfg
     choices = choices_of(cfg.hydra)
     if not (choices.get("data") and choices.get("model")):
         return None
-    points = str(cfg.data.get("_target_")).startswith(POINT_DATA)
-    flat = str(cfg.model.get("_target_")).startswith(POINT_MODELS)
-    if points == flat or (flat and "model" in typed):
+    points, flat = _points(cfg), _flat(cfg)
+    if points is None or flat is None or points == flat or (flat and "model" in keys):
         return None
-    if "data" in typed:
+    if "data" in keys:
         return "model=mlp" if points else "model=unet"
     from fmdiff.data.files import available
 
     return "data=mnist" if available("mnist") else "data=digits"
 
 
+def _points(cfg: DictConfig) -> bool | None:
+    """Whether the data are points rather than images; None if their class does not tell."""
+    from fmdiff.data.base import Data
+
+    data = kind_of(cfg, "data")
+    return data.points if issubclass(data, Data) else None
+
+
+def _flat(cfg: DictConfig) -> bool | None:
+    """Whether the model is for points rather than images; None if its class does not tell."""
+    from fmdiff.models.network import Network
+
+    model = kind_of(cfg, "model")
+    return model.flat if issubclass(model, Network) else None
+
+
 def saved_overrides(overrides: list[str]) -> list[str]:
     """Those of the run that `resume` names, apart from what this command line says anew."""
-    typed = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
-    run = typed.get("resume", "")
-    folder = typed.get("out", "") if run in ("true", "True", "last") else run
+    keys = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
+    run = keys.get("resume", "")
+    folder = keys.get("out", "") if run in ("true", "True", "last") else run
     file = Path(folder).expanduser() / "overrides"
     if not folder or not os.path.isfile(file):  # unlike file.is_file() of any text
         return []
-    saved = file.read_text().splitlines()
-    again = [o for o in saved if key_of(o) not in {*typed, "out", "resume", "overwrite"}]
+    lines = file.read_text().splitlines()
+    again = [o for o in lines if key_of(o) not in {*keys, "out", "resume", "overwrite"}]
     for override in again:
         if "_target_" in override or key_of(override).partition("/")[0].startswith("hydra"):
             raise FmdiffError(
@@ -85,21 +100,21 @@ def prepare(command: str, args: Namespace) -> Prepared:
     """
     composer = Composer(command, args)
     overrides = [*saved_overrides(args.overrides), *args.overrides]
-    composed = None if args.multirun else composer.compose(groups(overrides))
-    sweep = composed is None or composed.hydra.mode == RunMode.MULTIRUN
+    cfg = None if args.multirun else composer.compose(groups(overrides))
+    sweep = cfg is None or cfg.hydra.mode == RunMode.MULTIRUN
     jobs = composer.jobs(overrides)[:CHECKED_JOBS] if sweep else [overrides]
-    missing = {counterpart(composer, job, None if sweep else composed) for job in jobs}
-    if len(missing) > 1:
+    partners = {counterpart(composer, job, None if sweep else cfg) for job in jobs}
+    if len(partners) > 1:
         raise FmdiffError(
             "this sweep mixes points and images, so no default fits all its jobs: "
             "give both data= and model="
         )
-    added = [override for override in missing if override]
-    overrides = overrides + added
-    jobs = [job + added for job in jobs]
+    partner = [override for override in partners if override]
+    overrides = overrides + partner
+    jobs = [job + partner for job in jobs]
     cfgs = [composer.compose(job) for job in jobs]
-    if added:
-        print(f"{key_of(added[0])} is not given: taking {added[0]}", file=sys.stderr)
+    if partner:
+        print(f"{key_of(partner[0])} is not given: taking {partner[0]}", file=sys.stderr)
     if args.cfg:
         return Prepared(overrides, [], None)
     configs = [composer.check(cfg, job) for cfg, job in zip(cfgs, jobs, strict=True)]
@@ -111,8 +126,8 @@ def prepare(command: str, args: Namespace) -> Prepared:
         folder = Path(tempfile.mkdtemp(prefix=PLANNED))
     else:
         folder = composer.sweep_folder(overrides) or _sweep_folder(configs)
-    quoted = str(folder).replace("'", "\\'")
-    overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
+    literal = str(folder).replace("'", "\\'")
+    overrides = [*overrides, f"hydra.sweep.dir='{literal}'"]
     return Prepared(overrides, configs, claim_sweep(folder))
 
 

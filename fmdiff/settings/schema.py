@@ -1,4 +1,4 @@
-"""What each key may hold: types and ranges, checked before any work. One table, one sentence."""
+"""What each key may hold: one table of types and ranges, checked before any work."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from fmdiff.settings import combinations
 
 
 class Rule(NamedTuple):
-    """A test of a value and what a value that passes is called."""
+    """A test of a value, and in words the values that pass it."""
 
     passes: Callable[[Any], bool]
     says: str
@@ -58,10 +58,12 @@ def _is_path(value: str) -> bool:
 
 
 def integer(low: int) -> Rule:
+    """The rule of integers from `low` on."""
     return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
 
 
 def number(low: float | None = None, above: float | None = None) -> Rule:
+    """The rule of finite numbers, at least `low` or greater than `above`."""
     says = "a finite number" if low is None and above is None else "a number"
     says += f" >= {low}" if low is not None else ""
     says += f" > {above}" if above is not None else ""
@@ -72,10 +74,12 @@ def number(low: float | None = None, above: float | None = None) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
+    """The rule of a few texts."""
     return Rule(lambda v: v in choices, " or ".join(choices))
 
 
 def or_null(rule: Rule) -> Rule:
+    """The rule of whatever passes another, and of null."""
     return Rule(lambda v: v is None or rule.passes(v), f"{rule.says}, or null")
 
 
@@ -296,7 +300,7 @@ ABSENT = object()
 
 
 def check(command: str, cfg: DictConfig) -> None:
-    """Refuse a resolved config of a command with a value no run could use: FmdiffError."""
+    """Raises FmdiffError if a command's resolved config holds a value that no run could use."""
     for key in sorted(OmegaConf.missing_keys(cfg)):
         group, dot, _ = key.partition(".")
         choice = f"{group}={cfg.choices.get(group)} " if dot else ""
@@ -304,7 +308,7 @@ def check(command: str, cfg: DictConfig) -> None:
     for key, rule in (RULES | OWN_RULES.get(command, {})).items():
         value = _value(cfg, key)
         if value is not ABSENT and not rule.passes(value):
-            raise FmdiffError(f"{key}={_shown(value)}: must be {rule.says}")
+            raise FmdiffError(f"{key}={_typed(value)}: must be {rule.says}")
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and math.isnan(value):
             raise FmdiffError(f"{key}=nan: must be a number")
@@ -312,7 +316,10 @@ def check(command: str, cfg: DictConfig) -> None:
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
-    """Refuse a number, flag or list whose default in the chosen YAML is of another type."""
+    """Raises FmdiffError for a number, flag or list whose default in the YAML is of another type.
+
+    default: the same choices without any key of theirs changed.
+    """
     for key in sorted(set(keys) - SEVERAL_TYPES):
         value, usual = _value(cfg, key), _value(default, key)
         if ABSENT in (value, usual) or value is None or usual is None:
@@ -323,7 +330,7 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
                     usual, bool
                 ):
                     raise FmdiffError(
-                        f"{key}={_shown(value)}: must be {says} like its default {_shown(usual)}"
+                        f"{key}={_typed(value)}: must be {says} like its default {_typed(usual)}"
                     )
                 break
 
@@ -336,9 +343,9 @@ def _value(cfg: DictConfig, key: str) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _shown(value: Any) -> str:
-    """A value as it is written on the command line."""
+def _typed(value: Any) -> str:
+    """A value as one types it on the command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(_shown, value))}]"
-    named = {None: "null", True: "true", False: "false"}
-    return named[value] if value is None or isinstance(value, bool) else str(value)
+        return f"[{','.join(map(_typed, value))}]"
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)

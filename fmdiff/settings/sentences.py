@@ -36,10 +36,10 @@ def check_grammar(
     if key_of(override).partition(".")[0] == "choices":
         raise FmdiffError(f"{override}: choices says what was chosen; write GROUP=NAME")
     try:
-        parsed = parser.parse_override(override)
+        setting = parser.parse_override(override)
     except HydraException as error:
         raise FmdiffError(_unreadable(key, value)) from error
-    if parsed.is_sweep_override():
+    if setting.is_sweep_override():
         if mode == RunMode.RUN:
             raise FmdiffError(
                 f"{override} asks for several runs: add -m to sweep, or write {key}=[...] for "
@@ -48,7 +48,7 @@ def check_grammar(
         return
     group = key_of(override)
     choices = loader.get_group_options(group)
-    if choices and not parsed.is_delete() and not isinstance(parsed.value(), str):
+    if choices and not setting.is_delete() and not isinstance(setting.value(), str):
         raise FmdiffError(f"{override}: {group} takes one name; {nearest(value, choices)}")
 
 
@@ -114,5 +114,5 @@ def _unreadable(key: str, value: str) -> str:
 def one_line(error: Exception) -> str:
     """The message of a library's error and of its cause, without advice on that library."""
     lines = [*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]
-    kept = [line.strip() for line in lines if line.strip() and "object_type=" not in line]
-    return "; ".join(kept) or type(error).__name__
+    useful = [line.strip() for line in lines if line.strip() and "object_type=" not in line]
+    return "; ".join(useful) or type(error).__name__

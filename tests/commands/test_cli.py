@@ -17,6 +17,7 @@ from fmdiff.build import config_folder
 from fmdiff.commands.table import COMMANDS
 from fmdiff.errors import Diverged, Failed, FmdiffError, Interrupted
 from fmdiff.runs.config import seconds
+from fmdiff.settings import help
 from fmdiff.settings.compose import parse
 from fmdiff.settings.sentences import key_of
 
@@ -32,12 +33,25 @@ STAND_INS = (
     "guidance/none",
 )
 USER_FILES = {
-    "mine.py": "from torch import nn\n\nclass Net(nn.Module):\n    ...\n",
+    "mine.py": (
+        "from torch import nn\nfrom fmdiff.data.base import Data\n"
+        "from fmdiff.models.network import Network\n\n"
+        "class Net(nn.Module): ...\n"
+        "class Flat(Network): flat = True\n"
+        "class Wide(Network): flat = False\n"
+        "class Heart(Data): shape = (2,)\n"
+        "class Faces(Data): shape = (3, 8, 8)\n"
+    ),
+    "model/flat.yaml": "_target_: mine.Flat\n",
+    "model/wide.yaml": "_target_: mine.Wide\n",
+    "data/heart.yaml": "_target_: mine.Heart\n",
+    "data/faces.yaml": "_target_: mine.Faces\n",
     "model/mine.yaml": "_target_: mine.Net\nwidth: 8\nrate: 0.5\nflag: true\nsizes: [1, 2]\n",
     "model/ideal.yaml": "_target_: fmdiff.exact.Mixture\n",
     "optim/mine.yaml": "_target_: mine.Optimiser\nlr: 0.01\n",
     "experiment/mine.yaml": (
-        "# @package _global_\ndefaults: [override /model: mine, override /data: rings]\nseed: 7\n"
+        "# @package _global_\ndefaults:\n  - override /model: mine\n  - override /data: rings\n"
+        "seed: 7\n"
     ),
 }
 
@@ -147,15 +161,69 @@ def test_every_command_has_a_yaml_whose_keys_are_explained():
         ]
 
 
+CHOICES = sorted(config_folder().glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", CHOICES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_key_of_a_choice_is_explained(file):
+    if file.parent.name == "experiment":
+        pytest.skip("its keys are those of the groups it chooses")
+    lines = [line for line in file.read_text().splitlines() if line[0].isalpha()]
+    assert all("  # " in line for line in lines if not line.startswith("_target_:"))
+
+
+def test_help_of_every_choice():
+    for name in COMMANDS:
+        groups = help._groups(name, [config_folder()])
+        for file in CHOICES:
+            group, choice = file.parent.name, file.stem
+            if group not in groups:
+                continue
+            text = help.of_choices(name, [f"{group}={choice}"], [config_folder()])
+            assert text.startswith(f"{group}={choice}") and max(map(len, text.splitlines())) <= 99
+            for key in OmegaConf.load(file):
+                inner = f"  {key}" if group == "experiment" else f"  {group}.{key}"
+                assert key in ("_target_", "defaults") or inner in text, (text, key)
+
+
+def test_help_of_choices(fmdiff):
+    code, out, err = fmdiff("sample", "solver=adams", "steps=5", "data=gmm4", "--help", own=False)
+    assert (code, err) == (0, "")
+    assert re.search(r"^solver=adams: .+\n  solver.order=5 +1 to 6\n", out)
+    assert "\n\ndata=gmm4: " in out and "  data.scale=2.0 " in out and "steps=5" not in out
+    code, out, _ = fmdiff("simulate", "--help", "system=formula", own=False)
+    assert code == 0 and re.search(r"\n  system.u +a formula of x and t", out)
+    assert fmdiff("sample", "solver=", "--help", own=False)[1].startswith("  solver=  adams ddpm")
+    out = fmdiff("train", "experiment=mine", "--help")[1]
+    assert "  model=mine\n" in out and "  data=rings\n" in out and "  seed=7" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("sample solver=adms --help", "unknown solver 'adms'; did you mean 'adams'?"),
+        ("sample slver=adams --help", "unknown key 'slver'; did you mean 'solver'?"),
+        ("sample optim=adam --help", "unknown key 'optim'"),
+        ("simulate system=formula", "fmdiff simulate system=formula --help says what it is"),
+        ("info", "ckpt= is needed; fmdiff info --help says what it is"),
+    ],
+)
+def test_sentences_about_help(fmdiff, words, sentence):
+    code, out, err = fmdiff(*words.split(), own=False)
+    assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
+
+
 IMPORTS = """
 import sys
 from fmdiff.cli import main
 codes = [main(words) for words in ([], ["--help"], ["--version"], ["nope"], ["train", "--help"])]
+assert main(["train", "model=mlp", "--help"]) == 0
 assert codes == [0, 0, 0, 2, 0], codes
 from fmdiff.cli import main
 main(["train", "seed=x"])
 heavy = {"torch", "lightning", "numpy", "matplotlib"} & sys.modules.keys()
 assert not heavy, heavy
+assert main(["train", "--cfg", "job"]) == 0 and "torch" not in sys.modules
 """
 
 
@@ -309,6 +377,12 @@ def test_seconds_refuses(given):
         ("model=mlp", "moons", "mlp"),
         ("model=unet", "digits", "unet"),
         ("model=mine data=moons", "moons", "mine"),
+        ("model=mine", "moons", "mine"),
+        ("model=flat", "moons", "flat"),
+        ("model=wide", "digits", "wide"),
+        ("data=heart", "heart", "mlp"),
+        ("data=heart model=unet", "heart", "unet"),
+        ("data=faces", "faces", "unet"),
         ("experiment=mine", "rings", "mine"),
         ("experiment=mine data=digits", "digits", "mine"),
     ],
@@ -318,7 +392,9 @@ def test_data_and_model_fit(fmdiff, calls, words, data, model):
     choices = calls[0][1].choices
     assert (code, choices.data, choices.model) == (0, data, model)
     assert calls[0][1].name == f"{data}-{choices.path}-{model}"
-    assert ("is not given: taking" in err) == (words in ("data=digits", "model=unet"))
+    assert ("is not given: taking" in err) == (
+        words in ("data=digits", "model=unet", "model=wide", "data=faces")
+    )
 
 
 def test_mnist_if_found(fmdiff, calls, monkeypatch):

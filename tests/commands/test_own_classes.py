@@ -54,10 +54,12 @@ def run(command, *words):
 
 @pytest.mark.parametrize("place", ["", "conf"])
 def test_a_package_of_the_user_is_found(command, write, tmp_path, place):
-    write(f"mine{place}.nets", folder=tmp_path / place)
+    write(f"ownpkg{place}.nets", folder=tmp_path / place)
     before = sys.path[:]
     assert run(command) == 0 and sys.path == before
-    assert command("sample", "--config-dir=conf", "ckpt=run", "n=4", f"trust=[mine{place}.]") == 0
+    assert (
+        command("sample", "--config-dir=conf", "ckpt=run", "n=4", f"trust=[ownpkg{place}.]") == 0
+    )
 
 
 def test_other_processes_of_the_run_find_it_too(command, write, tmp_path):
