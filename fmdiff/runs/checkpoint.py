@@ -126,19 +126,19 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
 # Content
 
 
-def _plain(value: Any, key: str, seen: dict) -> Any:
-    """value with dicts and compact CPU tensors only; seen keeps shared tensors shared."""
+def _plain(value: Any, key: str, copies: dict[Any, Tensor]) -> Any:
+    """value with dicts and compact CPU tensors only; copies keeps shared tensors shared."""
     if isinstance(value, Tensor):
-        return _compact(value, key, seen)
+        return _compact(value, key, copies)
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
-        return type(value)(_plain(v, f"{key}.{i}", seen) for i, v in enumerate(value))
+        return type(value)(_plain(v, f"{key}.{i}", copies) for i, v in enumerate(value))
     if type(value) in (dict, OrderedDict):
         for k in value:
             if type(k) not in (str, int):
                 raise TypeError(f"checkpoint content at {key!r} has the key {k!r}, not str or int")
-        return {k: _plain(v, f"{key}.{k}" if key else str(k), seen) for k, v in value.items()}
+        return {k: _plain(v, f"{key}.{k}" if key else str(k), copies) for k, v in value.items()}
     raise TypeError(
         f"checkpoint content at {key!r} is a {type(value).__module__}.{type(value).__qualname__}; "
         "only plain containers, str, int, float, bool, None and dense tensors can be read back"
@@ -150,18 +150,18 @@ def _dense(tensor: Tensor) -> bool:
     return plain and not tensor.is_quantized and not tensor.is_meta
 
 
-def _compact(tensor: Tensor, key: str, seen: dict) -> Tensor:
+def _compact(tensor: Tensor, key: str, copies: dict[Any, Tensor]) -> Tensor:
     if not _dense(tensor):
         raise TypeError(f"checkpoint content at {key!r} is not a plain dense tensor")
     storage = tensor.untyped_storage()
     place = (storage.data_ptr(), tensor.device, tensor.dtype, tensor.is_conj(), tensor.is_neg())
     view = (*place, tensor.storage_offset(), tensor.shape, tensor.stride())
-    if view not in seen:
+    if view not in copies:
         compact = tensor.detach().cpu().resolve_conj().resolve_neg()
         if compact.untyped_storage().nbytes() != compact.nbytes:
             compact = compact.clone()
-        seen[view] = compact
-    return seen[view]
+        copies[view] = compact
+    return copies[view]
 
 
 def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
