@@ -217,7 +217,8 @@ def draw(probe: str, probes: int, first: int, x: Tensor, seed: int) -> Tensor:
 def dequantised(x: Tensor, seed: int, first: int = 0) -> Tensor:
     """x + (u - 1/2) / 127.5, u ~ U(0, 1) by seed and index: float64 (B, C, H, W)."""
     z = randomness.noise(first, first + len(x), tuple(x.shape[1:]), seed, "dequantise")
-    return x.double() + (torch.special.ndtr(z.double()) - 0.5) / LEVELS
+    u: Tensor = torch.special.ndtr(z.double())
+    return x.double() + (u - 0.5) / LEVELS
 
 
 def bits_per_dim(nll: float, shape: tuple[int, ...]) -> float:

@@ -43,6 +43,14 @@ PATHS = {
     "custom": Custom("t^1.5", "cos(pi*t/2)"),
     "vp_shifted": Shifted(VP(), 3.0),
 }
+# the mixture of the exact laws: three components in the plane, none round or alike
+WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
+COVS = torch.tensor(
+    [[[0.6, 0.3], [0.3, 0.4]], [[0.3, -0.2], [-0.2, 0.9]], [[0.2, 0.0], [0.0, 0.2]]],
+    dtype=torch.float64,
+)
+
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 # the others are slow: for laws that hold along a path by the same lines as along any
 SOME = ("condot", "vp", "edm")

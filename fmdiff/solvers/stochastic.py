@@ -282,4 +282,5 @@ class PredictorCorrector(Solver):
             value = field.predict(x, t, self.asks)
             eps = path.convert(value, x, t, self.asks, "eps")
             x = x + 2 * size * (z - self.snr * eps)
-        return self.predictor.step(field, x, t, s, state, lambda t, s: (s - t).sqrt() * own)
+        step: Step = self.predictor.step(field, x, t, s, state, lambda t, s: (s - t).sqrt() * own)
+        return step

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import every_path
+from conftest import COVS, MEANS, WEIGHTS, every_path
 from torch.distributions import MultivariateNormal
 
 from fmdiff.build import named
@@ -12,12 +12,6 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData, exact
 from fmdiff.path import VE, VP, CondOT, Cosine
 
-WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
-COVS = torch.tensor(
-    [[[0.6, 0.3], [0.3, 0.4]], [[0.3, -0.2], [-0.2, 0.9]], [[0.2, 0.0], [0.0, 0.2]]],
-    dtype=torch.float64,
-)
 LABELS = torch.tensor([0, 1, 0])
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 

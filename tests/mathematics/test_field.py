@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import PATHS, every_path
+from conftest import MEANS, PATHS, WEIGHTS, every_path
 from torch import nn
 
 from fmdiff.errors import FmdiffError
@@ -15,13 +15,12 @@ from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
-MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 COVS = torch.tensor([[[0.6, 0.3], [0.3, 0.4]]] * 2 + [[[0.2, 0], [0, 0.1]]], dtype=torch.float64)
 LABELS = torch.arange(3)
 
 
 def mixture(path, y=None):
-    return Mixture(path, torch.tensor([0.5, 0.2, 0.3]).double(), MEANS, COVS, LABELS, y)
+    return Mixture(path, WEIGHTS, MEANS, COVS, LABELS, y)
 
 
 def at(path, t, n=9):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import every_path
+from conftest import MEANS, WEIGHTS, every_path
 from torch import nn
 
 from fmdiff import load
@@ -21,8 +21,6 @@ from fmdiff.sampling import generate, plan, view
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 SOLVERS = sorted(file.stem for file in (config_folder() / "solver").glob("*.yaml"))
-WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
 STD = 0.6
 Y = torch.tensor([0, 1, 2] * 3)
 

@@ -3,7 +3,7 @@ equation of every SDE, and one straight path behind all paths."""
 
 import pytest
 import torch
-from conftest import PATHS, every_path
+from conftest import COVS, MEANS, PATHS, WEIGHTS, every_path
 
 from fmdiff import generate, load
 from fmdiff.exact import Mixture
@@ -11,13 +11,6 @@ from fmdiff.field import Along
 from fmdiff.path import VE, VP, CondOT, Cosine, Polynomial
 from fmdiff.randomness import generator
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama
-
-WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-MEANS = torch.tensor([[1.0, 2.0], [-2.0, 0.5], [0.5, -1.5]], dtype=torch.float64)
-COVS = torch.tensor(
-    [[[0.6, 0.3], [0.3, 0.4]], [[0.3, -0.2], [-0.2, 0.9]], [[0.2, 0.0], [0.0, 0.2]]],
-    dtype=torch.float64,
-)
 
 
 def mixture(path):
