@@ -12,6 +12,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.integration import integrate
 from fmdiff.pictures import flowplots
+from fmdiff.solvers.solver import Solver
 from fmdiff.systems import System, truth
 
 Row = list[float | str | None]
@@ -20,7 +21,7 @@ Curves = dict[str, tuple[list[float], list[float]]]  # {solver: (x, error)}
 
 
 def compare(
-    settings: dict[str, Any], system: System, solvers: dict[str, Any]
+    settings: dict[str, Any], system: System, solvers: dict[str, Solver]
 ) -> tuple[dict[str, Table], partial]:
     """The tables of errors, printed too, and the picture of each solver with each number of steps.
 
@@ -43,7 +44,7 @@ def compare(
 
 
 def _check(
-    settings: dict[str, Any], system: System, solvers: dict[str, Any], steps: list[int]
+    settings: dict[str, Any], system: System, solvers: dict[str, Solver], steps: list[int]
 ) -> None:
     for name, solver in solvers.items():
         if solver.stochastic or solver.adaptive:
@@ -78,7 +79,7 @@ class Trial:
         """The exact states at time t."""
         return truth(self.system, self.x, torch.tensor([0, t], dtype=torch.float64))[-1]
 
-    def end(self, solver: Any, steps: int, t: float) -> Tensor:
+    def end(self, solver: Solver, steps: int, t: float) -> Tensor:
         """The states at time t after so many steps of a solver."""
         times = torch.linspace(0, t, steps + 1, dtype=torch.float64)
         return finite(integrate(solver, self.system, self.x, times), f"after {steps} steps")
@@ -100,7 +101,7 @@ def _distance(a: Tensor, b: Tensor | float) -> float:
     return (a - b).square().sum(1).mean().sqrt().item()
 
 
-def _errors(trial: Trial, solvers: dict[str, Any], steps: list[int]) -> tuple[Table, Curves]:
+def _errors(trial: Trial, solvers: dict[str, Solver], steps: list[int]) -> tuple[Table, Curves]:
     """A row for each solver and number of steps, and the errors at the end by the step h."""
     d, exact, size = trial.x.shape[1], trial.exact, _distance(trial.exact, 0.0)
     after_one = {count: trial.truth(trial.t_end / count) for count in steps}
@@ -129,7 +130,7 @@ def _errors(trial: Trial, solvers: dict[str, Any], steps: list[int]) -> tuple[Ta
 
 
 def _at_equal_nfe(
-    trial: Trial, solvers: dict[str, Any], budgets: list[int]
+    trial: Trial, solvers: dict[str, Solver], budgets: list[int]
 ) -> tuple[Table, Curves]:
     """A row of errors for each number of evaluations, and each solver's errors by it.
 

@@ -28,6 +28,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.integration import integrate
 from fmdiff.pictures import animate, flowplots, plots
 from fmdiff.solvers.runge_kutta import Euler
+from fmdiff.solvers.solver import Solver
 from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.systems import Additive, Mixed, OrnsteinUhlenbeck, System, truth
 
@@ -67,7 +68,7 @@ def simulate(cfg: DictConfig, folder: Path) -> None:
         print(f"  {folder / file}")
 
 
-def usable(solver: Any, name: str, system: System) -> Any:
+def usable(solver: Solver, name: str, system: System) -> Solver:
     """The solver as the system takes it; FmdiffError where the two do not go together."""
     plain = "choose euler, midpoint, heun or rk4"
     if system.noisy:
@@ -94,7 +95,7 @@ def usable(solver: Any, name: str, system: System) -> Any:
 
 
 def follow(
-    settings: dict[str, Any], system: System, name: str, solver: Any
+    settings: dict[str, Any], system: System, name: str, solver: Solver
 ) -> tuple[dict[str, Table], partial]:
     """The tables and the picture of paths in equal steps, both printed in part.
 
@@ -134,7 +135,9 @@ def follow(
     return contents, _picture(system, name, times, states, at_marks[-1], exact)
 
 
-def _counts(settings: dict[str, Any], system: System, name: str, solver: Any) -> tuple[int, int]:
+def _counts(
+    settings: dict[str, Any], system: System, name: str, solver: Solver
+) -> tuple[int, int]:
     """How many steps are taken of how many paths."""
     noise = settings["noise"]
     if noise is not None and not solver.stochastic:
@@ -168,7 +171,7 @@ def _normals(settings: dict[str, Any], system: System) -> Normals:
 
 def paths(
     system: System,
-    solver: Any,
+    solver: Solver,
     times: Tensor,
     n: int,
     seed: int,
@@ -184,34 +187,47 @@ def paths(
     before = system.evaluations
     bar = tqdm(total=n, unit="path", disable=None, leave=False, delay=1)
     for first in range(0, n, BATCH):
-        stop = min(n, first + BATCH)
-        x = system.starts(first, stop, seed)
-        states, steps = [x[:FIRST]], iter(range(len(times)))
-        of_batch: list[Tensor] = []
-
-        def brownian(t: Tensor, s: Tensor, first=first, stop=stop, steps=steps) -> Tensor:
-            return (s - t).sqrt() * normals(next(steps), first, stop)
-
-        def observe(t: Tensor, x: Tensor, first=first, states=states, of_batch=of_batch) -> None:
-            states.append(x[: FIRST if first == 0 else 1])
-            if len(states) - 1 in marks:
-                of_batch.append(x)
-
-        integrate(solver, system, x, times, brownian, observe)
-        for k, state in enumerate(states):
-            finite(state, f"after step {k} of {len(times) - 1}")
-        finite(of_batch[-1], f"at t = {times[-1]:g}")
+        rows = range(first, min(n, first + BATCH))
+        states, of_batch = _batch(system, solver, times, rows, seed, marks, normals)
         if first == 0:
             first_states = states
-        at_marks.append(torch.stack(of_batch))
-        bar.update(stop - first)
+        at_marks.append(of_batch)
+        bar.update(len(rows))
     bar.close()
     return torch.stack(first_states), torch.cat(at_marks, 1), (system.evaluations - before) / n
 
 
+def _batch(
+    system: System,
+    solver: Solver,
+    times: Tensor,
+    rows: range,
+    seed: int,
+    marks: list[int],
+    normals: Normals,
+) -> tuple[list[Tensor], Tensor]:
+    """The paths `rows`: all states of the first few, and those of all of them at the marks."""
+    x = system.starts(rows.start, rows.stop, seed)
+    states, at_marks, steps = [x[:FIRST]], list[Tensor](), iter(range(len(times)))
+
+    def brownian(t: Tensor, s: Tensor) -> Tensor:
+        return (s - t).sqrt() * normals(next(steps), rows.start, rows.stop)
+
+    def observe(t: Tensor, x: Tensor) -> None:
+        states.append(x[: FIRST if rows.start == 0 else 1])
+        if len(states) - 1 in marks:
+            at_marks.append(x)
+
+    integrate(solver, system, x, times, brownian, observe)
+    for k, state in enumerate(states):
+        finite(state, f"after step {k} of {len(times) - 1}")
+    finite(at_marks[-1], f"at t = {times[-1]:g}")
+    return states, torch.stack(at_marks)
+
+
 def _steps(
     system: System,
-    solver: Any,
+    solver: Solver,
     states: Tensor,
     times: Tensor,
     exact: Tensor | None,
@@ -221,10 +237,11 @@ def _steps(
     names = ("x", "u", "noise", "x_next") if exact is None else ("x", "u", "x_next", "exact")
     columns = [part for name in names for part in components(name, states.shape[2])]
     table: Table = [["step", "t", *columns, *([] if exact is None else ["error"])]]
+    zero = torch.zeros_like(states[0])
     for k in range(len(times) - 1):
         (x, x_next), t, s = states[k : k + 2], times[k], times[k + 1]
         if exact is None:
-            still = solver.step(system, x, t, s, None, lambda t, s, x=x: torch.zeros_like(x))[0]
+            still = solver.step(system, x, t, s, None, lambda *_: zero)[0]
             u = (still - x) / (s - t)  # the drift, a score's part included
             values, error = [x, u, normals(k, 0, 1), x_next], []
         else:
