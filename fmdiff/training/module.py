@@ -69,7 +69,7 @@ class Training(pl.LightningModule):
         """The optimiser; the module is on its device by now, so how it computes is settled too."""
         options, device = self.options, self.device
         self.batches.device = device
-        # looking the parameters up takes as too_long as their update
+        # looking the parameters up takes as long as their update
         self.weights = list(self.net.parameters())
         self.optimizer = build(self.settings["optim"], self.weights)
         # torch's fused optimisers can divide the gradients by a number
