@@ -26,6 +26,7 @@ from fmdiff.source import Normal, Source
 # A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
 # one minus it; beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
+Classes = list[int] | int | None  # the labels to sample; None: all in turn
 
 
 class Field:
@@ -74,9 +75,7 @@ class Field:
         """The same field with the class labels y (B,) fixed."""
         raise NotImplementedError
 
-    def labels(
-        self, classes: list[int] | int | None, start: int, stop: int, seed: int
-    ) -> Tensor | None:
+    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
         """Labels of samples start ... stop - 1: the chosen classes in turn, None without classes.
 
         Raises FmdiffError for a class the model does not have.
@@ -98,17 +97,17 @@ class Field:
 
 
 def in_turn(
-    classes: list[int] | int | None, known: int, kept: tuple[int, ...], start: int, stop: int
+    classes: Classes, count: int, labels: tuple[int, ...], start: int, stop: int
 ) -> Tensor | None:
-    """The chosen ones of `known` classes in turn, for samples start ... stop - 1 (see labels)."""
-    if not known:
+    """Labels of samples start ... stop - 1: the classes in turn, by default `labels` or all."""
+    if not count:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: this model was trained without classes")
         return None
-    chosen = list([classes] if isinstance(classes, int) else classes or kept or range(known))
-    if any(not 0 <= c < known for c in chosen):
-        raise FmdiffError(f"classes={classes} must lie in 0..{known - 1}")
-    return torch.tensor(chosen)[torch.arange(start, stop) % len(chosen)]
+    choice = list([classes] if isinstance(classes, int) else classes or labels or range(count))
+    if any(not 0 <= c < count for c in choice):
+        raise FmdiffError(f"classes={classes} must lie in 0..{count - 1}")
+    return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
 
 
 def need_gaussian(field: Field, what: str, instead: str = "") -> None:
@@ -214,9 +213,9 @@ class NetField(Field):
         return self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
 
     def bind(self, y: Tensor) -> "NetField":
-        bound = copy.copy(self)
-        bound.y, bound.evaluations = y, 0
-        return bound
+        twin = copy.copy(self)
+        twin.y, twin.evaluations = y, 0
+        return twin
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         scale = self.rms("x_t", t) / self.source.std

@@ -148,20 +148,20 @@ class Model:
             )
         self.field = field.to(sampler.device, sampler.dtype)
         self.sampler, self.seed = sampler, seed
-        self.bound = self.of_samples(0, 1)
-        self.base = replace(sampler, schedule=Uniform()).plan(self.bound)
+        self.flow = self.of_samples(0, 1)
+        self.base = replace(sampler, schedule=Uniform()).plan(self.flow)
         if self.base.steps < 2:
             raise FmdiffError(
                 f"schedule=fitted needs two steps or more, and this is {self.base.steps}"
             )
-        self.lo, self.hi = self.bound.interval(solver.asks)
+        self.lo, self.hi = self.flow.interval(solver.asks)
         ends = torch.tensor([self.lo, self.hi], dtype=torch.float64)
-        if nfe is not None and len({self.bound.price(t) for t in [*self.base.times, *ends]}) > 1:
+        if nfe is not None and len({self.flow.price(t) for t in [*self.base.times, *ends]}) > 1:
             raise FmdiffError(
                 f"nfe={nfe}: under this guidance what steps cost depends on the times, which are "
                 "to be fitted: give steps= in its place"
             )
-        self.clean = bool(self.bound.path.beta(ends[1]) == 0)
+        self.clean = bool(self.flow.path.beta(ends[1]) == 0)
 
     def of_samples(self, start: int, stop: int) -> Field:
         """The field of samples start ... stop - 1, of all classes in turn."""
@@ -172,7 +172,7 @@ class Model:
         """The plan of a law, None where it does not apply."""
         sampler = self.sampler
         try:
-            return plan(self.bound, sampler.solver, self.base.steps, law, sampler.final)
+            return plan(self.flow, sampler.solver, self.base.steps, law, sampler.final)
         except FmdiffError:
             return None
 
@@ -193,7 +193,7 @@ class Model:
         times = self.lo + (self.hi - self.lo) * torch.from_numpy(share)
         times[-1] = self.hi
         law = Explicit(self.explicit(times[:-1] if self.base.jump else times))
-        return plan(self.bound, self.sampler.solver, None, law, self.sampler.final)
+        return plan(self.flow, self.sampler.solver, None, law, self.sampler.final)
 
 
 class Trajectories:
@@ -213,7 +213,7 @@ class Trajectories:
         self.model, self.progress = model, progress
         size = default_batch_size(model.field.shape)
         fine = replace(model.sampler, solver=named("solver", "adams"))
-        layout = plan(model.bound, fine.solver, reference, FIXED["ratio(1.1,1.4)"])
+        layout = plan(model.flow, fine.solver, reference, FIXED["ratio(1.1,1.4)"])
         self.parts: list[tuple[Field, range, Tensor]] = []
         for first in range(start, stop, size):
             rows = range(first, min(first + size, stop))

@@ -20,14 +20,11 @@ from torch import Tensor
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Along, Around, Field, in_turn, need_gaussian
+from fmdiff.field import EDGE, Along, Around, Classes, Field, in_turn, need_gaussian
 from fmdiff.formula import Formula
 from fmdiff.path import Kind, Path, expand
 
 PERCENTILE = 0.995  # of |x| that dynamic thresholding takes for the end of the range
-
-
-Classes = list[int] | int | None
 
 
 class Unguided(Described):
@@ -226,7 +223,7 @@ class Guided(Around):
         self.evaluations = 0
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        return self._bound().prior(z, t)
+        return self._branch().prior(z, t)
 
     def inside(self, t: Tensor) -> Tensor:
         """Whether there is guidance at t: bool, shaped like t."""
@@ -275,10 +272,10 @@ class Guided(Around):
         return self._ask(self.field, x_t, t, y, kind)
 
     def _ask(self, field: Field, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
-        bound = field if y is None else field.bind(y)
-        before = bound.evaluations
-        answer = bound.predict(x_t, t, kind)
-        self.evaluations += bound.evaluations - before
+        branch = field if y is None else field.bind(y)
+        before = branch.evaluations
+        answer = branch.predict(x_t, t, kind)
+        self.evaluations += branch.evaluations - before
         return answer
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
@@ -288,9 +285,9 @@ class Guided(Around):
         return max(lo for lo, _ in ends), min(hi for _, hi in ends)
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self._bound().start(eps, t, first, seed)
+        return self._branch().start(eps, t, first, seed)
 
-    def _bound(self) -> Field:
+    def _branch(self) -> Field:
         return self.field if self.y is None else self.field.bind(self.y)
 
 
@@ -307,7 +304,7 @@ class Tilted(Around):
     def __init__(self, field: Field, y: Tensor, w: Strength, classifier: Classifier) -> None:
         super().__init__(field)
         self.y, self.w, self.classifier = y, w, classifier
-        self.bound, self.offset = (field.bind(y), 1) if field.classes else (field, 0)
+        self.base, self.offset = (field.bind(y), 1) if field.classes else (field, 0)
         self.branches = 1 if w == self.offset else 2
 
     def reset(self) -> None:
@@ -317,9 +314,9 @@ class Tilted(Around):
         return self.branches
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        before = self.bound.evaluations
-        value = self.bound.predict(x_t, t, kind)
-        self.evaluations += self.bound.evaluations - before
+        before = self.base.evaluations
+        value = self.base.predict(x_t, t, kind)
+        self.evaluations += self.base.evaluations - before
         if self.branches == 1:
             return value
         score = (self.w(self.path, x_t, t) - self.offset) * self.gradient(x_t, t)
@@ -339,14 +336,14 @@ class Tilted(Around):
         return gradient
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        lo, hi = self.bound.interval(kind)
+        lo, hi = self.base.interval(kind)
         if self.branches == 1:
             return lo, hi
         edge = torch.tensor(EDGE, dtype=torch.float64)
         return max(lo, self.path.time_of_r(edge).item()), hi
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self.bound.start(eps, t, first, seed)
+        return self.base.start(eps, t, first, seed)
 
 
 def _of_estimate(field: Field, kind: Kind) -> tuple[float, float]:
@@ -382,7 +379,7 @@ class Clipped(Around):
         return _of_estimate(self.field, kind)
 
 
-def clipped(field: Field, clip: str) -> Field:
+def in_range(field: Field, clip: str) -> Field:
     """clip=none, data or dynamic: the field itself, or Clipped.
 
     Raises FmdiffError for another word, and for data that are not images.

@@ -96,7 +96,7 @@ def plan(
     if solver.stochastic:
         need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
     if nfe is None:
-        return _laid_out(field, solver, steps, schedule, final, trajectory)
+        return _lay_out(field, solver, steps, schedule, final, trajectory)
     if steps is not None:
         raise FmdiffError(f"steps={steps} and nfe={nfe} are both given: choose one of them")
     if solver.adaptive:
@@ -107,7 +107,7 @@ def plan(
 
     if isinstance(schedule, Explicit):
         raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
-    return _largest(lambda n: _laid_out(field, solver, n, schedule, final, trajectory), nfe)
+    return _largest(lambda n: _lay_out(field, solver, n, schedule, final, trajectory), nfe)
 
 
 def need_positive(**numbers: int | None) -> None:
@@ -126,14 +126,14 @@ def check_steps(solver: Solver, steps: int | None) -> None:
         )
 
 
-def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
+def _largest(lay_out: Callable[[int], Plan], nfe: int) -> Plan:
     """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
-    best = laid_out(1)
+    best = lay_out(1)
     if (best.nfe or 0) > nfe:
         raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
     over = nfe + 1 if best.nfe else 0  # a step costs an evaluation, or there is nothing to solve
     while over - best.steps > 1:
-        middle = laid_out((best.steps + over) // 2)
+        middle = lay_out((best.steps + over) // 2)
         if (middle.nfe or 0) <= nfe:
             best = middle
         else:
@@ -141,7 +141,7 @@ def _largest(laid_out: Callable[[int], Plan], nfe: int) -> Plan:
     return best
 
 
-def _laid_out(
+def _lay_out(
     field: Field, solver: Solver, steps: int | None, schedule: Law, final: str, trajectory: bool
 ) -> Plan:
     lo, hi = field.interval(solver.asks)
@@ -188,14 +188,14 @@ def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
     integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
     if jump:
         rehearsal.predict(x, times[-1], "x")
-    return rehearsal.paid
+    return rehearsal.cost
 
 
 class _Rehearsal(Around):
     """Answers 0 in a field's place and adds up what the field would have cost."""
 
-    paid = 0
+    cost = 0
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        self.paid += self.field.price(t)
+        self.cost += self.field.price(t)
         return torch.zeros_like(x_t)

@@ -89,15 +89,15 @@ def straightness(states: Tensor, times: Tensor) -> Shape:
     steps, h = z.diff(dim=0), times.to(z).diff()
     whole, span = z[-1] - z[0], times[-1] - times[0]
     off = (whole - span * steps / h[:, None, None]).square().sum(2).mean(1)
-    missed = ((h * off).sum() / span).item()
+    gap = ((h * off).sum() / span).item()
     unit = torch.nn.functional.normalize(steps, dim=2)
     angles = 2 * torch.atan2(
         (unit[1:] - unit[:-1]).norm(dim=2), (unit[1:] + unit[:-1]).norm(dim=2)
     )
     turning, length = angles.sum(0), steps.norm(dim=2).sum(0)
     return Shape(
-        missed,
-        missed / whole.square().sum(1).mean().item(),
+        gap,
+        gap / whole.square().sum(1).mean().item(),
         turning.mean().item(),
         (turning / length).mean().item(),
     )
@@ -116,36 +116,36 @@ def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
             f"inpaint=[{top},{left},{bottom},{right}]: [top,left,bottom,right] must lie in images "
             f"of {shape[1]} x {shape[2]} pixels, top above bottom and left before right"
         )
-    known = torch.ones(shape[1:], dtype=torch.bool)
-    known[top:bottom, left:right] = False
-    return known
+    mask = torch.ones(shape[1:], dtype=torch.bool)
+    mask[top:bottom, left:right] = False
+    return mask
 
 
 @torch.no_grad()
 def inpaint(
     field: Field,
     x: Tensor,
-    known: Tensor,
+    mask: Tensor,
     solver: Solver,
     steps: int | None,
     seed: int,
     first: int = 0,
 ) -> Tensor:
-    """x (B, C, H, W) with the pixels that are not known (H, W) drawn anew.
+    """x (B, C, H, W) with the pixels where the mask (H, W) is False drawn anew.
 
     The replacement method (Song et al. 2021, arXiv:2011.13456, section 5): before each step the
     known pixels are put on their path, alpha x + beta eps, eps the noise the sample began with. It
     is an approximation of p(unknown | known), as what is unknown hears of the rest only through
     the network. Sample i depends on (seed, first + i).
     """
-    laid_out = plan(field, solver, steps)
-    times, path = laid_out.times, field.path
+    layout = plan(field, solver, steps)
+    times, path = layout.times, field.path
     noise = randomness.noise(first, first + len(x), tuple(x.shape[1:]), seed, "inpaint").to(x)
     z = field.start(noise, times[0], first, seed)
-    eps, known = z / path.beta(times[0]), known.to(x.device)
+    eps, mask = z / path.beta(times[0]), mask.to(x.device)
     for t, s in pairwise(times):
-        z = torch.where(known, path.mix(x, eps, t), z)
+        z = torch.where(mask, path.mix(x, eps, t), z)
         z = integrate(solver, field, z, torch.stack([t, s]))
-    if laid_out.jump:
-        z = field.predict(torch.where(known, path.mix(x, eps, times[-1]), z), times[-1], "x")
-    return torch.where(known, x, z)
+    if layout.jump:
+        z = field.predict(torch.where(mask, path.mix(x, eps, times[-1]), z), times[-1], "x")
+    return torch.where(mask, x, z)

@@ -65,6 +65,11 @@ class Augmented(Field):
         with torch.enable_grad():
             x = x_t[:, :d].reshape(-1, *self.field.shape).detach().requires_grad_()
             v = self.field(x, t)
+        if not v.requires_grad:
+            raise FmdiffError(
+                "v has no gradient with respect to x, which its divergence is made of: compute it "
+                "from x without detach and no_grad"
+            )
 
         def products(w: Tensor) -> Tensor:
             """w (dv/dx)^T w, element by element: (B, d)."""
@@ -144,29 +149,29 @@ def estimates(
         y = torch.full((len(x),), field.classes)
     field = field.to(sampler.device, sampler.dtype)
     size = sampler.batch_size or default_batch_size(field.shape)
-    logs, counted = [], 0
+    logs, evaluations = [], 0
     t = noise = math.nan
     for i in range(0, len(x), size):
         part = x[i : i + size].to(sampler.device, sampler.dtype)
-        seen = sampler.seen(field, None if y is None else y[i : i + size].to(sampler.device))
-        seen.reset()
+        flow = sampler.seen(field, None if y is None else y[i : i + size].to(sampler.device))
+        flow.reset()
         vectors = None if exact else draw(probe, probes, first + i, part, seed)
-        lo, *_, hi = times = _through(replace(sampler, final="solver").plan(seen))
-        alpha, beta = seen.path.row("x_t", hi)
+        lo, *_, hi = times = _through(replace(sampler, final="solver").plan(flow))
+        alpha, beta = flow.path.row("x_t", hi)
         z = alpha * part
-        seen.prior(z, lo)  # refuses before the work
+        flow.prior(z, lo)  # refuses before the work
         volumes = z.new_zeros(len(z), 1 if exact else probes)
         state = torch.cat([z.flatten(1), volumes], 1)
-        augmented = Backward(Augmented(seen, vectors))
+        augmented = Backward(Augmented(flow, vectors))
         state = integrate(sampler.solver, augmented, state, -times.flip(0))
         z, volumes = state[:, :d].reshape(part.shape), state[:, d:]
-        logs.append((seen.prior(z, lo)[:, None] + volumes + d * alpha.log()).double().cpu())
-        counted += seen.evaluations
-        t = field.path.time_of_r(seen.path.r(hi)).item()
+        logs.append((flow.prior(z, lo)[:, None] + volumes + d * alpha.log()).double().cpu())
+        evaluations += flow.evaluations
+        t = field.path.time_of_r(flow.path.r(hi)).item()
         noise = (beta / alpha).item()
         if progress:
             progress(len(part))
-    return Estimates(torch.cat(logs), counted / len(x), t, noise, exact)
+    return Estimates(torch.cat(logs), evaluations / len(x), t, noise, exact)
 
 
 def _check(field: Field, x: Tensor, sampler: Sampler, divergence: str, probe: str) -> bool:
@@ -214,7 +219,7 @@ def draw(probe: str, probes: int, first: int, x: Tensor, seed: int) -> Tensor:
     return (normal if probe == "gaussian" else signs).to(x)
 
 
-def dequantised(x: Tensor, seed: int, first: int = 0) -> Tensor:
+def dequantise(x: Tensor, seed: int, first: int = 0) -> Tensor:
     """x + (u - 1/2) / 127.5, u ~ U(0, 1) by seed and index: float64 (B, C, H, W)."""
     z = randomness.noise(first, first + len(x), tuple(x.shape[1:]), seed, "dequantise")
     u: Tensor = torch.special.ndtr(z.double())

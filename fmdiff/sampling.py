@@ -11,14 +11,14 @@ from fmdiff import randomness
 from fmdiff.build import build, of_class, spec_of
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import Along, Field, Straight
-from fmdiff.guidance import Unguided, clipped
+from fmdiff.field import Along, Classes, Field, Straight
+from fmdiff.guidance import Unguided, in_range
 from fmdiff.integration import Law, Plan, integrate, need_positive, plan
 from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
-from fmdiff.trajectory import Watched, gathered, watched_samples
+from fmdiff.trajectory import Witness, join, watch_size
 
 HEUN, UNGUIDED = Heun(), Unguided()
 COORDINATES, FINALS = ("straight", "native"), ("auto", "solver", "denoise")
@@ -37,7 +37,7 @@ class Samples:
     # of the first 20 images or 2,000 points: every state, start and end included, at the scale of
     # the data (frames, n, *shape), and its time (frames,)
     trajectory: tuple[Tensor, Tensor] | None = None
-    # of the same samples: the estimate of x in each interval and its time (see trajectory.Watched)
+    # of the same samples: the estimate of x in each interval and its time (see trajectory.Witness)
     x_hat: tuple[Tensor, Tensor] | None = None
 
 
@@ -102,7 +102,7 @@ class Sampler:
 
     def seen(self, field: Field, y: Tensor | None) -> Field:
         """The field as the solver sees it: guided to labels y (B,), clipped, in coordinates."""
-        guided = clipped(self.guidance(field, y), self.clip)
+        guided = in_range(self.guidance(field, y), self.clip)
         return view(guided, self.coordinates, self.path)
 
     def plan(self, field: Field, trajectory: bool = False) -> Plan:
@@ -118,7 +118,7 @@ class Sampler:
         seed: int = 0,
         *,
         first: int = 0,
-        classes: list[int] | int | None = None,
+        classes: Classes = None,
         eps: Tensor | None = None,
         x_start: Tensor | None = None,
         trajectory: bool = False,
@@ -143,22 +143,22 @@ class Sampler:
         for start in range(first, first + n, size):
             rows = range(start, min(start + size, first + n))
             y = self.guidance.labels(field, classes, rows.start, rows.stop, seed)
-            seen = self.seen(field, None if y is None else y.to(self.device))
-            seen.reset()
-            layout = layout or self.plan(seen, trajectory)
+            flow = self.seen(field, None if y is None else y.to(self.device))
+            flow.reset()
+            layout = layout or self.plan(flow, trajectory)
             watch = None
-            if trajectory and (few := watched_samples(field.shape) - start) > 0:
-                watch = Watched(seen, few)
+            if trajectory and (few := watch_size(field.shape) - start) > 0:
+                watch = Witness(flow, few)
                 harvest.watches.append(watch)
             part, t = slice(start - first, rows.stop - first), layout.times[0]
             x = None
             if eps is not None:
-                x = seen.start(self._own(eps[part]), t, start, seed)
+                x = flow.start(self._own(eps[part]), t, start, seed)
             elif x_start is not None:
                 path = self.path or field.path
-                x = _moved(self._own(x_start[part]), path, seen.path, t)
-            x = self.carry(seen, layout, rows, seed, x, watch)
-            harvest.add(x, y, seen.evaluations)
+                x = _moved(self._own(x_start[part]), path, flow.path, t)
+            x = self.carry(flow, layout, rows, seed, x, watch)
+            harvest.add(x, y, flow.evaluations)
             if progress:
                 progress(len(rows))
         assert layout is not None
@@ -171,7 +171,7 @@ class Sampler:
         rows: range,
         seed: int,
         x: Tensor | None = None,
-        watch: Watched | None = None,
+        watch: Witness | None = None,
     ) -> Tensor:
         """The samples `rows` of a field as the solver sees it, carried along a plan.
 
@@ -231,7 +231,7 @@ class _Harvest:
         self.receive = receive
         self.xs: list[Tensor] = []
         self.ys: list[Tensor] = []
-        self.watches: list[Watched] = []
+        self.watches: list[Witness] = []
         self.evaluations, self.bad = 0, 0
 
     def add(self, x: Tensor, y: Tensor | None, evaluations: int) -> None:
@@ -251,7 +251,7 @@ class _Harvest:
             )
         trajectory = x_hat = None
         if self.watches:
-            trajectory, x_hat = gathered(self.watches, layout.times, layout.steps)
+            trajectory, x_hat = join(self.watches, layout.times, layout.steps)
         return Samples(
             torch.cat(self.xs) if self.xs else torch.empty(0, *field.shape),
             torch.cat(self.ys) if self.ys else None,
@@ -269,7 +269,7 @@ def generate(
     seed: int = 0,
     *,
     first: int = 0,
-    classes: list[int] | int | None = None,
+    classes: Classes = None,
     eps: Tensor | None = None,
     x_start: Tensor | None = None,
     trajectory: bool = False,

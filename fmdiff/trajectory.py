@@ -15,12 +15,12 @@ IMAGES, POINTS = 20, 2000  # samples of which the way is kept
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 
 
-def watched_samples(shape: tuple[int, ...]) -> int:
+def watch_size(shape: tuple[int, ...]) -> int:
     """Of how many samples the way is kept, so that memory does not grow with n."""
     return IMAGES if len(shape) == 3 else POINTS
 
 
-class Watched(Around):
+class Witness(Around):
     """A field that keeps the states of its first `rows` samples and its estimates of their x.
 
     The estimate E[x | x_t] of an interval is its first answer, of whatever kind, converted: it
@@ -67,7 +67,7 @@ class Watched(Around):
         self.now = None
 
 
-def gathered(batches: list[Watched], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
+def join(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
     """States and estimates of x of all batches, a jump from times[-1] at 1; None for no estimates.
 
     An estimate that is not finite, where the quantity asked for says nothing of x, is left out.

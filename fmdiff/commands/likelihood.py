@@ -16,7 +16,7 @@ from fmdiff.commands.arguments import compute, use_threads
 from fmdiff.commands.stage import Stage, set_up
 from fmdiff.errors import FmdiffError
 from fmdiff.guidance import Unguided
-from fmdiff.likelihood import Estimates, bits_per_dim, dequantised, estimates, need_field
+from fmdiff.likelihood import Estimates, bits_per_dim, dequantise, estimates, need_field
 from fmdiff.loading import guidance
 from fmdiff.machine import device
 from fmdiff.machine.progress import Bar
@@ -97,7 +97,7 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
     of = subject(settings, POINTS, IMAGES)
     solver = settings["choices"]["solver"]
     print(f"{of.quantity}: {of.n} {'dequantised images' if of.images else 'points'}, {solver}")
-    x = dequantised(of.x, settings["seed"]) if of.images else of.x
+    x = dequantise(of.x, settings["seed"]) if of.images else of.x
     sampler = of.sampler(solver=build(settings["solver"]), steps=settings["steps"])
     options = {name: settings[name] for name in ("divergence", "probes", "probe", "seed")}
     begin = time.perf_counter()

@@ -82,21 +82,21 @@ class Dopri5(Solver):
                     f"raise it, or solver.rtol={self.rtol:g} and solver.atol={self.atol:g}"
                 )
             last = h >= end - time
-            taken = torch.where(last, end - time, h)
-            length, slopes, ahead = expand(taken.to(x), x), [k], x
+            span = torch.where(last, end - time, h)
+            length, slopes, ahead = expand(span.to(x), x), [k], x
             for row in self.a:
                 ahead = x + length * sum(a * k for a, k in zip(row, slopes, strict=True) if a)
-                slopes.append(slope(ahead, (time + sum(row) * taken).minimum(end)))
+                slopes.append(slope(ahead, (time + sum(row) * span).minimum(end)))
             off = length * sum(d * k for d, k in zip(self.d, slopes, strict=True) if d)
             error = self._norm(off, torch.maximum(x.abs(), ahead.abs()))
-            kept = (error <= 1) & under_way
-            rows = expand(kept.to(x.device), x)
+            passes = (error <= 1) & under_way
+            rows = expand(passes.to(x.device), x)
             x, k = torch.where(rows, ahead, x), torch.where(rows, slopes[-1], k)
-            time = torch.where(kept, torch.where(last, end, time + taken), time)
+            time = torch.where(passes, torch.where(last, end, time + span), time)
             factor = (0.9 * error ** (-1 / 5)).nan_to_num(nan=0.2, posinf=10.0).clamp(0.2, 10)
-            wish = taken * torch.where(kept, factor, factor.clamp(max=1))
+            wish = span * torch.where(passes, factor, factor.clamp(max=1))
             # what s cut short does not shorten the steps after it
-            wish = torch.where(kept & last, torch.maximum(wish, h), wish)
+            wish = torch.where(passes & last, torch.maximum(wish, h), wish)
             h = torch.where(under_way, wish, h)
         return x, (k, h, spent)
 

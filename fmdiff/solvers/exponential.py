@@ -42,8 +42,8 @@ def log_ratio(path: Path, t: Tensor) -> float:
 
 def ddim(path: Path, x: Tensor, t: Tensor, s: Tensor, x_hat: Tensor) -> Tensor:
     """The step with x_hat held fixed (Song et al. 2021, arXiv:2010.02502), for beta_t > 0."""
-    kept = path.beta(s) / path.beta(t)
-    return kept * x + (path.alpha(s) - kept * path.alpha(t)) * x_hat
+    share = path.beta(s) / path.beta(t)
+    return share * x + (path.alpha(s) - share * path.alpha(t)) * x_hat
 
 
 def moments(h: float, n: int) -> list[float]:
@@ -51,10 +51,10 @@ def moments(h: float, n: int) -> list[float]:
 
     M_k = k! h phi_{k+1}(-h) in the notation of Hochbruck & Ostermann 2010.
     """
-    found = [-math.expm1(-h)]
+    values = [-math.expm1(-h)]
     for k in range(1, n):
-        found.append(1 - k * found[-1] / h)  # by parts
-    return found
+        values.append(1 - k * values[-1] / h)  # by parts
+    return values
 
 
 def weights(nodes: Sequence[float], lo: float, hi: float, moments: list[float]) -> list[float]:
@@ -126,8 +126,8 @@ class Node(NamedTuple):
 class State(NamedTuple):
     """What one step leaves to the next."""
 
-    known: tuple[Node, ...] = ()
-    left: int | None = None  # steps still to come, where known
+    history: tuple[Node, ...] = ()
+    rest: int | None = None  # how many steps are still to come, if that bounds the order
     last: tuple[Tensor, Tensor, list[Node]] | None = None  # the last step's x_t, t and nodes
 
 
@@ -159,7 +159,7 @@ class Multistep(Solver):
 
     def begin(self, times: Tensor, jump: bool = False) -> State:
         """The number of steps along times (S+1,), a jump included, where it bounds the order."""
-        return State(left=len(times) - 1 + jump if self.lower_order_final else None)
+        return State(rest=len(times) - 1 + jump if self.lower_order_final else None)
 
     def step(
         self,
@@ -170,30 +170,30 @@ class Multistep(Solver):
         state: State | None,
         noise: Noise | None,
     ) -> Step:
-        known, left, last = state or State()
-        path, after = field.path, None if left is None else left - 1
+        history, rest, last = state or State()
+        path, after = field.path, None if rest is None else rest - 1
         z_t, z_s = self.variable(path, t), self.variable(path, s)
-        if self.start and len(known) < self.order - 1:
+        if self.start and len(history) < self.order - 1:
             first = Recorder(field)
             ahead, _ = self.start.step(first, x, t, s, None, noise)
             x_hat = path.convert(first.slope, x, t, "v", "x")
             node = Node(z_t, self.value(path, x_hat, x, t))
-            return ahead, State((*known, node), after)
+            return ahead, State((*history, node), after)
         x_hat = field.predict(x, t, "x")
         node = Node(z_t, self.value(path, x_hat, x, t))
         if self.corrector and last:
             before, since, used = last
             x = self.advance(path, before, since, t, used[-1].z, z_t, [*used, node])
-        known = (*known, node)[-self.order :]
-        order = self.order if left is None else min(self.order, left)
+        history = (*history, node)[-self.order :]
+        order = self.order if rest is None else min(self.order, rest)
         nodes = [node]
         if math.isfinite(z_t) and math.isfinite(z_s):
-            nodes = [n for n in known if math.isfinite(n.z)][-order:]
+            nodes = [n for n in history if math.isfinite(n.z)][-order:]
         if len(nodes) == 1:
             ahead = ddim(path, x, t, s, x_hat)
         else:
             ahead = self.advance(path, x, t, s, z_t, z_s, nodes)
-        return ahead, State(known, after, (x, t, nodes))
+        return ahead, State(history, after, (x, t, nodes))
 
     def variable(self, path: Path, t: Tensor) -> float:
         """The polynomial's variable."""

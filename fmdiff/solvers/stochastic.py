@@ -171,8 +171,8 @@ class DPMppSDE(Solver):
                 middle = x_hat + h / (lam - before[1]) / 2 * (x_hat - before[0])
         eta = 0.0 if t >= self.until else self.eta
         q = (a_t * b_s / (a_s * b_t)) ** eta
-        kept = q * b_s / b_t
-        ahead = kept * x + (a_s - kept * a_t) * middle
+        share = q * b_s / b_t
+        ahead = share * x + (a_s - share * a_t) * middle
         if q < 1 and b_s > 0:
             (z,) = normals(noise, t, s)
             ahead = ahead + b_s * (1 - q**2).sqrt() * z
@@ -261,7 +261,8 @@ class PredictorCorrector(Solver):
             raise FmdiffError(f"solver.corrections={corrections}: a whole number is needed")
         if not 0 <= snr < 1:
             raise FmdiffError(f"solver.snr={snr}: choose a number from 0 to below 1")
-        self.predictor, self.corrections, self.snr = named("solver", predictor), corrections, snr
+        self.predictor: Solver = named("solver", predictor)
+        self.corrections, self.snr = corrections, snr
         self.asks = self.predictor.asks
 
     def nfe(self, steps: int) -> int:

@@ -113,7 +113,7 @@ def test_explicit_takes_the_times_for_the_same_plan(law, field, changes):
     made = asked.layout(law)
     for given in (made, asked.of_lengths(asked.lengths(made))):
         explicit = Explicit(asked.explicit(given.times))
-        pasted = plan(asked.bound, asked.sampler.solver, None, explicit, asked.sampler.final)
+        pasted = plan(asked.flow, asked.sampler.solver, None, explicit, asked.sampler.final)
         assert pasted.times.tolist() == given.times.tolist()
         assert (pasted.jump, pasted.nfe) == (given.jump, given.nfe)
     assert (given.jump, given.nfe) == (asked.base.jump, asked.base.nfe)

@@ -12,7 +12,7 @@ from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
-from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, clipped
+from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, in_range
 from fmdiff.loading import guidance
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint
@@ -227,10 +227,10 @@ def test_clip_data_clamps_the_estimate_of_x():
     field, x_t, t = network("v", classes=0), 3 * images(), torch.tensor(0.4).double()
     x = field.predict(x_t, t, "x")
     assert x.abs().max() > 1.5
-    kept = clipped(field, "data")
+    kept = in_range(field, "data")
     torch.testing.assert_close(kept.predict(x_t, t, "x"), torch.clamp(x, -1, 1))
     torch.testing.assert_close(kept(x_t, t), (torch.clamp(x, -1, 1) - x_t) / 0.6)
-    assert clipped(field, "none") is field
+    assert in_range(field, "none") is field
     assert kept.interval() == pytest.approx((0, 0.99)) and kept.evaluations == field.evaluations
 
 
@@ -426,8 +426,8 @@ def test_what_cannot_be_guided_or_clipped_is_refused():
     with pytest.raises(FmdiffError, match="clip=data needs images"):
         generate(mixture(CondOT()), 2, clip="data")
     with pytest.raises(FmdiffError, match="did you mean 'dynamic'"):
-        clipped(network(), "dynamics")
-    assert isinstance(Straight(clipped(network(path=VP()), "data")).field, Clipped)
+        in_range(network(), "dynamics")
+    assert isinstance(Straight(in_range(network(path=VP()), "data")).field, Clipped)
 
 
 @pytest.mark.parametrize(

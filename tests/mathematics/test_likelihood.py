@@ -17,7 +17,7 @@ from fmdiff.guidance import CFG, ByClassifier
 from fmdiff.likelihood import (
     Augmented,
     bits_per_dim,
-    dequantised,
+    dequantise,
     draw,
     estimates,
     log_prob,
@@ -302,13 +302,13 @@ def test_bits_of_known_laws():
 
 def test_dequantised_pixels_are_uniform_over_their_bins():
     pixels = torch.arange(256).repeat(40).reshape(160, 1, 8, 8)
-    x = dequantised(pixels / 127.5 - 1, 3)
+    x = dequantise(pixels / 127.5 - 1, 3)
     offset = (x + 1) * 127.5 - pixels
     assert offset.abs().max() <= 0.5 + 1e-4  # pixels come in float32
     u = (offset + 0.5).flatten().sort().values
     ranks = (torch.arange(len(u)) + 0.5) / len(u)
     assert (u - ranks).abs().max() < 1.95 / len(u) ** 0.5  # Kolmogorov and Smirnov, 0.1 %
-    torch.testing.assert_close(dequantised(pixels[7:9] / 127.5 - 1, 3, 7), x[7:9])
+    torch.testing.assert_close(dequantise(pixels[7:9] / 127.5 - 1, 3, 7), x[7:9])
 
 
 def test_bits_of_pixels_under_a_gaussian():
@@ -317,7 +317,7 @@ def test_bits_of_pixels_under_a_gaussian():
     pixels = torch.randint(256, (32, *shape), generator=torch.Generator().manual_seed(0))
     x = pixels / 127.5 - 1
     sampler = Sampler(solver="rk4", steps=40, **F64)
-    found = estimates(gaussian(s, shape), dequantised(x, 0), None, sampler, divergence="exact")
+    found = estimates(gaussian(s, shape), dequantise(x, 0), None, sampler, divergence="exact")
     bits = torch.tensor([bits_per_dim(-v, shape) for v in found.each[:, 0].tolist()])
     edges = (pixels.double() + torch.tensor([-0.5, 0.5]).view(2, 1, 1, 1, 1)) / 127.5 - 1
     low, high = torch.special.ndtr(edges / s)
