@@ -24,7 +24,7 @@ CONTRACTS = {
     "fmdiff.systems": "fmdiff.systems.System",
     "fmdiff.guidance": "fmdiff.guidance.Unguided",
     "fmdiff.schedules": "fmdiff.schedules.Schedule",
-    "fmdiff.fitted": "fmdiff.fitted.Fitted",
+    "fmdiff.fitted": "fmdiff.schedules.Schedule",
     "fmdiff.optim": "torch.optim.Optimizer",
     "fmdiff.solvers": "fmdiff.solvers.solver.Solver",
     "fmdiff.objectives": "fmdiff.objectives.objective.Objective",

@@ -247,7 +247,7 @@ def exact(data: Any, path: Path) -> Mixture:
     weights, means, covs = mixture
     labels = torch.arange(len(weights)) if data.classes else None
     field = Mixture(path, weights, means, covs, labels)
-    field.kept = tuple(data.only or ())
+    field.only = tuple(data.only or ())
     return field
 
 
@@ -255,7 +255,7 @@ def empirical(data: Any, path: Path, n: int) -> Empirical:
     """model=empirical: the ideal field of the first n examples (seed 0) of a data set."""
     x, y = data.examples(n)
     field = Empirical(path, x, y, data.classes)
-    field.kept = tuple(data.only or ())
+    field.only = tuple(data.only or ())
     return field
 
 

@@ -36,7 +36,7 @@ class Field:
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
-    kept: tuple[int, ...] = ()  # the labels the data were restricted to; empty: all
+    only: tuple[int, ...] = ()  # the labels the data were restricted to; empty: all
     gaussian: bool = True  # eps is normal and independent of x: the score is -E[eps | x_t] / beta
     branches: int = 1  # evaluations of the model that one question costs at most
     evaluations: int = 0
@@ -80,7 +80,7 @@ class Field:
 
         Raises FmdiffError for a class the model does not have.
         """
-        return in_turn(classes, self.classes, self.kept, start, stop)
+        return in_turn(classes, self.classes, self.only, start, stop)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Field":
         """The field that computes there and in that precision; a network itself is moved."""
@@ -167,15 +167,15 @@ class NetField(Field):
             return self.path.beta(t) * self.source.std * self.data_std / self.rms("x_t", t)
         return self.rms(self.prediction, t)
 
-    def given(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given: the state at unit scale and the feature of time (B,)."""
+    def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs of the network: the state at unit scale and the feature of time (B,)."""
         feature = 1000 * t
         if self.precondition:
             c_noise = (-self.path.logsnr(t) / 8).clamp(-3, 3)
             feature = 500 * (1 - c_noise / 3)
         return x_t / self.rms("x_t", expand(t, x_t)), feature.to(x_t).expand(len(x_t))
 
-    def skipped(self, x_t: Tensor, t: Tensor) -> Tensor | float:
+    def skip(self, x_t: Tensor, t: Tensor) -> Tensor | float:
         """What is added to the scaled output."""
         if not self.precondition:
             return 0.0
@@ -186,9 +186,9 @@ class NetField(Field):
         """The network's own prediction at x_t."""
         assert self.net is not None
         self.evaluations += len(x_t)
-        seen, time = self.given(x_t, t)
-        out = answer(self.net, seen, time, self.y).to(x_t)
-        return out * self.scale(expand(t, x_t)) + self.skipped(x_t, t)
+        x_in, time = self.inputs(x_t, t)
+        out = answer(self.net, x_in, time, self.y).to(x_t)
+        return out * self.scale(expand(t, x_t)) + self.skip(x_t, t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         if kind == "score":
@@ -237,7 +237,7 @@ class Around(Field):
 
     def __init__(self, field: Field) -> None:
         self.field, self.path, self.branches = field, field.path, field.branches
-        self.shape, self.classes, self.kept = field.shape, field.classes, field.kept
+        self.shape, self.classes, self.only = field.shape, field.classes, field.only
         self.gaussian = field.gaussian
 
     @property

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
-from fmdiff.build import Described, named
+from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.integration import Law, Plan, plan
 from fmdiff.sampling import Sampler, default_batch_size
-from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Uniform
+from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Schedule, Uniform
 
 FIXED: dict[str, Law] = {
     "uniform": Uniform(),
@@ -43,7 +43,7 @@ LEAST = 1e-3  # the shortest step that a search starts from, as a share of the i
 Progress = Callable[[int], None]  # is told how many more evaluations were made
 
 
-class Fitted(Described):
+class Fitted(Schedule):
     """What the times are fitted to.
 
     n: trajectories, as many again decide; null: 1,024 points or 16 images. reference: steps of

@@ -58,7 +58,7 @@ class Backward(Field):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a solver will do: its times, whether a jump to the estimate of x follows, the price."""
+    """What a solver will do: its times, whether a jump to the estimate of x follows, its price."""
 
     times: Tensor  # (S+1,) float64, increasing, in the coordinates of the field
     jump: bool
@@ -84,9 +84,9 @@ def plan(
     """Lay out `steps` intervals over the field's interval, or as many as `nfe` evaluations allow.
 
     final=denoise: the last interval is one jump to the estimate of x. final=solver: no jump.
-    final=auto: a jump where the interval ends before all noise is gone. A jump from an end that
-    still has noise comes after steps - 1 solver steps; else it replaces the last one. An adaptive
-    solver crosses it all in one step, unless a trajectory is to show the `steps`.
+    final=auto: a jump if noise is left at the end of the interval. Such a jump comes after
+    steps - 1 solver steps; one from a clean end replaces the last step. An adaptive solver crosses
+    the interval in one step, unless a trajectory is to show the `steps`.
 
     Raises FmdiffError when steps and nfe are both given or not positive, when nfe does not pay for
     one step, and for what is no solver.

@@ -116,7 +116,7 @@ def restore(
             coupled=not coupling.independent,
         )
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
-        field.kept = tuple(spec["data"]["source"].get("only") or ())
+        field.only = tuple(spec["data"]["source"].get("only") or ())
     except (FmdiffError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a forged checkpoint raises many kinds of exception

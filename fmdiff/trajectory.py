@@ -10,23 +10,23 @@ from torch import Tensor
 from fmdiff.field import Around, Field
 from fmdiff.path import Kind
 
-IMAGES, POINTS = 20, 2000  # samples of which the way is kept
+IMAGES, POINTS = 20, 2000  # samples whose way is stored
 
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 
 
 def watch_size(shape: tuple[int, ...]) -> int:
-    """Of how many samples the way is kept, so that memory does not grow with n."""
+    """The number of samples whose way is stored, so that memory does not grow with n."""
     return IMAGES if len(shape) == 3 else POINTS
 
 
 class Witness(Around):
     """A field that keeps the states of its first `rows` samples and its estimates of their x.
 
-    The estimate E[x | x_t] of an interval is its first answer, of whatever kind, converted: it
-    costs nothing. Most solvers ask first at the state itself. One that begins with the last
-    interval's final answer (first same as last) is shown that one, and `churn` asks at more noise,
-    which is then the estimate's time.
+    The estimate E[x | x_t] of an interval is the field's first answer there, converted from
+    whatever kind it is, so it costs nothing. Most solvers ask first at the state itself. A solver
+    that reuses the last interval's final answer (first same as last) shows that one. `churn` asks
+    at more noise, and the estimate then has the time of that noise.
     """
 
     def __init__(self, field: Field, rows: int) -> None:

@@ -114,9 +114,9 @@ class FlowMatching(Objective):
         """
         field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)
-        rest = field.skipped(x_t, t) - self.path.mix(x, eps, t, self.prediction)
+        rest = field.skip(x_t, t) - self.path.mix(x, eps, t, self.prediction)
         q = self.slope(t)
-        seen, time = field.given(x_t, t)
+        seen, time = field.inputs(x_t, t)
         c = expand(q * field.scale(t), x_t)
         return seen, time, y, c, expand(q, x_t) * rest, self.weight(t)
 

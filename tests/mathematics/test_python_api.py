@@ -119,7 +119,7 @@ def test_what_things_are_can_be_read():
     assert "Adams(order=5" in repr(Sampler(solver="adams")) and "CFG(w=2.0" in repr(CFG(2.0))
     assert repr(Euler()) == "Euler()"
     field = fmdiff.field(math.sin, VP(), (2,))
-    assert repr(field).startswith("FunctionField(sin, kind='v', path=")
+    assert repr(field).startswith("FunctionField(sin, kind='v', path=VP(")
     assert "classes=2" in repr(mixture(CondOT()))
     guided = Sampler(guidance=CFG(2.0)).seen(mixture(VP()), torch.ones(1))
     assert repr(guided).startswith("Along(Guided(Mixture(")
