@@ -19,9 +19,9 @@ from torch import Tensor
 from fmdiff.build import named
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
+from fmdiff.integration import plan
 from fmdiff.loading import load
 from fmdiff.metrics.judge import judge
-from fmdiff.sampling import plan
 
 NEAR = 0.02
 FEW = [4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 40]  # evaluations tried

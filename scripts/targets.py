@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from fmdiff.exact import Mixture
 from fmdiff.field import Field, Straight
 from fmdiff.guidance import CFG, Unguided
-from fmdiff.integration import integrate
+from fmdiff.integration import Plan, integrate, plan
 from fmdiff.loading import load
 from fmdiff.machine.precision import hasten
 from fmdiff.path import EDM, VP, CondOT, Path
 from fmdiff.randomness import noise
-from fmdiff.sampling import Plan, plan, view
+from fmdiff.sampling import view
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.adaptive import Dopri5
 from fmdiff.solvers.runge_kutta import RK4

@@ -12,9 +12,8 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Along, Straight
 from fmdiff.guidance import CFG
-from fmdiff.integration import integrate
+from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT
-from fmdiff.sampling import plan
 from fmdiff.solvers.multistep import Adams, newton
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun
 

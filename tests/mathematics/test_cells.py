@@ -10,10 +10,10 @@ from fmdiff.build import config_folder, named
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Straight
-from fmdiff.integration import integrate
+from fmdiff.integration import integrate, plan
 from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.randomness import generator, noise
-from fmdiff.sampling import generate, plan
+from fmdiff.sampling import generate
 
 N, STEPS = 32, 12
 

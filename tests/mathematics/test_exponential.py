@@ -12,9 +12,8 @@ from test_solvers import Kutta, eight_gaussians, noise
 
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Along, Straight
-from fmdiff.integration import integrate
+from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT, Cosine
-from fmdiff.sampling import plan
 from fmdiff.solvers.exponential import DEIS, DPM2, DPMpp, UniPC, ddim, moments, weights
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler

@@ -17,11 +17,12 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.fitted import FIXED, Fitted, Model, Trajectories
 from fmdiff.guidance import CFG
+from fmdiff.integration import plan
 from fmdiff.loading import load
 from fmdiff.path import EDM, VP, CondOT
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
-from fmdiff.sampling import Sampler, generate, plan
+from fmdiff.sampling import Sampler, generate
 from fmdiff.schedules import Explicit, NoiseLevels, Power
 from fmdiff.solvers.runge_kutta import Euler
 

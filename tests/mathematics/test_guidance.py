@@ -13,11 +13,12 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Along, NetField, Straight
 from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, in_range
+from fmdiff.integration import plan
 from fmdiff.loading import guidance
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
-from fmdiff.sampling import generate, plan, view
+from fmdiff.sampling import generate, view
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 SOLVERS = sorted(file.stem for file in (config_folder() / "solver").glob("*.yaml"))

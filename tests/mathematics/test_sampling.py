@@ -13,10 +13,10 @@ from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField, Straight
 from fmdiff.guidance import CFG, Unguided
-from fmdiff.integration import integrate
+from fmdiff.integration import integrate, plan
 from fmdiff.path import VE, VP, CondOT, Cosine
 from fmdiff.randomness import noise
-from fmdiff.sampling import default_batch_size, generate, plan, view
+from fmdiff.sampling import default_batch_size, generate, view
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint
 from fmdiff.solvers.solver import Solver

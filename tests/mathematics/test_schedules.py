@@ -10,8 +10,9 @@ from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField, Straight
+from fmdiff.integration import plan
 from fmdiff.path import EDM, VE, VP, CondOT
-from fmdiff.sampling import generate, plan
+from fmdiff.sampling import generate
 from fmdiff.solvers.runge_kutta import Euler, Heun
 
 U = torch.linspace(0, 1, 101, dtype=torch.float64)

@@ -9,9 +9,8 @@ import torch
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import Straight
-from fmdiff.integration import integrate
+from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT, Cosine
-from fmdiff.sampling import plan
 from fmdiff.solvers.multistep import Adams
 from fmdiff.solvers.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from fmdiff.solvers.solver import Solver
