@@ -123,9 +123,16 @@ def _fill_in(saved: DictConfig, cfg: DictConfig) -> None:
 def check_free(folder: Path, cfg: DictConfig) -> None:
     """Raises FmdiffError if the folder holds results that this command must not touch.
 
-    A folder in which a command failed before it had any result is free.
+    A folder in which a command failed before it had any result is free. A config.yaml that no
+    command of fmdiff left is the user's.
     """
     if not holds_results(folder):
+        foreign = (folder / "config.yaml").exists() and not (folder / "environment.json").exists()
+        if foreign and not cfg.overwrite:
+            raise FmdiffError(
+                f"out={folder} holds a config.yaml that fmdiff did not write: choose another "
+                "folder, or say overwrite=true"
+            )
         return
     saved = load_config(folder)
     if saved is None and not any(folder.glob("*.ckpt")):

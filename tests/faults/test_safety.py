@@ -279,9 +279,14 @@ def test_tags_in_a_config_are_not_obeyed(tmp_path, command, capfd, marker):
     text = f"seed: !!python/object/apply:os.mkdir ['{marker}']\n"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text)
-    assert command("train", "resume=run") == 2
-    said = capfd.readouterr().err
-    assert "config.yaml cannot be read" in said and "Traceback" not in said
+    for word, sentence in (
+        ("resume=run", "config.yaml cannot be read"),
+        ("out=run", "holds a config.yaml that fmdiff did not write"),
+    ):
+        assert command("train", word) == 2
+        said = capfd.readouterr().err
+        assert sentence in said and "Traceback" not in said
+    assert (tmp_path / "run" / "config.yaml").read_text() == text
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "evil.yaml").write_text(text)
     assert command("train", "--config-dir", tmp_path / "own", "model=evil") == 2
