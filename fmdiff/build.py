@@ -52,8 +52,8 @@ class Described:
     def __repr__(self) -> str:
         values = {name.removeprefix("_"): value for name, value in vars(self).items()}
         names = [name for name in inspect.signature(type(self)).parameters if name in values]
-        shown = ", ".join(f"{name}={values[name]!r}" for name in names)
-        return f"{type(self).__name__}({shown})"
+        words = ", ".join(f"{name}={values[name]!r}" for name in names)
+        return f"{type(self).__name__}({words})"
 
 
 def of_class(thing: object, base: type[T]) -> T:
@@ -106,21 +106,21 @@ def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
         raise refusal
     if any(part.startswith("_") for part in str(target).split(".")) or not module:
         raise FmdiffError(f"_target_={target!r} is not a public dotted name like package.Class")
-    found = _imported(target, module, name)
-    if not (free or _allowed(found)):  # something imported there, or of another kind
+    part = _imported(target, module, name)
+    if not (free or _allowed(part)):  # something imported there, or of another kind
         raise refusal
-    return found
+    return part
 
 
-def _allowed(found: Any) -> bool:
-    base = contract(found.__module__) if isinstance(found, type) else None
-    return base is not None and issubclass(found, locate(base))
+def _allowed(part: Any) -> bool:
+    base = contract(part.__module__) if isinstance(part, type) else None
+    return base is not None and issubclass(part, locate(base))
 
 
 def _imported(target: str, module: str, name: str) -> Any:
     """NAME of a module. Raises FmdiffError that says what was looked for and where."""
     try:
-        found = importlib.import_module(module)
+        part = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise FmdiffError(
@@ -131,10 +131,10 @@ def _imported(target: str, module: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         raise _broken(target, error) from error
     try:
-        return getattr(found, name)
+        return getattr(part, name)
     except AttributeError as error:
-        public = [n for n, value in vars(found).items() if inspect.isclass(value) and n[0] != "_"]
-        where = vars(found).get("__file__") or "a folder"
+        public = [n for n, value in vars(part).items() if inspect.isclass(value) and n[0] != "_"]
+        where = vars(part).get("__file__") or "a folder"
         raise FmdiffError(
             f"_target_={target!r} cannot be found: {module} ({where}) has no {name!r}"
             + (f"; {nearest(name, public)}" if public else "")
@@ -163,13 +163,13 @@ def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
 
     It is `object` for a function that does not say. Raises FmdiffError as `locate` does.
     """
-    found = locate(target, trust)
-    if not isinstance(found, type):
-        result = inspect.get_annotations(found).get("return") if callable(found) else None
-        found = (
-            vars(sys.modules[found.__module__]).get(result) if isinstance(result, str) else result
+    part = locate(target, trust)
+    if not isinstance(part, type):
+        result = inspect.get_annotations(part).get("return") if callable(part) else None
+        part = (
+            vars(sys.modules[part.__module__]).get(result) if isinstance(result, str) else result
         )
-    return found if isinstance(found, type) and found is not Any else object
+    return part if isinstance(part, type) and part is not Any else object
 
 
 def own_modules(tree: Any) -> list[str]:

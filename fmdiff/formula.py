@@ -89,5 +89,5 @@ class Formula:
         return [*self.variables, *CONSTANTS]
 
     def _error(self, what: str) -> FmdiffError:
-        shown = self.text if len(self.text) <= 80 else f"{self.text[:80]}..."
-        return FmdiffError(f'{self.option}="{shown}" {what}')
+        text = self.text if len(self.text) <= 80 else f"{self.text[:80]}..."
+        return FmdiffError(f'{self.option}="{text}" {what}')

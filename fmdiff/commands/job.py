@@ -40,8 +40,8 @@ def launch(name: str, words: list[str]) -> int:
     args, flags = compose.parse(words)
     folders = compose.config_folders(args)
     if args.help:
-        chosen = help.of_choices(name, args.overrides, folders)
-        print(chosen or help.of_command(name, COMMANDS[name], folders))
+        choices = help.of_choices(name, args.overrides, folders)
+        print(choices or help.of_command(name, COMMANDS[name], folders))
         return 0
     own = compose.import_folders(args)
     with importable(*own):

@@ -118,12 +118,12 @@ class Folder(Images):
             )
         super().check_labels()
         tops = {self.names[k] for k in self.label_numbers.tolist()} if self.names else {""}
-        chosen = [file for file in self.pictures if not self.names or file.top in tops]
-        chosen.sort(key=lambda file: file.order)
-        out = {file for file in chosen if file.order % HELD_OUT == 0}
-        if not 0 < len(out) < len(chosen):
-            out = {chosen[0]}
-        return sorted(chosen, key=lambda file: file in out), len(chosen) - len(out)
+        usable = [file for file in self.pictures if not self.names or file.top in tops]
+        usable.sort(key=lambda file: file.order)
+        out = {file for file in usable if file.order % HELD_OUT == 0}
+        if not 0 < len(out) < len(usable):
+            out = {usable[0]}
+        return sorted(usable, key=lambda file: file in out), len(usable) - len(out)
 
     @cached_property  # type: ignore[misc]
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

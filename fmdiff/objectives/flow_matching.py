@@ -106,9 +106,9 @@ class FlowMatching(Objective):
     def terms(
         self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """All of the loss but the network's output F: it is w distance(c F(seen, time, y) + g).
+        """All of the loss but the network's output F: it is w distance(c F(z, time, y) + g).
 
-        a_theta = scale F + skipped, so c = q scale and g = q (skipped - a): seen, g (B, *shape),
+        a_theta = scale F + skipped, so c = q scale and g = q (skipped - a): z, g (B, *shape),
         time, w (B,), c (B, 1, ...). No gradient passes here, so the terms of many steps are worked
         out at once.
         """
@@ -116,11 +116,11 @@ class FlowMatching(Objective):
         x_t = self.path.mix(x, eps, t)
         rest = field.skip(x_t, t) - self.path.mix(x, eps, t, self.prediction)
         q = self.slope(t)
-        seen, time = field.inputs(x_t, t)
+        z, time = field.inputs(x_t, t)
         c = expand(q * field.scale(t), x_t)
-        return seen, time, y, c, expand(q, x_t) * rest, self.weight(t)
+        return z, time, y, c, expand(q, x_t) * rest, self.weight(t)
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
-        seen, time, y, c, g, w = terms
-        loss: Tensor = w * self.distance(torch.addcmul(g, c, answer(net, seen, time, y)))
+        z, time, y, c, g, w = terms
+        loss: Tensor = w * self.distance(torch.addcmul(g, c, answer(net, z, time, y)))
         return loss

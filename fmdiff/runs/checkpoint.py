@@ -248,10 +248,10 @@ def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
     try:
         return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise FmdiffError(
             f"{path} is refused: it asks for code to be run "
-            f"({asked[1] if asked else 'not named'}), and an fmdiff checkpoint holds plain data"
+            f"({name[1] if name else 'not named'}), and an fmdiff checkpoint holds plain data"
         ) from None
     except Exception as error:
         if isinstance(error, MemoryError) or "memory" in str(error):

@@ -111,13 +111,13 @@ class Adams(Solver):
         gaps = np.stack([at[0] - node for node in at[1:]], 1) if self.order > 1 else ahead[:, :0]
         rows = []
         for i in range(steps):
-            known = min(self.order, i + 1)
-            order = min(known, steps + jump - i) if self.lower_order_final else known
+            available = min(self.order, i + 1)
+            order = min(available, steps + jump - i) if self.lower_order_final else available
             rows.append(
                 Row(
-                    gaps[i, : known - 1].tolist(),
+                    gaps[i, : available - 1].tolist(),
                     ahead[i, :order].tolist(),
-                    behind[i, :known].tolist(),
+                    behind[i, :available].tolist(),
                 )
             )
         limit = None if self.limit is None else self.limit * max(1, steps / MANY)

@@ -31,18 +31,18 @@ def judge_of(module: Training, device: torch.device) -> Judge | None:
     """
     if processes.rank():
         return None
-    options, settings, data, chosen = module.options, module.settings, module.data, None
+    options, settings, data, instance = module.options, module.settings, module.data, None
     if options.metrics and not module.classifies:
         keys = {name: settings.get(name) for name in ("features", "against")}
         keys["metrics"] = options.metrics
-        chosen = judge(keys, data, data.shape, data.classes, 0, device)
-    names = chosen.columns if chosen is not None else ()
+        instance = judge(keys, data, data.shape, data.classes, 0, device)
+    names = instance.columns if instance is not None else ()
     if options.best and options.best not in names:
         raise FmdiffError(
             f"trainer.best={options.best}: the metrics of this run are "
             + (", ".join(names) or "none: say trainer.metrics=")
         )
-    return chosen
+    return instance
 
 
 class SampleMetrics(Hooks):

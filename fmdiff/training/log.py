@@ -191,8 +191,8 @@ class Log(Hooks):
             losses.append(module.objective.compare(net, *terms))
         loss = torch.cat(losses).float().cpu()
         means = [loss.mean(), *(c.mean() for c in loss.chunk(BINS))]
-        named = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
-        return {name: mean.item() for name, mean in named}
+        bins = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
+        return {name: mean.item() for name, mean in bins}
 
     def draw_validation(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """x, y, eps and t to validate on: fixed draws, coupled as in training."""
