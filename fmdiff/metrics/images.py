@@ -209,9 +209,10 @@ class ImageMetrics:
             fresh = Moments(self.extractor.dimension).add(self.held_out[:n])
             more["floor"] = frechet_distance(fresh, real)
         if self.extractor.dimension <= BOOTSTRAPPED and n >= 10 * self.extractor.dimension:
-            choice = frechet_interval(samples.features, real, seed=self.seed)
-            # of the distance that infinitely many samples would have, which is not below 0
-            more |= {"se": choice.error, "interval": (max(choice.low, 0.0), max(choice.high, 0.0))}
+            estimate = frechet_interval(samples.features, real, seed=self.seed)
+            # the distance that infinitely many samples would have cannot be below 0
+            bounds = max(estimate.low, 0.0), max(estimate.high, 0.0)
+            more |= {"se": estimate.error, "interval": bounds}
         return {self.extractor.distance: self._metric(value, n, **more)}
 
     def _kid(self, samples: "Pool") -> dict[str, Metric]:

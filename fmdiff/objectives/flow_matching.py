@@ -31,12 +31,14 @@ class FlowMatching(Objective):
         loss = w(t) distance(q(t) (a_theta(x_t, t) - a)),
 
     which is w |b_theta - b|^2 for distance=l2. prediction=v is conditional flow matching (Lipman
-    et al. 2023, eq. 9), score denoising score matching (Vincent 2011), eps DDPM (Ho et al. 2020,
-    eq. 14). loss=None: the space of the weighting, or without one the network's own output at unit
-    scale, q = 1 / scale(t), which keeps the loss finite on every path; for x, which at unit scale
-    forgets the small noise levels, the velocity x - eps on the straight path, q = 1 / (1 - r).
-    `floor` bounds alpha, beta and the determinants of the conversion, in the loss only; times are
-    kept in [t_eps, 1 - t_eps].
+    et al. 2023, eq. 9), score is denoising score matching (Vincent 2011), and eps is DDPM (Ho et
+    al. 2020, eq. 14).
+
+    With loss=None the weighting decides the space. If it has none, the network's output is
+    compared at unit scale, q = 1 / scale(t), which keeps the loss finite on every path. A
+    prediction of x would forget the small noise levels there, so it is compared as the velocity
+    x - eps on the straight path, q = 1 / (1 - r). `floor` bounds alpha, beta and the determinants
+    of the conversion, in the loss only. Times are kept in [t_eps, 1 - t_eps].
 
     Raises FmdiffError for an unknown name and for what cannot be combined.
     """

@@ -62,9 +62,9 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
 
 
 def update(folder: Path) -> None:
-    """Write the page of the run that a folder is, or in whose samples/ it lies.
+    """Write the page of a run folder, or of the run whose samples/ holds the folder.
 
-    It is called at the end of train, sample and evaluate: an error is logged and stops nothing.
+    Train, sample and evaluate call it at their end, so an error is logged and stops nothing.
     """
     folder = Path(folder)
     owner = folder.parent.parent
@@ -79,7 +79,7 @@ def update(folder: Path) -> None:
 def _write(path: Path, html: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
-        file.write(html.encode(errors="replace"))  # a path may hold bytes that are no text
+        file.write(html.encode(errors="replace"))  # a path may hold bytes that are not text
     return path
 
 

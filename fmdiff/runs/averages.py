@@ -46,7 +46,7 @@ def save(run: Path, step: int, averages: Averages) -> None:
 
 
 def forget(run: Path, after: int) -> None:
-    """Delete the snapshots of steps later than `after`, from where the run goes on."""
+    """Delete the snapshots of steps later than `after`, the step the run continues from."""
     for step, file in snapshots(run).items():
         if step > after:
             file.unlink(missing_ok=True)
@@ -70,8 +70,9 @@ def combine(t: Tensor, g: Tensor, step: int, widths: list[float]) -> tuple[Tenso
     """Factors (N, K) of profiles (t, g) that give those of K widths at `step`, and errors (K,).
 
     min |sum_i c_i p_i - p|^2 with sum_i c_i = 1, by its normal equations; the errors are the
-    square roots of the minima, relative to |p|. Karras et al. 2024, algorithm 3, and beside it
-    the sum: without it few snapshots would give weights that are some per cent too small.
+    square roots of the minima, relative to |p|. This is algorithm 3 of Karras et al. 2024 with one
+    constraint more, that of the sum. Without it, weights from few snapshots come out some per cent
+    too small.
     """
     h = torch.tensor([gamma(width) for width in widths], dtype=torch.float64)
     s = torch.full_like(h, step)

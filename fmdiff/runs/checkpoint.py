@@ -223,7 +223,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
             bad = packed[0] if packed else archive.testzip()
     except Damaged:
         raise
-    except Exception as error:  # zipfile meets a wrong byte with some ten kinds of exception
+    except Exception as error:  # zipfile raises some ten kinds of exception for a wrong byte
         raise Damaged(path, f"its zip archive is broken ({type(error).__name__})") from error
     if bad is not None:
         raise Damaged(path, _blame(path, bad))
@@ -242,8 +242,8 @@ def _blame(path: Path, member: str) -> str:
 
 
 def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
-    # Not mapped: a mapped page may be read again from the disk after it was verified. The one
-    # copy held is the result. The messages of torch advise what must not be done, so none is kept.
+    # The file is not mapped: a page could be read from the disk again after it was verified.
+    # torch's own messages advise what must not be done, so none of them is passed on.
     file.seek(0)
     try:
         return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
