@@ -20,7 +20,7 @@ _PUBLIC = {
     "train": "fmdiff.commands.python",
     "FmdiffError": "fmdiff.errors",
 }
-# modules that can be reached as fmdiff.NAME; fmdiff.field is also a function, see there
+# modules that can be reached as fmdiff.NAME; fmdiff.field is also callable, see field.py
 _MODULES = (
     "classifier",
     "coupling",

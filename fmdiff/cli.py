@@ -17,13 +17,13 @@ from fmdiff.settings import help
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit code: a key of OUTCOMES, or 141 for a closed pipe."""
+    """Run a command line. Returns the exit code: a key of OUTCOMES, or 141 for a closed pipe."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "20000"  # idle threads must not keep the cores busy
-    # torch's own use of it, in forward-mode derivatives
+    # torch itself uses it in forward-mode derivatives
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     argv = sys.argv[1:] if argv is None else argv
-    for stream in ("stdout", "stderr"):  # closed by the shell
+    for stream in ("stdout", "stderr"):  # the shell may have closed them
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     processes.adopt_srun()
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         code = error.code
     except KeyboardInterrupt as error:
         code = job.exit_code(error)
-    except OSError as error:  # of stdout: `fmdiff ... | head`, a full disk
+    except OSError as error:  # from stdout: `fmdiff ... | head` or a full disk
         code = PIPE if isinstance(error, BrokenPipeError) else 1
         if code == 1:
             if not (sentence := shortage(error, "")):
@@ -64,10 +64,10 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _complete(argv: list[str]) -> int:
-    """Tab completion: the command itself, and after it what Hydra knows."""
+    """Complete the command itself, or let Hydra complete the words after it."""
     line = os.environ.get("COMP_LINE", "")
     if "query" not in argv[-1]:
-        return job.launch(next(iter(COMMANDS)), argv)  # (un)install: the same for every command
+        return job.launch(next(iter(COMMANDS)), argv)  # installing is the same for every command
     match = re.match(r"(\s*\S+)\s+(\S*)(?=(\s?))", line)
     if not match or not match[3]:
         begun = match[2] if match else ""

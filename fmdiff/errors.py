@@ -1,4 +1,4 @@
-"""The errors that a user can cause or must know of; others are bugs and keep their traceback."""
+"""The errors that a user can cause or must know of. Others are bugs and keep a traceback."""
 
 import errno
 import re
@@ -22,9 +22,9 @@ PIPE = 128 + 13  # the exit code when nobody reads what is printed: SIGPIPE
 
 
 class FmdiffError(Exception):
-    """A bad input: one sentence that names the option, its value and what is allowed. Exit 2.
+    """A bad input. The message names the option, its value and what is allowed. Exit 2.
 
-    It is always one line: characters that cannot be printed are written as Python writes them.
+    It is one sentence on one line. Characters that cannot be printed become Python escapes.
     """
 
     code = 2
@@ -34,7 +34,7 @@ class FmdiffError(Exception):
 
 
 class Failed(FmdiffError):
-    """Nothing is wrong with the input or with fmdiff, but memory or disk ran out. Exit 1."""
+    """Memory or disk ran out; the input and fmdiff are right. Exit 1."""
 
     code = 1
 
@@ -67,7 +67,7 @@ LESS_MEMORY = {
 
 
 def shortage(error: BaseException, command: str) -> str | None:
-    """A sentence if an error says that memory or disk ran out, and None if it is another one."""
+    """A sentence if an error says that memory or disk ran out; None for other errors."""
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" ({error.filename})" if error.filename else ""
         return f"what was to be written could not be: {error.strerror}{where}"
@@ -84,7 +84,7 @@ def shortage(error: BaseException, command: str) -> str | None:
 
 
 def users(file: str) -> bool:
-    """Whether a file is the user's own: neither Python's, nor fmdiff's, nor an installed one."""
+    """Whether a file is the user's own, not Python's, fmdiff's or an installed package's."""
     path, ours = Path(file).absolute(), Path(__file__).parent
     paths = sysconfig.get_paths()
     python = [Path(paths[n]) for n in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
@@ -94,9 +94,9 @@ def users(file: str) -> bool:
 
 
 def culprit(error: BaseException, anyone: bool = False) -> str | None:
-    """The file and line of the user's own code that an error comes from, None if it is not theirs.
+    """The file and line of the user's code that raised an error; None if the user's code did not.
 
-    anyone: take the innermost line of Python code where no line is the user's.
+    anyone: if no line is the user's, take the innermost line of Python code.
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[0] != "<"]
     own = [frame for frame in frames if users(frame.filename)] or (frames if anyone else [])
@@ -104,7 +104,7 @@ def culprit(error: BaseException, anyone: bool = False) -> str | None:
 
 
 def nearest(name: object, choices: Iterable[object]) -> str:
-    """The choice nearest to a name, if one is near, and all choices, for the end of a sentence."""
+    """The end of a sentence: the choice nearest to a name, if one is near, and all choices."""
     import difflib
 
     names = sorted(map(str, choices))
@@ -114,7 +114,7 @@ def nearest(name: object, choices: Iterable[object]) -> str:
 
 
 def word(key: str, value: object) -> str:
-    """KEY=VALUE as one types it in a shell, with both kinds of quotes where Hydra needs them."""
+    """KEY=VALUE as it is typed in a shell, with both kinds of quotes where Hydra needs them."""
     text = str(value)
     if re.fullmatch(r"[\w./:+-]+", text, re.ASCII):
         return f"{key}={text}"

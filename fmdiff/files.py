@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read without running code."""
+"""Writes files whole or not at all, and reads them without running code."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fmdiff.errors import FmdiffError
 
-if TYPE_CHECKING:  # --help writes no arrays and need not wait for it
+if TYPE_CHECKING:  # --help writes no arrays and need not wait for numpy
     import numpy as np
 
 UNPACKED = 100  # an archive may unpack to this many times its size,
@@ -22,8 +22,8 @@ LARGE = 2**30  # or to this many bytes
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` at the end unless an exception is raised.
 
-    At every instant `path` is the old file or the whole new one. Raises OSError; the old file is
-    then intact.
+    At every instant `path` is the old file or the whole new one. If this raises OSError, the old
+    file is intact.
     """
     part = temporary(path)
     try:
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write content as indented JSON; what is not JSON is written as `str` gives it."""
+    """Write content as indented JSON; values that JSON lacks are written as `str`."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
@@ -98,7 +98,7 @@ def _alive(pid: int) -> bool:
 
 
 def npz_names(path: Path) -> list[str]:
-    """The names of the arrays in a .npz; none in any other file, which `read_npz` refuses."""
+    """The names of the arrays in a .npz. Empty for other files, which `read_npz` refuses."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -109,9 +109,9 @@ def npz_names(path: Path) -> list[str]:
 def read_npz(path: Path, names: Container[str], option: str = "") -> "dict[str, np.ndarray]":
     """Read arrays of an untrusted .npz by name, without running code or filling the memory.
 
-    names: the arrays to read, where the file has them. option: what precedes the path in a
-    message, like "samples=". Raises FmdiffError for a file that is missing, damaged or no .npz,
-    that holds Python objects (they are code) or that would be too large when unpacked.
+    names: the arrays to read, if the file has them. option: the text before the path in messages,
+    like "samples=". Raises FmdiffError for a file that is missing, damaged or no .npz, that holds
+    Python objects (they are code) or that would be too large when unpacked.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""From a checkpoint, or from data, to a field; with torch alone."""
+"""Loads a field from a checkpoint, or builds it from data; needs torch alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
 
-# what a checkpoint lacks that was written before they could be chosen
+# defaults for checkpoints that were written before these parts could be chosen
 USUAL = {"source": "fmdiff.source.Normal", "coupling": "fmdiff.coupling.Independent"}
 
 
@@ -25,13 +25,13 @@ def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] 
 
     ckpt: a checkpoint or exported file, a run folder (its newest good checkpoint) or `last` (the
     newest run under outputs/). weights: `ema` (the first average), `raw`, the decay of one of the
-    averages, or `power:WIDTH`, which is reconstructed from snapshots where it is not stored (see
-    `fmdiff.runs.averages`). trust: prefixes of the modules, beside those of fmdiff and
-    torch.optim, from which the classes that the checkpoint names may come.
+    averages, or `power:WIDTH`. An average that is not stored is reconstructed from snapshots (see
+    `fmdiff.runs.averages`). trust: prefixes of module names. The classes that the checkpoint names
+    may come from these modules, from fmdiff and from torch.optim.
 
-    The network is on the CPU, in evaluation mode and without gradients. Raises FmdiffError for a
-    checkpoint that is missing, damaged, not fmdiff's or a classifier's, for weights that it does
-    not hold, and for a class that is not trusted.
+    The network is on the CPU, in evaluation mode and without gradients. Raises FmdiffError if the
+    checkpoint is missing, damaged, a classifier's or not fmdiff's, if it lacks the weights, and if
+    it names a class that is not trusted.
     """
     file = find(ckpt)
     return _sampling(restore(Checkpoint.of(checkpoint.read(file)), weights, trust, file.parent))
@@ -42,7 +42,7 @@ def load_classifier(
 ) -> Classifier:
     """The classifier that a checkpoint of objective=classification holds; see `load`.
 
-    Raises FmdiffError, beside where `load` does, for a checkpoint of a model that samples.
+    Raises FmdiffError as `load` does, and for a checkpoint of a model that samples.
     """
     file = find(ckpt)
     model = restore(Checkpoint.of(checkpoint.read(file)), weights, trust, file.parent)
@@ -62,9 +62,9 @@ NEEDS = {
 
 
 def guidance(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Unguided:
-    """The guidance a YAML describes, with the model that leads it loaded from its `ckpt`.
+    """The guidance that a YAML describes; its guiding model is loaded from its `ckpt`.
 
-    Raises FmdiffError where one is needed and not named, and as `load` does.
+    Raises FmdiffError if a guiding model is needed and not named, and as `load` does.
     """
     kind = locate(spec["_target_"], trust)
     leader = kind.leader if isinstance(kind, type) and issubclass(kind, Unguided) else None
@@ -93,9 +93,9 @@ def restore(
     trust: tuple[str, ...] = (),
     run: Path | None = None,
 ) -> NetField | Classifier:
-    """The model of a checkpoint's content.
+    """The model that the content of a checkpoint describes.
 
-    run: the folder of the checkpoint, in which the snapshots of its power averages lie. Raises
+    run: the folder of the checkpoint, which holds the snapshots of its power averages. Raises
     FmdiffError as `load` does.
     """
     spec, state = content.spec, averages.weights_of(content, weights, run)
@@ -128,18 +128,18 @@ def restore(
 
 
 class Subject(NamedTuple):
-    """What a command works on: a field and what is known of it."""
+    """The field that a command works on, with what is known about it."""
 
     field: Field
     data: Any  # the data set that the field stands for, or None
-    about: dict[str, Any] | None  # of a checkpoint: path, step, weights and the average they are
+    about: dict[str, Any] | None  # the checkpoint's path, step, weights and average
 
 
 def subject(settings: dict[str, Any], data: bool = False) -> Subject:
-    """The field that `ckpt=`, or `model=` with `data=`, names, and the data that it stands for.
+    """The field named by `ckpt=`, or by `model=` and `data=`, and the data it stands for.
 
-    data: whether the data of an image checkpoint are needed; sampling does without them. Raises
-    FmdiffError for a checkpoint, a model or data that cannot be had.
+    data: whether the data of an image checkpoint are needed; sampling does not need them. Raises
+    FmdiffError if the checkpoint, the model or the data cannot be loaded.
     """
     if settings["ckpt"]:
         file = find(settings["ckpt"])

@@ -1,4 +1,4 @@
-"""Tables: one set of rows, for a terminal, a CSV file or a Markdown file."""
+"""Formats rows as a table for a terminal, a CSV file or a Markdown file."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ def aligned(
     widths: Sequence[int] = (),
     gap: str = "  ",
 ) -> str:
-    """Rows of cells as text in columns, the first row being the header.
+    """Format rows of cells as text in columns. The first row is the header.
 
-    left: how many of the first columns are aligned to the left, as words are read; the others are
-    aligned to the right, as numbers are. None: all. widths: the least width of each column.
+    left: how many of the first columns are aligned to the left, like words. The others are aligned
+    to the right, like numbers. None aligns all to the left. widths: the columns' least widths.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     least = widths or [0] * len(cells[0])
@@ -37,9 +37,9 @@ def aligned(
 
 
 def numbers(rows: Sequence[Sequence[float | str | None]], limit: int = 30) -> str:
-    """Rows of numbers as text, the first row being the header: to six digits, None as a dash.
+    """Format rows of numbers with six digits, and None as a dash. The first row is the header.
 
-    limit: of more rows than that only both ends are given.
+    limit: if there are more rows than this, only the first and the last ones are shown.
     """
     header, *body = rows
     cells = [
@@ -52,7 +52,7 @@ def numbers(rows: Sequence[Sequence[float | str | None]], limit: int = 30) -> st
 
 
 def described(rows: Mapping[str, str], indent: str = "  ", widest: int = 32) -> str:
-    """Names and what is said of them, a name a line; long texts are wrapped and indented."""
+    """Format names with their descriptions, one a line; long texts are wrapped and indented."""
     width = min(widest, max(map(len, rows), default=0))
     hanging = " " * (width + 2 * len(indent))
     lines = (f"{indent}{name:<{width}}{indent}{text}".rstrip() for name, text in rows.items())
@@ -60,14 +60,14 @@ def described(rows: Mapping[str, str], indent: str = "  ", widest: int = 32) -> 
 
 
 def as_csv(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells, the first being the header, as CSV text."""
+    """Format rows of cells as CSV text. The first row is the header."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def as_markdown(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells, the first being the header, as a Markdown table."""
+    """Format rows of cells as a Markdown table. The first row is the header."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines) + "\n"

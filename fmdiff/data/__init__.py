@@ -1,1 +1,1 @@
-"""Data sets: their contract, toys, downloaded images, own folders and samples in files."""
+"""Data sets: their base class, toys, downloaded images, image folders and saved samples."""

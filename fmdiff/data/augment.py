@@ -1,8 +1,8 @@
 """Augmentation that does not leak: labels tell the network what happened to an image.
 
-Eight random numbers transform an image. Nine labels that say how go to the network beside it;
-labels of zero mean the image as it is, and sampling asks for those. The transform is a function of
-the labels.
+Eight random numbers transform an image. The network is given nine labels that describe the
+transform, and the transform is a function of the labels. Labels of zero mean an unchanged image,
+and sampling uses those.
 Source: Karras et al. 2022, arXiv:2206.00364, appendix F.2; Karras et al. 2020, arXiv:2006.06676.
 """
 
@@ -15,18 +15,18 @@ from torch import Tensor
 # x flip, y flip; scale; rotation: cos - 1, sin; stretch: 2 numbers; shift: 2 numbers
 LABELS = 9
 STEP = 0.2 * math.log(2)  # log of the change of size at a scale or stretch of 1
-SHIFT = 1 / 8  # of the image at a shift of 1
+SHIFT = 1 / 8  # fraction of the image at a shift of 1
 
 
 def draw(n: int, p: float, draws: torch.Generator) -> Tensor:
-    """Labels (n, 9) float32: each transform but the x flip has probability p, else it is zero.
+    """Labels (n, 9) float32: each transform except the x flip has probability p.
 
         x flip    U{0, 1}, always                      y flip   U{0, 1}
         scale     a ~ N(0, 1)                          rotation cos b - 1, sin b, b ~ U(-pi, pi)
         stretch   c (cos 2d, sin 2d), c ~ N(0, 1), d ~ U(-pi, pi)     shift    e, f ~ N(0, 1)
 
-    EDM writes the stretch as c (cos d, sin d), which a stretch along d shares with one across it
-    (-c, d + pi); of the angle doubled they are two.
+    EDM writes the stretch as c (cos d, sin d), which gives a stretch along d and one across it,
+    (c, d) and (-c, d + pi), the same labels. With the doubled angle their labels differ.
     """
     active = (torch.rand(n, 5, generator=draws) < p).float()
     flips = (torch.rand(n, 2, generator=draws) < 0.5).float()
@@ -38,7 +38,7 @@ def draw(n: int, p: float, draws: torch.Generator) -> Tensor:
 
 
 def inverse(labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """M (n, 2, 2) and d (n, 2): what lies at place p after the warp was at M (p - d) before.
+    """M (n, 2, 2) and d (n, 2): the warp moves what lies at M (p - d) to p.
 
     Places are (x to the right, y down) in pixels from the centre. The image is scaled, turned
     anticlockwise, stretched along one axis as it shrinks along the other, and shifted:
@@ -57,9 +57,9 @@ def inverse(labels: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def warp(x: Tensor, labels: Tensor) -> Tensor:
-    """x (n, C, H, W) in [-1, 1] scaled, turned, stretched and shifted as labels (n, 9) say.
+    """x (n, C, H, W) in [-1, 1], scaled, turned, stretched and shifted by labels (n, 9).
 
-    Bicubic; beyond its edge the image goes on as its mirror image.
+    Interpolation is bicubic, and the image is continued beyond its edges by reflection.
     """
     height, width = x.shape[2:]
     matrix, shift = inverse(labels, height, width)
@@ -76,9 +76,9 @@ def warp(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def transform(x: Tensor, labels: Tensor) -> Tensor:
-    """x (n, C, H, W) in [-1, 1] as labels (n, 9) on the CPU say: flipped, then warped.
+    """x (n, C, H, W) in [-1, 1] flipped, then warped, by labels (n, 9) on the CPU.
 
-    Flips are exact, and an image without another transform is not interpolated.
+    Flips are exact. An image that is only flipped is not interpolated.
     """
     for column, axis in ((0, 3), (1, 2)):
         mirror = labels[:, column].bool().to(x.device).view(-1, 1, 1, 1)

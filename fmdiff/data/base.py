@@ -1,4 +1,4 @@
-"""The contract of a data set: what training, sampling and evaluation ask of one, with defaults.
+"""The base class of data sets, with the defaults of what training and evaluation need.
 
 A data set is a class below `Data` and a YAML in configs/data. Points are easiest as a `Toy` with
 `draw` (data/toy.py), images as an `Images` with `read` (data/images.py).
@@ -32,26 +32,26 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
 class Data(ABC):
     """A data set: x float32 (B, *shape), y int64 (B,), or None without classes.
 
-    `only` keeps the samples of some labels, which keep their numbers; `classes` stays.
-    Raises FmdiffError for a key of the wrong type or range.
+    `only` keeps the samples of the given labels. The labels are not renumbered, and `classes` does
+    not change. Raises FmdiffError for a key of the wrong type or range.
     """
 
     batch_size: int = 256  # samples per optimiser step, over all devices
-    conditional: bool | None = False  # None: as the data have it, where `undecided`
+    conditional: bool | None = False  # None: the data decide, if `undecided`
     only: list[int] | None = None  # checkpoints of 0.1.0 lack it
 
-    shape: tuple[int, ...] = field(init=False)  # of one sample: (d,) or (C, H, W)
-    labels: int = field(init=False, default=1)  # kinds of label the data come with
+    shape: tuple[int, ...] = field(init=False)  # the shape of one sample: (d,) or (C, H, W)
+    labels: int = field(init=False, default=1)  # how many labels the data have
 
     points: ClassVar[bool] = True  # samples are points (d,) rather than images (C, H, W)
-    name: ClassVar[str | None] = None  # of the YAML of a set whose files fmdiff looks after
+    name: ClassVar[str | None] = None  # name of its YAML, if fmdiff manages its files
     undecided: ClassVar[bool] = False  # whether conditional may be null
-    references: ClassVar[int | None] = None  # how many `sample` can give; None: any number
+    references: ClassVar[int | None] = None  # how many samples `sample` has; None: any number
     splits: ClassVar[tuple[str, ...]] = ()  # what `against=NAME:SPLIT` may name
     flip = False  # whether half of the training images are mirrored
 
     def __init_subclass__(cls) -> None:
-        """A class with a `shape` says by it whether its samples are points."""
+        """Infer `points` from the class attribute `shape`, if the class has one."""
         shape = vars(cls).get("shape")
         if isinstance(shape, tuple):
             cls.points = len(shape) == 1
@@ -63,7 +63,7 @@ class Data(ABC):
         self.check_labels()
 
     def check_labels(self) -> None:
-        """Raises FmdiffError if the keys name labels that the data do not come with."""
+        """Raises FmdiffError if the keys name labels that the data do not have."""
         if self.conditional and self.labels == 1:
             raise FmdiffError(
                 f"data.conditional=true: {type(self).__name__} has no classes; "
@@ -84,9 +84,9 @@ class Data(ABC):
         allowed: str,
         test: Callable[[Any], bool] = lambda value: True,
     ) -> None:
-        """Raises FmdiffError unless the key `name` is of a type and passes a test."""
+        """Raises FmdiffError unless the key `name` has the type and passes the test."""
         value = getattr(self, name)
-        # bool is an int in Python, but `true` is no batch size
+        # bool is a subclass of int, but `true` is not a batch size
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not right or not test(value):
             raise FmdiffError(f"data.{name}={value} must be {allowed}")
@@ -98,30 +98,30 @@ class Data(ABC):
 
     @cached_property
     def label_numbers(self) -> Tensor:
-        """The labels the samples have, in increasing order: int64."""
+        """The labels that occur among the samples, in increasing order, int64."""
         return torch.tensor(sorted(set(self.only or range(self.labels))))
 
     @property
     def training_size(self) -> int | None:
-        """Number of training samples; None if they are drawn without end."""
+        """Number of training samples; None if they are drawn from a formula."""
         return None
 
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Weights (K,), means (K, d) and covariances (K, d, d), float64, of a Gaussian mixture.
+        """A Gaussian mixture: weights (K,), means (K, d), covariances (K, d, d), float64.
 
-        None for a data set that is none.
+        None if the data are not one.
         """
         return None
 
     def off_support(self, x: Tensor) -> Tensor | None:
-        """Which of x (B, *shape) lie where (almost) no real sample does: bool (B,).
+        """Which of x (B, *shape) lie where there are (almost) no real samples: bool (B,).
 
-        None for a data set that cannot tell.
+        None if the data set cannot tell.
         """
         return None
 
     def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to fetch
-        """Fetches what is missing: call it once per machine before several processes read it."""
+        """Download missing files. Call it once per machine before several processes read them."""
 
     @cached_property
     @abstractmethod
@@ -132,21 +132,21 @@ class Data(ABC):
     def batch(
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batch:
-        """`rows` of the global batch of training step `step`: a pure function of (seed, step)."""
+        """`rows` of the global batch of training step `step`, a pure function of (seed, step)."""
 
     def augmented(
         self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None]:
-        """x of `batch` changed at random, and labels (B, 9) float32 that say how.
+        """x of `batch`, changed at random, and labels (B, 9) float32 that describe the change.
 
-        A network that is told so may train on it. Without augmentation: x itself and None.
+        The network must be given the labels. Without augmentation this returns x itself and None.
         """
         return x, None
 
     def batches(
         self, seed: int, steps: range, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batches:
-        """x, y and the augmentation's labels of `rows` of these steps, one step after another."""
+        """x, y and augmentation labels of `rows` of these steps, one step after another."""
         parts: list[Batches] = []
         for k in steps:
             plain, y = self.batch(seed, k, rows, device)
@@ -157,13 +157,13 @@ class Data(ABC):
 
     @abstractmethod
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
-        """The first n samples of fixed data never trained on (fewer if there are fewer)."""
+        """The first n samples that are never trained on (fewer if there are fewer)."""
 
     @abstractmethod
     def sample(self, start: int, stop: int, seed: int) -> Batch:
-        """Real samples number start ... stop - 1 of a seed, as a reference.
+        """Real samples number start ... stop - 1 of a seed, for use as a reference.
 
-        Row i depends on (seed, i) alone.
+        Sample i depends on (seed, i) alone.
         """
 
     @abstractmethod
@@ -171,34 +171,34 @@ class Data(ABC):
         """The first n training examples (fewer if there are fewer)."""
 
     def with_labels(self, x: Tensor, label: Tensor, device: Device) -> Batch:
-        """x and its labels on a device; None in place of the labels without classes."""
+        """x and its labels on a device. The labels are None without classes."""
         return x.to(device), label.to(device) if self.classes else None
 
 
 class Toy(Data):
-    """Points drawn from a formula, as many as anyone asks for: a class with `draw`.
+    """Points drawn from a formula, in any number. A subclass defines `draw`.
 
-    `shape` (d,) and the number `labels` of kinds of label are attributes of the class.
+    `shape` (d,) and the number of `labels` are class attributes.
     """
 
     shape = (2,)
 
     @abstractmethod
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor] | Tensor:
-        """n i.i.d. points, a function of the generator's state: x (n, *shape) and label (n,).
+        """Draw n i.i.d. points with the generator: x (n, *shape) and label (n,).
 
-        The labels are int64 and among `label_numbers`; a set without labels returns x alone.
+        The labels are int64 and among `label_numbers`. A data set without labels returns x alone.
         """
 
     def draw_labels(self, n: int, generator: Generator) -> Tensor:
-        """n labels (n,) int64, those the samples have equally likely."""
+        """n labels (n,) int64, each of `label_numbers` with equal probability."""
         numbers = self.label_numbers
         return numbers[torch.randint(len(numbers), (n,), generator=generator)]
 
     def pairs(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """What `draw` returns, as x float32 and label int64; labels that it leaves out are 0.
+        """The result of `draw`, as x float32 and label int64. Missing labels become 0.
 
-        Raises FmdiffError for what is no such pair.
+        Raises FmdiffError if `draw` returns something else.
         """
         value = self.draw(n, generator)
         x, label = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
@@ -261,7 +261,7 @@ class Toy(Data):
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """Describe a value's kind, for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return "None" if value is None else f"{type(value).__name__}, which is no tensor"

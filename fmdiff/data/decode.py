@@ -1,7 +1,7 @@
-"""Pictures of users: which files are pictures, and what becomes of their pixels.
+"""Reads the user's pictures: finds picture files and decodes their pixels.
 
-data=folder, samples=DIR and against=DIR all read through `pixels_of`, so that the distance
-between the same pictures is 0 whichever way they come.
+data=folder, samples=DIR and against=DIR all read through `pixels_of`, so the distance between
+equal pictures is 0 however they are given.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ import numpy as np
 from fmdiff.errors import FmdiffError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-LARGEST = 64_000_000  # pixels of an image: more is a slip, or meant to fill the memory
+LARGEST = 64_000_000  # pixels of an image: more is a mistake or an attack on the memory
 
 
 class File(NamedTuple):
     """A picture file below a folder."""
 
-    name: str  # below the root, with slashes
+    name: str  # path below the root, with slashes
     size: int
-    changed: int  # when, in ns
+    changed: int  # time of the last change, in ns
 
     @property
     def top(self) -> str:
-        """The folder in the root that it lies in; empty for the root itself."""
+        """The top-level folder that the file lies in; empty for the root itself."""
         return self.name.partition("/")[0] if "/" in self.name else ""
 
     @property
     def order(self) -> int:
-        """A hash of the name, by which files are shuffled and held out."""
+        """A hash of the name. Files are shuffled and held out by it."""
         digest = hashlib.blake2b(os.fsencode(self.name), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
@@ -39,8 +39,8 @@ class File(NamedTuple):
 def walk(root: Path, option: str = "data.root") -> list[File]:
     """The picture files below root in the order of their names, without hidden ones.
 
-    A folder is entered once, linked or not. Raises FmdiffError, naming `option`, for a folder that
-    cannot be read.
+    A folder is entered once, even if links lead to it. Raises FmdiffError, naming `option`, for a
+    folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -70,10 +70,10 @@ def walk(root: Path, option: str = "data.root") -> list[File]:
 def pixels_of(path: Path, size: int | None = None, channels: int | None = None) -> np.ndarray:
     """The picture in a file as uint8 (channels, size, size), or (channels, H, W) with size=None.
 
-    The largest square in the middle is scaled to `size` (Lanczos, antialiased); one of that size
-    keeps its pixels. The picture is turned as the camera says (EXIF); transparent parts are
-    white; 16 bits become the nearest of 256 levels; of an animation the first picture is taken.
-    channels: 1, 3, or None for 1 if the file is grey and 3 if it is not.
+    The largest square in the middle is scaled to `size` (Lanczos, antialiased). A square of that
+    size keeps its pixels. The picture is turned by its EXIF orientation, transparent parts become
+    white, 16-bit levels become the nearest of 256, and of an animation the first frame is taken.
+    channels: 1, 3, or None, which is 1 for a grey file and 3 for others.
 
     Raises ValueError for more than 64 million pixels, and what Pillow raises.
     """

@@ -1,4 +1,4 @@
-"""Own images: a folder of them, converted once into a memory-mapped uint8 array."""
+"""A folder of the user's images, converted once into a memory-mapped uint8 array."""
 
 import hashlib
 import json
@@ -28,29 +28,29 @@ log = logging.getLogger("fmdiff")
 
 HELD_OUT = 10  # one image in so many
 CHUNK = 256  # images read at a time
-FORMAT = 1  # of the cache: what another version wrote is not looked at
+FORMAT = 1  # version of the cache; other versions are ignored
 
 
 class Converted(NamedTuple):
     """The array of all images."""
 
-    images: Tensor  # uint8 (N, C, H, W), mapped: training images, then those held out
-    train: int  # number of the former
-    levels: Tensor  # int64 (256,), of the former
-    broken: dict[str, str]  # files left out, and why
+    images: Tensor  # uint8 (N, C, H, W), memory-mapped: training images, then held-out ones
+    train: int  # number of training images
+    levels: Tensor  # int64 (256,), counts of the training images' levels
+    broken: dict[str, str]  # files that were left out, with the reason
 
 
 @dataclass(kw_only=True, eq=False)
 class Folder(Images):
     """The images below `root`, (channels, size, size), or of their own one size (size=null).
 
-    `decode.pixels_of` says what becomes of each file. Hidden files are left out. The folders in
-    root that hold images are the classes, in the order of their names. One image in 10, by the
-    hash of its name, is held out.
+    `decode.pixels_of` decodes each file. Hidden files are left out. The folders in root that hold
+    images are the classes, in the order of their names. One image in 10 is held out, chosen by the
+    hash of its name.
 
-    The array lies in `files.data_root()`/folder, under a hash of the names, sizes and times of
-    the files; if someone deletes it, it is converted again. The folder is not looked at before
-    something asks for the data. Raises FmdiffError for what cannot be read or used.
+    The array lies in `files.data_root()`/folder, under a hash of the names, sizes and times of the
+    files. If it is deleted, the images are converted again. The folder is read when the data are
+    first needed. Raises FmdiffError for images that cannot be read or used.
     """
 
     root: str | None
@@ -72,7 +72,7 @@ class Folder(Images):
         super().__post_init__()
 
     def check_labels(self) -> None:
-        """Does nothing: `listing` checks later, as sampling from a checkpoint needs no folder."""
+        """Does nothing. `listing` checks later, as sampling from a checkpoint needs no folder."""
 
     @property
     def path(self) -> Path:
@@ -107,9 +107,9 @@ class Folder(Images):
 
     @cached_property
     def listing(self) -> tuple[list[File], int]:
-        """The images of the labels that `only` keeps, and how many of them are for training.
+        """The images whose labels `only` keeps, and how many of them are for training.
 
-        They are shuffled, so that the first n are of all classes; those held out come last.
+        They are shuffled, so that the first n are of all classes. Held-out images come last.
         """
         if self.conditional and self.labels == 1:
             raise FmdiffError(
@@ -151,7 +151,7 @@ class Folder(Images):
 
     @cached_property
     def array(self) -> Converted:
-        """All images as one array, from the cache; the log says if they had to be converted."""
+        """All images as one array, from the cache; logs if they must be converted first."""
         where = self.cache()
         array, what = load(where), "found in the cache"
         if array is None:
@@ -173,7 +173,7 @@ class Folder(Images):
         return array
 
     def _check(self, array: Converted) -> None:
-        """Raises FmdiffError for an array that cannot be trained on."""
+        """Raises FmdiffError if the array cannot be used for training."""
         n, broken = len(array.images), [f"{k} ({why})" for k, why in array.broken.items()]
         unreadable = (
             f"{len(broken)} of its {n + len(broken)} images cannot be read: {_some(broken, 3)}"
@@ -199,7 +199,7 @@ class Folder(Images):
             )
 
     def cache(self) -> Path:
-        """The folder of the array: never below the root."""
+        """The folder of the array. It is never below the root."""
         root = self.path.resolve()
         text = json.dumps([FORMAT, str(root), self.size, self.channels, self.listing])
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -212,22 +212,22 @@ class Folder(Images):
         return place / "folder" / f"{root.name}-{digest}"
 
     def _convert(self, where: Path) -> None:
-        """Writes images.npy and about.json: `where` is absent or whole at every instant."""
+        """Write images.npy and about.json. `where` is absent or whole at every instant."""
         folder = Path(tempfile.mkdtemp(prefix=".new-", dir=where.parent))
         try:
             with (folder / "images.npy").open("wb") as file, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow, about what is refused below
+                warnings.simplefilter("ignore")  # Pillow warns about what is refused below
                 about = self._write(file)
                 sync(file)
             write_text(folder / "about.json", json.dumps(about))
             if where.is_dir():
-                shutil.rmtree(where)  # damaged, or another process was faster
+                shutil.rmtree(where)  # it is damaged, or another process was faster
             folder.replace(where)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, file: BinaryIO) -> dict[str, Any]:
-        """Writes the array of all images to a file; what about.json says of it."""
+        """Write the array of all images to a file. Returns the content of about.json."""
         pictures, train = self.listing
         broken: dict[str, str] = {}
         levels, counts = np.zeros(256, np.int64), [0, 0]
@@ -275,16 +275,16 @@ class Folder(Images):
 
 
 def head(file: BinaryIO, n: int, shape: tuple[int, ...]) -> None:
-    """Writes the header of a .npy of n images; its length does not depend on n."""
+    """Write the header of a .npy of n images. Its length does not depend on n."""
     about = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
     np.lib.format.write_array_header_1_0(file, about)
 
 
 def load(where: Path) -> Converted | None:
-    """The array of a cache folder, mapped into memory; None if there is none that is whole."""
+    """The array of a cache folder, mapped into memory; None if it is missing or damaged."""
     try:
         about: dict[str, Any] = json.loads((where / "about.json").read_text())
-        # "c": the tensor may be written to and the file is not
+        # "c" is copy on write: the tensor is writable and the file stays as it is
         images = np.load(where / "images.npy", mmap_mode="c", allow_pickle=False)
         levels = torch.tensor(about["levels"])
         return Converted(torch.from_numpy(images), about["train"], levels, about["broken"])

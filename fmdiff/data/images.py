@@ -32,8 +32,8 @@ def to_uint8(x: Tensor) -> Tensor:
 class Images(Data):
     """x (B, C, H, W) in [-1, 1], each training image once per epoch; `flip` mirrors half.
 
-    augment: the probability of each transform of `augmented`. Above 0 its flips, of which the
-    network is told, take the place of `flip`.
+    augment: the probability of each transform of `augmented`. Above 0, its flips replace `flip`;
+    the network is told of them.
     """
 
     batch_size: int = 64
@@ -42,7 +42,7 @@ class Images(Data):
 
     points: ClassVar[bool] = False
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    resident: ClassVar[int] = 2 << 30  # bytes of training images that are moved to the device
+    resident: ClassVar[int] = 2 << 30  # data sets up to this many bytes are moved to the device
 
     labels = 10
 
@@ -57,7 +57,7 @@ class Images(Data):
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        """The training images (N, C, H, W), uint8, and their labels, of those that `only` keeps.
+        """The training images (N, C, H, W), uint8, and their labels; `only` selects them.
 
         Raises FmdiffError if `read` returns something else.
         """
@@ -65,7 +65,7 @@ class Images(Data):
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor]:
-        """The images held out and their labels, like `train`."""
+        """The held-out images and their labels, like `train`."""
         return self._split(False)
 
     def _split(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class Images(Data):
         return self.select(images, labels)
 
     def select(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of the labels that `only` keeps."""
+        """The images whose labels `only` keeps, and these labels."""
         if self.only is None:
             return images, labels
         rows = torch.isin(labels, self.label_numbers)
@@ -176,7 +176,7 @@ class Downloaded(Images):
 
     root: str | None = None
 
-    name: ClassVar[str]  # in files.SOURCES, and of the YAML; the class is named as torchvision's
+    name: ClassVar[str]  # the key in files.SOURCES; the class has torchvision's name
 
     def prepare(self) -> None:
         where = files.data_root(self.root)
@@ -189,14 +189,14 @@ class Downloaded(Images):
         files.check(self.name, where)
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        self.prepare()  # so that torchvision unpickles nothing unchecked
+        self.prepare()  # checks the files that torchvision will unpickle
         split = self._torchvision(train=train, download=False)
         channels, height, width = self.shape
         images = torch.as_tensor(split.data).view(-1, height, width, channels)
         return images.permute(0, 3, 1, 2).contiguous(), torch.as_tensor(split.targets)
 
     def _torchvision(self, train: bool, download: bool) -> Any:
-        # here, not above: it takes seconds to import, and sampling does without
+        # imported here, as it takes seconds and sampling does not need it
         from torchvision import datasets
 
         dataset = getattr(datasets, type(self).__name__)

@@ -1,4 +1,4 @@
-"""Gaussian mixtures as data: those of a pattern, and data=gmm from the lists of a config."""
+"""Gaussian mixtures as data: fixed patterns, and data=gmm from the lists of a config."""
 
 import math
 import reprlib
@@ -15,7 +15,7 @@ from fmdiff.errors import FmdiffError
 
 
 def plane(*coordinates: Tensor) -> Tensor:
-    """Points (..., d) of their d coordinates (...)."""
+    """Points (..., d) from their d coordinates (...)."""
     return torch.stack(coordinates, dim=-1)
 
 
@@ -29,7 +29,7 @@ class GaussianMixture(Toy):
     def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
         """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64.
 
-        Component k is label k whatever `only` keeps: the other weights are 0.
+        Component k has label k. Labels that `only` leaves out have weight 0.
         """
         weights, means, covs = self.components()
         own = self.label_numbers
@@ -48,7 +48,7 @@ class GaussianMixture(Toy):
 
     @cached_property
     def _factors(self) -> Tensor:
-        """L_k with C_k = L_k L_k^T: (K, d, d), or (K, 1) numbers if they are multiples of I."""
+        """L_k with C_k = L_k L_k^T: (K, d, d), or (K, 1) factors if all C_k are multiples of I."""
         factors = torch.linalg.cholesky(self.components()[2])
         stds = factors[:, 0, 0]
         round_ones = torch.equal(factors, stds[:, None, None] * torch.eye(*self.shape))
@@ -65,7 +65,7 @@ class GaussianMixture(Toy):
     def off_support(self, x: Tensor) -> Tensor:
         """Which of x (B, d) lie at a Mahalanobis distance > 4 from every component: bool (B,).
 
-        Of exact draws of distant components this is P(chi^2_d > 16): 0.034 % in the plane,
+        A draw of distant components does so with probability P(chi^2_d > 16): 0.034 % in the plane,
         0.006 % on the line, and 100 % in hundreds of dimensions.
         """
         own = self.label_numbers
@@ -85,7 +85,7 @@ class GaussianMixture(Toy):
 class GMM(GaussianMixture):
     """The mixture of any `means`, `weights` and `cov`, in any dimension: see mixture.components.
 
-    Raises FmdiffError for what describes no mixture.
+    Raises FmdiffError if the keys do not describe a mixture.
     """
 
     means: list[list[float]]
@@ -164,9 +164,9 @@ class TwoModes(Pattern):
 def components(means: Any, weights: Any, cov: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (K,), means (K, d) and covariances (K, d, d) of a mixture, float64.
 
-    means: K points of d numbers. weights: K positive numbers, divided by their sum; None: equal.
-    cov: a number c for C_k = c I; a list of K numbers, C_k = c_k I (a flat list is never a
-    diagonal, whatever d is); one d x d matrix for all; or a list of K matrices, which must be
+    means: K points of d numbers. weights: K positive numbers, divided by their sum; None for equal
+    weights. cov: a number c for C_k = c I; K numbers for C_k = c_k I (a flat list is never a
+    diagonal, even if K = d); one d x d matrix for all; or K matrices. The matrices must be
     symmetric and positive definite. Raises FmdiffError for anything else.
     """
     m = _tensor(means)

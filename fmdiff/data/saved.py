@@ -1,4 +1,4 @@
-"""Samples that lie in files: what `fmdiff sample` wrote, or another program."""
+"""Reads samples from files, written by `fmdiff sample` or by another program."""
 
 import warnings
 from pathlib import Path
@@ -13,11 +13,11 @@ from fmdiff.errors import FmdiffError
 
 
 def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Samples, images uint8 (N, H, W, C) or points float32 (N, d), and labels int64 or None.
+    """Read images uint8 (N, H, W, C) or points float32 (N, d), and labels int64 or None.
 
-    A .npz holds them as `arr_0` (and `labels`), a folder as image files of one size, in the order
-    of their names. Pictures of a folder are grey, C = 1, if all of them are and channels = 1.
-    Raises FmdiffError, naming `option`, for all else.
+    A .npz holds them as `arr_0` (and `labels`). A folder holds image files of one size, read in
+    the order of their names. They are grey, C = 1, if all files are grey and channels = 1.
+    Raises FmdiffError, naming `option`, for anything else.
     """
     if path.is_dir():
         return _folder(path, option, channels), None
@@ -39,7 +39,7 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
 
 
 def _folder(path: Path, option: str, channels: int) -> Tensor:
-    """The pictures in a folder, or, if it holds none itself, in the folders below it."""
+    """The pictures in a folder or, if it holds none itself, in the folders below it."""
     pictures = decode.walk(path, option)
     pictures = [file for file in pictures if not file.top] or pictures
     if not pictures:
@@ -48,7 +48,7 @@ def _folder(path: Path, option: str, channels: int) -> Tensor:
     for file in pictures:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow, about what is refused below
+                warnings.simplefilter("ignore")  # Pillow warns about what is refused below
                 image = decode.pixels_of(path / file.name)
         except Exception as error:  # Pillow meets a broken file with many kinds of exception
             raise FmdiffError(

@@ -1,7 +1,7 @@
 """Toy distributions: i.i.d. draws from a formula, unscaled, labelled by mode, ring or arm.
 
-A new one is a class with `draw`, or with `curve` for a noisy curve, or with `pattern` for a
-mixture of equal Gaussians, and a YAML in configs/data; any other Gaussian mixture is data=gmm.
+To add one, write a class with `draw`, with `curve` for a noisy curve or with `pattern` for equal
+Gaussians, and a YAML in configs/data. Any other Gaussian mixture is data=gmm.
 """
 
 import math
@@ -42,7 +42,7 @@ class Curves(Toy):
         return self._points(n, [generator])
 
     def _points(self, n: int, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
-        """`draw` by each generator, one after another; a curve of many points costs as few."""
+        """The points of each generator, one after another; the curve is evaluated once for all."""
         label = concatenate([self.draw_labels(n, g) for g in generators])
         u = concatenate([torch.rand(n, generator=g) for g in generators])
         eps = concatenate([torch.randn(n, 2, generator=g) for g in generators])
@@ -63,7 +63,7 @@ class Curves(Toy):
     def off_support(self, x: Tensor) -> Tensor:
         """Which of x (B, 2) lie farther than 4 noise from every curve: bool (B,).
 
-        The curves are taken at 501 values of u, closer together than the default noise.
+        Each curve is sampled at 501 values of u, closer together than the default noise.
         """
         numbers = self.label_numbers
         u = torch.linspace(0, 1, 501).repeat(len(numbers))
@@ -165,8 +165,8 @@ class Pinwheel(Toy):
 class Embedded(Toy):
     """x = P x_2: points x_2 of the plane, drawn from `of`, in R^D, D = `ambient_dim`.
 
-    P (D, 2) is random, the same for every run, and P^T P = I. The keys all data sets share are
-    this one's, not those of `of`. Raises FmdiffError unless `of` draws points (2,) and D >= 2.
+    P (D, 2) is random, the same for every run, and P^T P = I. The keys common to all data sets are
+    taken from here, not from `of`. Raises FmdiffError unless `of` draws points (2,) and D >= 2.
     Source: Li & He 2025 (arXiv:2511.13720), figure 2.
     """
 
