@@ -65,7 +65,7 @@ class GaussianMixture(Toy):
     def off_support(self, x: Tensor) -> Tensor:
         """Which of x (B, d) lie at a Mahalanobis distance > 4 from every component: bool (B,).
 
-        A draw of distant components does so with probability P(chi^2_d > 16): 0.034 % in the plane,
+        Draws of distant components do with probability P(chi^2_d > 16): 0.034 % in the plane,
         0.006 % on the line, and 100 % in hundreds of dimensions.
         """
         own = self.label_numbers

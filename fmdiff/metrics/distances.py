@@ -1,18 +1,18 @@
 """Distances between point sets, each with a 95 % interval for the distance of their laws.
 
-Intervals come from the influence of each point, phi_i = n dT/d(weight of point i), as
+The intervals come from the influence of each point, phi_i = n dT/d(weight of point i), as
 
     Var T = Var_i(phi_i) / n,   summed over both sets,
 
 which is the limit of the bootstrap without its repeated points. A point drawn twice is at
 distance 0 from itself, which moves distances of resampled sets by as much as their noise floor.
-Where the laws agree, T is quadratic in the noise and this is twice its variance: the intervals
-are then too wide. Measured between Gaussians in the plane, n = 300 and 500, they cover in 94 to
-100 % (energy where the effect is about the noise: 92 %, and 88 % on the line).
+If the laws agree, T is quadratic in the noise and this is twice its variance, so the intervals
+are too wide. Between Gaussians in the plane, n = 300 and 500, their measured coverage is 94 to
+100 % (energy: 92 % if the effect is about the size of the noise, and 88 % on the line).
 
 The noise of finite sets biases all of these distances except the unbiased mmd2 and energy. The
-intervals are corrected for it, the values are not: a Wasserstein value near its floor may lie far
-up in its interval or above it, and the interval then begins at 0.
+intervals are corrected for it, the values are not. A Wasserstein value near its floor may thus
+lie far up in its interval or above it, and the interval then begins at 0.
 """
 
 import math
@@ -28,15 +28,15 @@ from fmdiff.randomness import generator
 
 ASSIGNED = 2000  # rows an exact assignment takes: 1 s, growing as the cube
 PAIRED = 10_000  # rows the sums over all pairs take: half a second, growing as the square
-# of the Gaussian kernels of mmd2, in median distances of the reference
+# widths of the Gaussian kernels of mmd2, in median distances of the reference
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0)
 
 
 def sliced_wasserstein2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> float:
     """SW2(a, b) = sqrt(mean_i mean_k (sorted(a u_k)_i - sorted(b u_k)_i)^2).
 
-    a, b: (n, d) point sets of one size; u_k: `projections` unit vectors, uniform on the sphere,
-    a function of (seed, d) alone. For d = 1 this is the exact W2 and one projection is used.
+    a, b: (n, d) point sets of one size. u_k: `projections` unit vectors, uniform on the sphere;
+    they depend on (seed, d) alone. For d = 1 this is the exact W2, and one projection is used.
     Raises ValueError for sets of different shapes (Bonneel et al., 2015).
     """
     _check(a, b)
@@ -51,10 +51,10 @@ def noise_floor(
     pairs: int = 32,
     distance: Callable[[Tensor, Tensor], float] = sliced_wasserstein2,
 ) -> float:
-    """Median distance of `pairs` pairs of fresh sets of one law, which no sampler can beat.
+    """The median distance of `pairs` pairs of fresh sets of one law. No sampler can beat it.
 
     draw(n, seed) -> (n, d) returns the set of a seed; seeds 0 ... 2 pairs - 1 are used. Distances
-    at the same n and settings are best read as multiples of it.
+    at the same n and settings are best read as multiples of this floor.
     """
     return statistics.median(
         distance(draw(n, 2 * pair), draw(n, 2 * pair + 1)) for pair in range(pairs)
@@ -83,8 +83,8 @@ def _projected(a: Tensor, b: Tensor, projections: int, seed: int) -> tuple[np.nd
 def sw2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> Metric:
     """sliced_wasserstein2 of samples a and reference b (n, d), with the interval of _squares.
 
-    On the line the potential of W2^2 has the slope 2 (sorted(a)_i - sorted(b)_i) at sorted(a)_i;
-    that of a point is the mean over directions. The choice of directions adds its own variance.
+    On the line the potential of W2^2 has the slope 2 (sorted(a)_i - sorted(b)_i) at sorted(a)_i.
+    A point's potential is the mean over directions, whose choice adds its own variance.
     """
     _check(a, b)
     a_u, b_u = (p.astype(np.float64) for p in _projected(a, b, projections, seed))
@@ -141,7 +141,7 @@ def w2(a: Tensor, b: Tensor) -> Metric:
 
     The influences are the potentials of optimal transport: v_j - v_i <= c_ij - c_ii, i.e. lengths
     of shortest paths, and u_i = c_ii - v_i. W2^2 of two sets of one law falls like n^-1 in up to
-    two dimensions (but for a logarithm) and like n^(-2/d) beyond.
+    two dimensions (up to a logarithm) and like n^(-2/d) in more.
     """
     a, b = a[:ASSIGNED], b[:ASSIGNED]
     cost = _assigned(a, b)
@@ -153,10 +153,10 @@ def w2(a: Tensor, b: Tensor) -> Metric:
 
 
 def _shortest(lengths: np.ndarray) -> np.ndarray:
-    """The shortest path to j from anywhere in a graph (n, n) without negative cycles: (n,).
+    """The length (n,) of the shortest path to j from anywhere, in a graph without negative cycles.
 
-    By Bellman and Ford, until nothing moves by 1e-5 of the longest edge; the spread of the result
-    is then right to 0.1 % and needs half the time.
+    lengths: (n, n). Bellman-Ford, until no value moves by 1e-5 of the longest edge. The spread of
+    the result is then right to 0.1 %, in half the time.
     """
     distance = np.zeros(len(lengths))
     for _ in range(len(lengths)):
@@ -169,10 +169,10 @@ def _shortest(lengths: np.ndarray) -> np.ndarray:
 def _noise(
     distance: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor, rate: float
 ) -> float:
-    """What finite sets add to a squared distance that falls like n^-rate where the laws agree.
+    """The amount that finite sets add to a squared distance falling like n^-rate for equal laws.
 
-    The halves of a set are two sets of one law: 2^-rate times their squared distance is that of
-    two sets of n, of which each of a and b adds one half.
+    The halves of a set are two sets of one law. 2^-rate times their squared distance estimates the
+    distance of two such sets of n. Half of it is due to each of a and b.
     """
     half = len(a) // 2
     within = [distance(s[:half], s[half : 2 * half]) ** 2 for s in (a, b)]
@@ -180,7 +180,7 @@ def _noise(
 
 
 def _wasserstein(n: int, value: float, variance: float, noise: float) -> Metric:
-    """A distance whose square has `variance`; `noise` is what finite sets add to the square."""
+    """A distance whose square has `variance`. `noise` is the bias of the square in finite sets."""
     se = math.sqrt(variance) / (2 * value) if value else 0.0
     low, high = (max(square, 0.0) for square in _squares(value, se, noise))
     return Metric(
@@ -193,10 +193,10 @@ def _wasserstein(n: int, value: float, variance: float, noise: float) -> Metric:
 
 
 def _squares(root: float, se: float, noise: float) -> tuple[float, float]:
-    """max(0, root -+ 1.96 se)^2 - noise: the interval of a squared distance by way of its root.
+    """The interval of a squared distance from that of its root: max(0, root -+ 1.96 se)^2 - noise.
 
-    The root of a sum of squares has nearly one error whatever its size; that of the square
-    shrinks with it, so that sets which happen to be close would seem to be so for certain.
+    The root of a sum of squares has nearly one error whatever its size. The error of the square
+    shrinks with its value, so the intervals of sets that happen to be close would be too short.
     """
     low, high = normal_interval(root, se)
     return max(low, 0.0) ** 2 - noise, high**2 - noise
@@ -209,7 +209,7 @@ def mmd2(a: Tensor, b: Tensor, scale: float | None = None) -> Metric:
     """MMD^2(a, b) = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: it may be negative.
 
     k = mean over c in (1/8, 1/4, 1/2, 1) of exp(-|x - y|^2 / (2 (c scale)^2)). a (n, d), b (m, d).
-    scale: the median distance among the first 1000 points of b unless given
+    scale: by default the median distance among the first 1000 points of b
     (Gretton et al., 2012, lemma 6).
     """
     if scale is None:
@@ -233,7 +233,7 @@ def mmd2(a: Tensor, b: Tensor, scale: float | None = None) -> Metric:
 def energy(a: Tensor, b: Tensor) -> Metric:
     """D(a, b) = 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased: it may be negative.
 
-    a (n, d), b (m, d). scipy.stats.energy_distance is the root of the biased one, which counts
+    a (n, d), b (m, d). scipy.stats.energy_distance is the root of the biased estimate. That counts
     the pairs of a point with itself (Szekely & Rizzo, 2013).
     """
     return _pairwise(lambda square: square.sqrt_().neg_(), a, b)
@@ -242,9 +242,9 @@ def energy(a: Tensor, b: Tensor) -> Metric:
 def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metric:
     """E k(x, x') + E k(y, y') - 2 E k(x, y) over different points, k a function of |x - y|^2.
 
-    The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) - mean_j k(a_i, b_j); that of b_j
-    alike. Larger sets are thinned to their first 10,000 rows. float32 about the mean of b, in
-    blocks of 64 rows; sums in float64.
+    The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) - mean_j k(a_i, b_j); b_j likewise. Of
+    larger sets the first 10,000 rows are used. Points are centred at the mean of b in float32, and
+    taken in blocks of 64 rows. Sums are float64.
     """
     a, b = a[:PAIRED], b[:PAIRED]
     a, b = (s.float() for s in (a - b.mean(0), b - b.mean(0)))
@@ -255,7 +255,7 @@ def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metri
     h, g = aa / (n - 1) - ab / m, bb / (m - 1) - ba / n
     value = (h.mean() + g.mean()).item()
     se = 2 * math.sqrt((h.var() / n + g.var() / m).item())
-    # with the pairs of a point with itself it would be a squared norm, and larger by
+    # the biased estimate counts the pairs of a point with itself and is larger by this
     own = kernel(torch.zeros(1)).double()
     noise = ((own - aa.mean() / (n - 1)) / n + (own - bb.mean() / (m - 1)) / m).item()
     root = math.sqrt(max(value + noise, 0.0))

@@ -1,9 +1,8 @@
-"""Features of images: what Frechet, kernel and precision-recall metrics compare.
+"""Features of images, which the Frechet, kernel and precision-recall metrics compare.
 
-A feature extractor is a class below `Features` and a YAML in configs/features. Three small
-classifiers are part of the package: they recognise digits, garments or CIFAR-10 objects, need no
-download and take milliseconds an image, but a distance of their features is no FID and is never
-called one.
+A feature extractor is a class below `Features` and a YAML in configs/features. The package has
+three small classifiers, of digits, garments and CIFAR-10 objects. They need no download and take
+milliseconds an image. A distance of their features is not an FID and is never called one.
 """
 
 import contextlib
@@ -26,17 +25,17 @@ CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
 
 
 class Features(ABC):
-    """What metrics need of a feature extractor: a class with `__call__` and three attributes.
+    """The base class of feature extractors, with `__call__` and three attributes.
 
-    The keys of the YAML (or of the command line, as features.KEY=VALUE) are its keyword
-    arguments. The features of an image must not depend on the others in the batch.
+    The keys of the YAML (features.KEY=VALUE on the command line) are the keyword arguments. The
+    features of an image must not depend on the other images of the batch.
     """
 
-    name: str  # of the extractor, for reports
+    name: str  # the extractor's name in reports
     distance: str  # the name of a Frechet distance of these features; "fid" is Inception's
     dimension: int  # d
-    classes: int = 0  # K; 0 if it gives no logits
-    # of the file of its weights, by which features of data sets are cached; "": they are not
+    classes: int = 0  # K; 0 without logits
+    # hash of the file of weights; features of data sets are cached by it, or not at all if ""
     sha256: str = ""
     device = torch.device("cpu")
 
@@ -45,13 +44,13 @@ class Features(ABC):
         """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
 
     def to(self, device: str | torch.device) -> "Features":
-        """Compute on `device`, to which an extractor with weights moves them; itself."""
+        """Compute on `device`, and move the weights there, if any. Returns itself."""
         self.device = torch.device(device)
         return self
 
 
 def extractor_of(value: Any) -> Features:
-    """The value itself. Raises FmdiffError unless it is a `Features` with its attributes."""
+    """Return the value. Raises FmdiffError unless it is a `Features` with its attributes."""
     name = type(value).__name__
     if not isinstance(value, Features):
         raise FmdiffError(f"features: {name} must derive from {__name__}.Features")
@@ -90,9 +89,9 @@ class Network(nn.Module):
     """A small residual classifier: x (B, C, H, W) in [-1, 1] -> (B, widths[-1]), (B, classes).
 
     The first layer maps 2 x 2 patches p to +-(p - mean) v_i / sqrt(lambda_i + 1e-3), v_i and
-    lambda_i the eigenvectors and eigenvalues of their covariance, and is not trained. Then, for
-    every width, h = relu(norm(pool(conv(h)))) and h = h + relu(norm(conv(h))); the features are
-    the means of the last maps. Source: Page 2018; Jordan 2024 (whitening).
+    lambda_i the eigenvectors and eigenvalues of their covariance. It is not trained. Every width
+    adds h = relu(norm(pool(conv(h)))) and h = h + relu(norm(conv(h))). The features are the means
+    of the last maps. Source: Page 2018; Jordan 2024 (whitening).
     """
 
     def __init__(self, shape: tuple[int, int, int], widths: tuple[int, ...], classes: int) -> None:
@@ -119,7 +118,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def whitened(self, x: Tensor) -> "Network":
-        """Set the first layer by the patches of images x (B, C, H, W); itself."""
+        """Fit the first layer to the patches of images x (B, C, H, W). Returns itself."""
         patches = nn.functional.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh((patches - mean).T.cov())
@@ -133,8 +132,8 @@ class Network(nn.Module):
 class Classifier(Features):
     """The classifier of the package for a data set of EMBEDDED; a `Features`.
 
-    `about` holds the metadata of its file: data, accuracy on the test images, the architecture,
-    the version of fmdiff and the files it was trained by. Raises FmdiffError for another name.
+    `about` holds the metadata of the file: data, accuracy on the test images, architecture, fmdiff
+    version and the files that trained it. Raises FmdiffError for another name.
     """
 
     def __init__(self, name: str) -> None:
@@ -170,14 +169,14 @@ class Classifier(Features):
             return self.net(from_uint8(on(self.device, pixels)))
 
     def to(self, device: str | torch.device) -> "Classifier":
-        """Move the network to a device; itself."""
+        """Move the network to a device. Returns itself."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
 
 
 def about(content: bytes) -> dict[str, Any]:
-    """The metadata of a safetensors file of fmdiff: JSON under the one key `fmdiff`."""
+    """The metadata of fmdiff's safetensors files, which are JSON under the one key `fmdiff`."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return json.loads(header["__metadata__"]["fmdiff"])
 
@@ -193,7 +192,7 @@ def on(device: str | torch.device, pixels: Tensor) -> Tensor:
 def exactly() -> Iterator[None]:
     """Compute without gradients, and on CUDA without TF32 and algorithms chosen by timing.
 
-    TF32 has 10 bits: features would depend on the batch size in the fourth digit.
+    With TF32's 10 bits, features would depend on the batch size in the fourth digit.
     """
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.no_grad(), flags:
@@ -201,10 +200,10 @@ def exactly() -> Iterator[None]:
 
 
 def for_data(name: str | None, shape: tuple[int, ...]) -> str | None:
-    """The choice of `features` for a data set: its own, or the only one of its shape, or None.
+    """The default of `features` for a data set: its own, the only one of its shape, or None.
 
     shape: (C, H, W), or (d,) of points. MNIST and Fashion-MNIST share a shape, so other images of
-    it have no default.
+    that shape have no default.
     """
     if name in EMBEDDED:
         return name

@@ -20,8 +20,8 @@ class Errors(NamedTuple):
 
         fm = E|m - u|^2,    cfm = E|m - c|^2,    irreducible = E|c - u|^2,
 
-    and cfm = fm + irreducible (Lipman et al. 2023, theorem 2): training cannot go below the
-    irreducible part. `gap` estimates cfm - fm - irreducible, 0 up to its standard error.
+    and cfm = fm + irreducible (Lipman et al. 2023, theorem 2). Training cannot go below the
+    irreducible part. `gap` estimates cfm - fm - irreducible, which is 0 up to its standard error.
     """
 
     t: float
@@ -37,7 +37,7 @@ class Errors(NamedTuple):
 def errors(
     field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, kind: Kind
 ) -> Errors:
-    """The Errors of `field` against `truth` at time t () for pairs x, eps (n, *shape)."""
+    """Compare `field` with `truth` at time t () for pairs x, eps (n, *shape)."""
     x_t = field.path.mix(x, eps, t)
     c = field.path.mix(x, eps, t, kind)
     if y is not None:
@@ -73,9 +73,9 @@ def compare(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Errors]:
-    """Errors at the middles of `times` equal parts of the interval that both fields share.
+    """Compare fields at the middles of `times` equal parts of the interval that both share.
 
-    Raises FmdiffError when the source is not normal and independent of x.
+    Raises FmdiffError unless the source is normal and independent of x.
     """
     need_gaussian(field, "against=exact")
     (lo, hi), (first, last) = field.interval(kind), truth.interval(kind)

@@ -2,12 +2,12 @@
 
     FD = |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^{1/2},
 
-m the mean and C the covariance (over n - 1) of a set of features (n, d). It is the squared W2
-distance of N(m_a, C_a) and N(m_b, C_b) (Dowson & Landau, 1982), and called FID when the features
-are those of the Inception network (Heusel et al., 2017). Everything here is float64.
+m is the mean and C the covariance (over n - 1) of a set of features (n, d). FD is the squared W2
+distance of N(m_a, C_a) and N(m_b, C_b) (Dowson & Landau, 1982). It is called FID if the features
+are those of the Inception network (Heusel et al., 2017). All computations are float64.
 
 FD of n samples is too large by about a constant over n, and the constant grows with d
-(Chong & Forsyth, 2020): only values of one n, against one reference, can be compared.
+(Chong & Forsyth, 2020). Only values of one n, against one reference, can be compared.
 """
 
 from typing import NamedTuple, Protocol
@@ -20,7 +20,7 @@ from fmdiff.randomness import generator
 
 
 class Normal(Protocol):
-    """What a distance needs of each set: `Moments`, `Gaussian` and `Reference` have it."""
+    """The attributes that a distance needs. `Moments`, `Gaussian` and `Reference` have them."""
 
     @property
     def mean(self) -> Tensor:
@@ -46,8 +46,8 @@ class Moments:
         S = S_1 + S_2 + n_1 n_2 / (n_1 + n_2) delta delta^T,   delta = mean_2 - mean_1,
 
     so no large numbers cancel and the result does not depend on the batches, up to rounding
-    (Chan, Golub & LeVeque, 1983). `device` must support float64 and, for `reduce`, be one that
-    the process group can send from.
+    (Chan, Golub & LeVeque, 1983). `device` must support float64. For `reduce`, the process group
+    must be able to send from it.
     """
 
     def __init__(self, dimension: int, device: str | torch.device = "cpu") -> None:
@@ -56,7 +56,7 @@ class Moments:
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor) -> "Moments":
-        """Take in a batch (B, d) of any floating type."""
+        """Add a batch (B, d) of any floating type."""
         features = features.detach().to(self.mean)
         n, mean = len(features), features.mean(0)
         if n:
@@ -65,7 +65,7 @@ class Moments:
         return self
 
     def merge(self, other: "Moments") -> "Moments":
-        """Take in the samples of `other`."""
+        """Add the samples of `other`."""
         if other.n:
             self.scatter += other.scatter.to(self.scatter)
             self._join(other.n, other.mean.to(self.mean), self.mean.new_empty(0, len(self.mean)))
@@ -88,7 +88,7 @@ class Moments:
     def reduce(self) -> "Moments":
         """Replace the moments by those of the samples of all processes, the same on each.
 
-        Every process of the default group must call it, those without samples too. Without
+        Every process of the default group must call this, even without samples. Without
         torch.distributed it does nothing.
         """
         if not _spread():
@@ -111,7 +111,7 @@ def _spread() -> bool:
 def gather(rows: Tensor) -> Tensor:
     """The rows (n_rank, ...) of all processes, in the order of their ranks, on each of them.
 
-    For metrics that need the features themselves. n_rank may differ and be 0. Without
+    Metrics that need the features themselves use it. n_rank may differ and be 0. Without
     torch.distributed it returns `rows`.
     """
     if not _spread():
@@ -127,7 +127,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def frechet_distance(a: Normal, b: Normal) -> float:
-    """FD of two Gaussians. Equal ones give 0 up to rounding, of either sign (-1e-10, say).
+    """FD of two Gaussians. For equal ones it is 0 up to rounding of either sign (-1e-10, say).
 
     Raises ValueError for different dimensions, FmdiffError for fewer than 2 samples.
     """
@@ -143,15 +143,15 @@ def root_trace(a: Tensor, b: Tensor) -> Tensor:
     """tr (A B)^{1/2} () of covariances (d, d): the sum of the square roots of A B's eigenvalues.
 
     With A = R R^T these are the eigenvalues of the symmetric R^T B R, and zeros. R is taken from
-    the one of lower rank: elsewhere R^T B R has null directions, each of which would add the root
-    of a rounding error, 1e-8.
+    the matrix of lower rank. Otherwise R^T B R has null directions, and each would add the root of
+    a rounding error, 1e-8.
     """
     r, q = _factor(a), _factor(b)
     return _roots(r.T @ b @ r if r.shape[1] <= q.shape[1] else q.T @ a @ q)
 
 
 def _factor(c: Tensor) -> Tensor:
-    """R (d, rank) with C = R R^T: Cholesky's, else eigenvectors of the positive eigenvalues."""
+    """R (d, rank) with C = R R^T: from Cholesky, or from the positive eigenvalues."""
     root, failed = torch.linalg.cholesky_ex(c)
     if not failed:
         return root
@@ -167,9 +167,9 @@ def _roots(c: Tensor) -> Tensor:
 def frechet_of_features(a: Tensor, b: Tensor) -> float:
     """FD of two sets of features (n_a, d), (n_b, d).
 
-    With fewer samples than dimensions in both, and A, B the centred features over sqrt(n - 1),
-    tr (C_a C_b)^{1/2} is the sum of the singular values of the small A B^T (n_a, n_b), and no
-    covariance is formed. Raises FmdiffError for fewer than 2 samples.
+    If both have fewer samples than dimensions, no covariance is formed: tr (C_a C_b)^{1/2} is the
+    sum of the singular values of the small A B^T (n_a, n_b), with A, B the centred features over
+    sqrt(n - 1). Raises FmdiffError for fewer than 2 samples.
     """
     d = a.shape[1]
     if not 2 <= min(len(a), len(b)) <= max(len(a), len(b)) < d:
@@ -182,7 +182,7 @@ def frechet_of_features(a: Tensor, b: Tensor) -> float:
 
 
 def few_samples(n: int, dimension: int) -> str | None:
-    """The sentence to print beside an FD of n samples with a singular covariance, else None."""
+    """The warning about an FD of n samples with a singular covariance; None otherwise."""
     if n > dimension:
         return None
     return (
@@ -192,33 +192,33 @@ def few_samples(n: int, dimension: int) -> str | None:
 
 
 class Interval(NamedTuple):
-    """A Frechet distance and how far it may be off."""
+    """A Frechet distance with its uncertainty."""
 
     value: float  # FD of the samples themselves
     error: float  # its standard error
     bias: float  # estimate of E[value] - FD of infinitely many samples
-    low: float  # the basic bootstrap interval, which takes the bias off once
+    low: float  # the basic bootstrap interval; it subtracts the bias once
     high: float
 
 
 def frechet_interval(
     features: Tensor, reference: Normal, repeats: int = 200, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """How far FD(features, reference) may be off by the choice of the n samples (n, d).
+    """The uncertainty of FD(features, reference) due to the choice of the n samples (n, d).
 
-    Bootstrap (Efron, 1979): FD* of `repeats` sets of n rows drawn with replacement by `seed`;
+    Bootstrap (Efron, 1979): FD* of `repeats` sets of n rows, drawn with replacement from `seed`;
     error = std FD*, bias = mean FD* - FD, and with q the quantiles of FD* the interval is
     [2 FD - q_{(1 + level)/2}, 2 FD - q_{(1 - level)/2}]. The reference is taken as exact.
 
-    A set of n draws holds 0.63 n different rows, so n must be many times d: below about 10 d the
-    bias is no longer small and the interval not to be trusted. A repeat costs n d^2 + 2 d^3
-    operations: milliseconds at d = 64, seconds at d = 2048 (there, compare several seeds of
-    sampling instead). Raises FmdiffError for fewer than 2 samples.
+    A set of n draws holds 0.63 n different rows, so n must be many times d. Below about 10 d the
+    bias is no longer small, and the interval cannot be trusted. A repeat costs n d^2 + 2 d^3
+    operations: milliseconds at d = 64, seconds at d = 2048 (compare several seeds of sampling
+    there instead). Raises FmdiffError for fewer than 2 samples.
     """
     n, d = features.shape
     value = frechet_distance(Moments(d, features.device).add(features), reference)
     cov = reference.cov.to(features.device, torch.float64)
-    # R^T C R is the covariance of the rows f R, so that R is applied once
+    # R^T C R is the covariance of the rows f R, so R is applied once
     root = _factor(cov)
     f = features.double() - reference.mean.to(cov)
     turned, squares = f @ root, f.square().sum(1)

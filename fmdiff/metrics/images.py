@@ -1,4 +1,4 @@
-"""Metrics of images in one pass: features as images arrive, metrics when all are there."""
+"""Metrics of images in one pass. Only the features of the images are kept."""
 
 import contextlib
 import math
@@ -27,7 +27,7 @@ from fmdiff.metrics.score import inception_score
 from fmdiff.randomness import generator
 
 BATCH = 250  # images given to an extractor at a time
-BOOTSTRAPPED = 256  # dimensions up to which an interval of the Frechet distance costs seconds
+BOOTSTRAPPED = 256  # up to this dimension, a Frechet interval costs seconds
 SPAN = 10_000  # real images that span the manifold of precision and recall
 SURE = 0.9  # the confidence above which a sample counts as clearly of a class
 NAMES = (
@@ -42,15 +42,15 @@ NAMES = (
     "classes",
 )
 OF_CLASSES = ("is", "agreement", "confidence", "classes")
-OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's
+OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
 
 
 class Real(NamedTuple):
-    """Real images, as an extractor sees them."""
+    """The features of real images."""
 
-    text: str  # which images, for reports
+    text: str  # name of the images, for reports
     moments: Normal
-    features: Tensor | None  # (m, d); None where only their moments are known
+    features: Tensor | None  # (m, d); None if only their moments are known
     labels: Tensor | None = None
     pixels: Tensor | None = None  # uint8 (m, H, W, C)
 
@@ -58,7 +58,7 @@ class Real(NamedTuple):
 def features_of(
     extractor: Features, pixels: Tensor, progress: Callable[[int], None] | None = None
 ) -> Tensor:
-    """Features (n, d), on the CPU, of images uint8 (n, H, W, C)."""
+    """Compute the features (n, d) of images uint8 (n, H, W, C). The result is on the CPU."""
     parts = []
     for part in pixels.split(BATCH):
         parts.append(read(extractor, part)[0].cpu())
@@ -75,10 +75,10 @@ def real_images(
     labels: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Real:
-    """The split of a data set, uint8 (n, H, W, C), as a reference, its features from the cache.
+    """Use the split of a data set, uint8 (n, H, W, C), as reference; features are cached.
 
-    The file in the cache is named by the hashes of the pixels and of the extractor's weights.
-    Without the latter, or where no file can be written, the features are computed every time.
+    The cache file is named by the hashes of the pixels and of the extractor's weights. Without
+    weights, or if no file can be written, the features are computed every time.
     """
     text = f"{name} {split}, {len(pixels):,} images"
     facts: dict[str, Any] = {
@@ -92,7 +92,7 @@ def real_images(
         try:
             stored = reference.load(file, extractor, features=True, **facts)
             return Real(text, stored, stored.features, labels, pixels)
-        except FmdiffError:  # absent, or not as it was written: computed anew
+        except FmdiffError:  # the file is missing or damaged: compute them again
             pass
     features = features_of(extractor, pixels, progress)
     moments = Moments(extractor.dimension).add(features)
@@ -105,19 +105,19 @@ def real_images(
 
 
 class ImageMetrics:
-    """Takes in samples as they come, and gives the metrics `names` against real images.
+    """Collects samples, and computes the metrics `names` against real images.
 
     fid: the Frechet distance, under the name that the extractor gives it (fd_mnist, ...; only
     Inception's is called fid). kid: the kernel distance. is: the Inception Score of the
     extractor's own classes. precision and recall, together precision_recall. memorisation: see
     `manifold.memorisation`; `held_out` are features of real images that were not trained on.
-    agreement: the share of samples that are classified as the class that was asked for.
+    agreement: the share of samples that are classified as the class they were drawn for.
     confidence: the share classified with a probability of 0.9 or more. classes: half the sum of
-    the differences between the shares of classes of the samples and of the reference.
+    the absolute differences between the class shares of samples and reference.
 
-    Only features are held, no images. With `spread` each process of the default group takes in
-    its own samples, and `results`, which all must call, is of all of them. Raises FmdiffError for
-    an unknown name and for a metric that needs what the extractor or the reference lacks.
+    Only features are held, no images. With `spread` each process of the default group adds its
+    own samples, and all must call `results`, which is of all samples. Raises FmdiffError for an
+    unknown name, and for a metric that needs what the extractor or the reference lacks.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ImageMetrics:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the samples, not the reference."""
+        """Forget the samples, but not the reference."""
         self.features: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
@@ -166,7 +166,7 @@ class ImageMetrics:
         return [self.extractor.distance if name == "fid" else name for name in self.names]
 
     def add(self, pixels: Tensor, y: Tensor | None = None) -> None:
-        """Take in images uint8 (B, H, W, C) and the classes (B,) that they were asked to be."""
+        """Add images uint8 (B, H, W, C) and the classes (B,) they were drawn for."""
         for part in pixels.split(BATCH):
             features, logits = read(self.extractor, part)
             self.features.append(features.cpu())
@@ -176,7 +176,7 @@ class ImageMetrics:
             self.labels.append(y.cpu())
 
     def results(self) -> dict[str, Metric]:
-        """The metrics of all images taken in, by the name that each is given in reports."""
+        """The metrics of all images added, by their names in reports."""
         parts = (self.features, self.logits, self.labels)
         rows = [torch.cat(part) if part else None for part in parts]
         if self.spread:
@@ -210,7 +210,7 @@ class ImageMetrics:
             more["floor"] = frechet_distance(fresh, real)
         if self.extractor.dimension <= BOOTSTRAPPED and n >= 10 * self.extractor.dimension:
             estimate = frechet_interval(samples.features, real, seed=self.seed)
-            # the distance that infinitely many samples would have cannot be below 0
+            # the distance at infinitely many samples cannot be below 0
             bounds = max(estimate.low, 0.0), max(estimate.high, 0.0)
             more |= {"se": estimate.error, "interval": bounds}
         return {self.extractor.distance: self._metric(value, n, **more)}
@@ -297,7 +297,7 @@ class ImageMetrics:
 
 @dataclass
 class Pool:
-    """All samples that were taken in, as the extractor sees them."""
+    """The features of all samples that were added."""
 
     features: Tensor
     moments: Moments

@@ -1,7 +1,7 @@
-"""FID's Inception network, by torch-fidelity (pip install 'fmdiff[fid]') with its weights.
+"""FID's Inception network, from torch-fidelity (pip install 'fmdiff[fid]').
 
-The weights are the converted TensorFlow graph of 2015-12-05, which FID, KID and the Inception
-Score are defined by; torchvision's inception_v3 is another network and gives other numbers.
+The weights are the converted TensorFlow graph of 2015-12-05, which defines FID, KID and the
+Inception Score. torchvision's inception_v3 is another network and gives other numbers.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 class Inception(Features):
     """Features (B, 2048) after the last pooling, and logits (B, 1008) without their bias.
 
-    The Frechet distance of these `Features` is the FID, and these logits give the Inception
-    Score. Grey images are repeated to three channels, and all are resized to 299 x 299 as
-    TensorFlow 1 did.
+    The Frechet distance of these features is the FID, and these logits give the Inception Score.
+    Grey images are repeated to three channels. All images are resized to 299 x 299 as TensorFlow
+    1 did.
 
-    weights: the file; null: $FMDIFF_INCEPTION, else the cache of torch.hub, to which
-    download=true fetches it if it is missing. check: refuse a file with another SHA-256.
+    weights: the file. null takes $FMDIFF_INCEPTION, else the cache of torch.hub, and download=true
+    fetches it there if it is missing. check: refuse a file with another SHA-256.
 
     Raises FmdiffError without torch-fidelity and for a missing, foreign or damaged file.
     Source: Heusel et al. 2017; Salimans et al. 2016; torch-fidelity (Obukhov et al. 2020).
@@ -72,7 +72,7 @@ class Inception(Features):
             return self.net(x.expand(-1, 3, -1, -1))
 
     def to(self, device: str | torch.device) -> "Inception":
-        """Move the network to a device; itself."""
+        """Move the network to a device. Returns itself."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
@@ -81,8 +81,8 @@ class Inception(Features):
 def network(content: bytes, path: Path) -> nn.Module:
     """torch-fidelity's network with the weights in `content`, read without running code.
 
-    path: where they come from, for the sentence. Raises FmdiffError without torch-fidelity and
-    for content that is no weights of this network.
+    path: the file of the weights, for messages. Raises FmdiffError without torch-fidelity and if
+    the content is not weights of this network.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -91,12 +91,12 @@ def network(content: bytes, path: Path) -> nn.Module:
             "features=inception needs torch-fidelity: pip install 'fmdiff[fid]', or choose "
             "features=mnist, fashion_mnist or cifar10"
         ) from error
-    # it would unpickle the file itself without restriction, so it gets our copy of the tensors
+    # torch-fidelity would unpickle the file without restriction, so it gets our copy
     copy = io.BytesIO()
     try:
         torch.save(torch.load(io.BytesIO(content), weights_only=True), copy)
         copy.seek(0)
-        # what torch-fidelity compares by default: FID of 2048, ISC of logits_unbiased
+        # torch-fidelity's defaults: FID of 2048, ISC of logits_unbiased
         return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
     except Exception as error:  # damage raises many kinds of exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -108,7 +108,7 @@ def network(content: bytes, path: Path) -> nn.Module:
 def find(weights: str | None, download: bool) -> Path:
     """The file of the weights: `weights`, $FMDIFF_INCEPTION or one in the cache of torch.hub.
 
-    download: fetch it to the cache if it is nowhere. Raises FmdiffError where there is none.
+    download: fetch a missing file to the cache. Raises FmdiffError if there is none.
     """
     for key, value in (
         ("features.weights", weights),
@@ -137,7 +137,7 @@ def _published() -> str:
 
 
 def fetch(path: Path) -> Path:
-    """Download the weights to path, which stays as it was if that fails.
+    """Download the weights to path. If that fails, path stays as it was.
 
     Raises FmdiffError if they cannot be fetched or other bytes arrive.
     """

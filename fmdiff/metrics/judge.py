@@ -25,7 +25,7 @@ SPLITS = ("train", "test")
 
 
 class Judge(Protocol):
-    """Takes in batches of samples and gives their metrics at the end."""
+    """Collects batches of samples and computes their metrics at the end."""
 
     warnings: list[str]  # what a reader of the metrics must know
 
@@ -34,20 +34,20 @@ class Judge(Protocol):
         """The names of the metrics."""
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Take in images uint8 (B, H, W, C) or points (B, d), and the classes (B,) meant."""
+        """Add images uint8 (B, H, W, C) or points (B, d), and the classes (B,) they are for."""
 
     def results(self) -> dict[str, Metric]:
-        """The metrics of all samples taken in, by name."""
+        """The metrics of all samples added, by name."""
 
     def clear(self) -> None:
-        """Forget the samples, not the reference."""
+        """Forget the samples, but not the reference."""
 
 
 class PointMetrics:
     """Metrics of points against fresh points of a data set, or against points (m, d) of a file.
 
     names: null takes all that the data set allows. With `spread` each process of the default
-    group takes in its own samples, and `results`, which all must call, is of all of them.
+    group adds its own samples, and all must call `results`, which is of all samples.
     Raises FmdiffError for a name that the data set does not allow.
     """
 
@@ -70,15 +70,15 @@ class PointMetrics:
         return self.names
 
     def clear(self) -> None:
-        """Forget the samples, not the reference."""
+        """Forget the samples, but not the reference."""
         self.points: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Take in points (B, d); their classes are not used."""
+        """Add points (B, d). Their classes are not used."""
         self.points.append(x.float().cpu())
 
     def results(self) -> dict[str, Metric]:
-        """The metrics of all points taken in, by name; see `point_metrics`."""
+        """The metrics of all points added, by name; see `point_metrics`."""
         x = torch.cat(self.points)
         if self.spread:
             x = gather(x)
@@ -87,7 +87,7 @@ class PointMetrics:
 
 
 class Against(NamedTuple):
-    """What samples are compared with: a split of a data set, samples of a file, or statistics."""
+    """The reference of samples: a split of a data set, samples of a file, or statistics."""
 
     data: Data | None = None
     split: str = "train"
@@ -96,10 +96,10 @@ class Against(NamedTuple):
 
 
 def against(value: str | None, data: Data | None, channels: int = 1) -> Against:
-    """What `against=value` means.
+    """The reference that `against=value` names.
 
-    data: the data set that the samples stand for, which null means. channels: of the samples,
-    which grey pictures of a folder take on. Raises FmdiffError for a value that is neither a file
+    data: the data set that the samples stand for; null means this one. channels: those of the
+    samples, which grey pictures of a folder take on. Raises FmdiffError if value is neither a file
     nor a folder nor the name of a data set.
     """
     if value is None:
@@ -134,11 +134,11 @@ def judge(
     device: str | torch.device,
     spread: bool = False,
 ) -> Judge:
-    """The judge that the keys metrics, features and against of the settings ask for.
+    """The judge described by the keys metrics, features and against of the settings.
 
     data: the data set that samples of `shape` and `classes` stand for, or None. spread: each rank
-    takes in its own samples, and all ask for the results. Raises FmdiffError for settings that do
-    not go together.
+    adds its own samples, and all call `results`. Raises FmdiffError for settings that do not go
+    together.
     """
     channels = shape[0] if len(shape) == 3 else 1
     real = against(settings["against"], data, channels)
@@ -173,7 +173,7 @@ def judge(
 
 
 def _check_shape(real: Against, shape: tuple[int, ...], option: str) -> None:
-    """Raises FmdiffError if samples of `shape` cannot be compared with what `option` means."""
+    """Raises FmdiffError if samples of `shape` cannot be compared with `real`."""
     other = tuple(shape if real.data is None else real.data.shape)
     if real.samples is not None:
         if len(real.samples) < 2:
@@ -199,7 +199,7 @@ def _extractor(spec: dict | None, data: Data | None, shape: tuple[int, ...]) -> 
 
 
 def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
-    """The metrics of images where metrics= is null."""
+    """The default metrics of images, for metrics=null."""
     names = ["fid"] if real.statistics is not None else ["fid", "kid", "precision", "recall"]
     return names + ["agreement", "confidence"] * (classes == extractor.classes > 0)
 
@@ -211,7 +211,7 @@ def _statistics(path: Path, extractor: Features) -> Real:
 
 
 def split_features(extractor: Features, data: Images, split: str) -> Real:
-    """The images of a split, train or test, as an extractor sees them; prepares the data."""
+    """The features of the images of a split, train or test. Prepares the data first."""
     data.prepare()
     pixels, labels = data.train if split == "train" else data.test
     name = _name(data) or type(data).__name__.lower()

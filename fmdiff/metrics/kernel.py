@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of features: KID when they are those of Inception."""
+"""The kernel distance between two sets of features. Of Inception's features it is the KID."""
 
 from typing import NamedTuple
 
@@ -24,11 +24,11 @@ def kernel_distance(
 ) -> Kernel:
     """KID of features (n_a, d), (n_b, d): the mean of `mmd2` over random subsets of both.
 
-    A subset takes min(size, n_a, n_b) rows of each set without replacement. `seed` is that of
-    NumPy's RandomState, which draws the subsets that torch-fidelity draws with the same seed. The
-    value is unbiased whatever the size, and may be below 0. Subsets share rows, so
-    std/sqrt(subsets) is the error of their choice alone: a tenth of the whole where a subset is
-    the whole set. The choice of the samples adds, to first order (Hoeffding's projection):
+    A subset takes min(size, n_a, n_b) rows of each set without replacement. `seed` is given to
+    NumPy's RandomState, so the subsets are those of torch-fidelity with the same seed. The value
+    is unbiased for any size, and may be below 0. Subsets share rows, so std/sqrt(subsets) is the
+    error of their choice alone. If a subset is the whole set, that is a tenth of the whole error.
+    The choice of the samples adds, to first order (Hoeffding's projection):
 
         error^2 = std^2 / subsets + 4 var_i(u_i) / n_a + 4 var_j(w_j) / n_b,
 

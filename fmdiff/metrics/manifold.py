@@ -1,7 +1,7 @@
 """Neighbours in feature space: precision, recall, and how close samples are to training data.
 
-Distances are Euclidean and float64 (from float32 products the distance of an image to its copy
-would be about 1e-3 of its norm), and taken in blocks of rows, so that 10,000 against 10,000 at
+Distances are Euclidean and float64. From float32 products, the distance of an image to its copy
+would be about 1e-3 of its norm. They are taken in blocks of rows, so 10,000 against 10,000 at
 d = 2048 needs about 1 GB.
 """
 
@@ -33,7 +33,7 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> Coverage:
         precision = share of generated features in the manifold of the real ones (quality),
         recall    = share of real features in the manifold of the generated ones (variety).
 
-    Both grow with the number of samples that span the manifold: compare at one n and m.
+    Both grow with the number of samples that span the manifold, so compare at one n and m.
     Raises FmdiffError for k or fewer samples (Kynkaanniemi et al., 2019, equations 1 and 2).
     """
     for name, features in (("generated", generated), ("real", real)):
@@ -54,14 +54,14 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> Coverage:
 
 def radii(features: Tensor, k: int) -> Tensor:
     """Distance (n,) of each row of (n, d) to its k-th nearest other row."""
-    # a row is its own nearest
+    # k + 1, as a row is its own nearest neighbour
     return torch.cat([d.kthvalue(k + 1).values for _, d in _blocks(features, features)])
 
 
 def nearest(queries: Tensor, keys: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Distance (n,) and index (n,) of the nearest row of keys (m, d) to each of queries (n, d).
 
-    skip (n,): the index of a key that does not count, for queries that are keys themselves.
+    skip (n,): the index of a key to ignore, for queries that are keys themselves.
     """
     queries, keys = _double(queries, keys)
     minima = []
@@ -78,7 +78,7 @@ def _double(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a and their distances (rows, len(b)) to all of b."""
+    """Yields slices of rows of a and their distances (rows, len(b)) to all of b."""
     for start in range(0, len(a), ROWS):
         rows = slice(start, start + ROWS)
         yield rows, torch.cdist(a[rows], b)
@@ -87,7 +87,7 @@ def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
 class Memorisation(NamedTuple):
     """How near generated images are to training images.
 
-    In brackets stands what a model gives that has learnt the distribution and copies nothing.
+    In brackets: the value of a model that has learnt the distribution and copies nothing.
     """
 
     generated: float  # median distance of a generated image to its nearest training image
@@ -95,7 +95,7 @@ class Memorisation(NamedTuple):
     ratio: float  # generated / held_out [1]
     threshold: float  # the `level` quantile of the held-out distances
     share: float  # share of generated images nearer than the threshold [level]
-    share_error: float  # standard error of share - level, of both sets' choice, were it 0
+    share_error: float  # standard error of share - level, from both sets' choice, if it were 0
     authenticity: float  # see `memorisation` [that of held-out images, the next]
     held_out_authenticity: float
     neighbour: Tensor  # (n,) index of the nearest training image of each generated one
@@ -107,8 +107,8 @@ def memorisation(
 ) -> Memorisation:
     """Whether generated images are nearer to training images than fresh real images are.
 
-    generated (n, d), train (m, d) and held_out (l, d): features of one extractor. held_out are
-    those of real images that were not trained on. With D(g) the distance to the nearest training
+    generated (n, d), train (m, d) and held_out (l, d): features of one extractor. held_out are of
+    real images that were not trained on. With D(g) the distance of g to the nearest training
     image:
 
         threshold = the `level` quantile of D over held_out,

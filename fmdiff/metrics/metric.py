@@ -1,4 +1,4 @@
-"""What every metric returns: a value with its error, its noise floor and its reference."""
+"""The result of a metric: a value with its error, its noise floor and its reference."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -13,10 +13,10 @@ Interval = tuple[float, float]
 class Metric:
     """One number about n samples.
 
-    se: its standard error. interval: the 95 % interval of the value that infinitely many samples
-    would give. floor: the median value of fresh real sets of the same n, which no sampler can
-    beat. extractor, weights_sha256: of the features. reference: what the samples were compared
-    with. extra: details by name.
+    se: the standard error. interval: the 95 % interval of the value at infinitely many samples.
+    floor: the median value of fresh real sets of the same n, which no sampler can beat. extractor,
+    weights_sha256: those of the features. reference: what the samples were compared with.
+    extra: details by name.
     """
 
     value: float
@@ -30,7 +30,7 @@ class Metric:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """A dict for JSON, without what is None or empty; numbers that are not finite are None."""
+        """A dict for JSON. None and empty values are left out; non-finite numbers become None."""
         row = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         absent = {f.name for f in fields(self) if getattr(self, f.name) in (None, {})}
         return {name: value for name, value in row.items() if name not in absent}
@@ -50,7 +50,7 @@ def normal_interval(value: float, se: float) -> Interval:
 
 
 def wilson(share: float, n: int, z: float = Z) -> Interval:
-    """Wilson's interval of a probability from a share of n; not empty where that is 0 or 1.
+    """Wilson's interval of a probability from a share of n; it has width even at 0 and 1.
 
     (s + z^2/2n +- z sqrt(s (1 - s)/n + z^2/4n^2)) / (1 + z^2/n)   (Wilson, 1927)
     """

@@ -18,14 +18,14 @@ from fmdiff.metrics.metric import Metric, normal_interval, wilson
 from fmdiff.path import CondOT
 from fmdiff.randomness import key
 
-ROWS = 1024  # points whose densities under all components are held at a time
+ROWS = 1024  # points whose component densities are in memory at a time
 
 
 def nll(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     """mean -log p(sample), p the exact density of `data`, a Gaussian mixture; sets (n, d).
 
-    For exact samples this is the entropy of p, estimated beside it by mean -log p(reference).
-    A value below the entropy is no merit: samples then crowd where p is large.
+    For exact samples this is the entropy of p, which mean -log p(reference) estimates beside it.
+    A value below the entropy is not better: such samples crowd where p is large.
     """
     field, one = exact(data, CondOT()), torch.ones((), dtype=torch.float64)
     values, entropies = (
@@ -51,12 +51,12 @@ def _standard_error(values: Tensor) -> float:
 def modes(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     """max_k |share_k - w_k|, share_k = mean over samples of the posterior of component k.
 
-    The expectation of share_k is w_k for exact samples even where components overlap. se is the
-    binomial standard error of the worst component; the interval is the one that Wilson's intervals
-    of all components (Bonferroni) leave for the maximum. `reference` is not used.
+    For exact samples the expectation of share_k is w_k, even if components overlap. se is the
+    binomial standard error of the worst component. The interval of the maximum follows from
+    Wilson's intervals of all components (Bonferroni). `reference` is not used.
     """
     mixture = data.mixture()
-    assert mixture is not None  # else `measures` does not offer it
+    assert mixture is not None  # `measures` offers it for mixtures only
     weights, means, covs = (c[mixture[0] > 0] for c in mixture)
     components = torch.distributions.MultivariateNormal(means, covs)
     posterior = torch.cat(
@@ -70,7 +70,7 @@ def modes(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     worst = errors.argmax()
     z = NormalDist().inv_cdf(1 - 0.025 / len(weights))
     bounds = [wilson(share, n, z) for share in shares.tolist()]
-    # of |share_k - w_k|, given bounds of share_k
+    # the bounds of |share_k - w_k|, from those of share_k
     low = [max(lo - w, w - hi, 0.0) for (lo, hi), w in zip(bounds, weights.tolist(), strict=True)]
     high = [max(hi - w, w - lo) for (lo, hi), w in zip(bounds, weights.tolist(), strict=True)]
     return Metric(
@@ -88,9 +88,9 @@ def _binomial(share: float, n: int) -> float:
 
 
 def off_support(samples: Tensor, reference: Tensor, data: Data) -> Metric:
-    """The share of samples that lie where (almost) no real point does, by data.off_support."""
+    """The share of samples where there are (almost) no real points, by data.off_support."""
     outside, outside_real = data.off_support(samples), data.off_support(reference)
-    assert outside is not None and outside_real is not None  # else `measures` does not offer it
+    assert outside is not None and outside_real is not None  # `measures` checks this
     share, real = outside.double().mean().item(), outside_real.double().mean().item()
     n = len(samples)
     return Metric(
@@ -105,13 +105,13 @@ def off_support(samples: Tensor, reference: Tensor, data: Data) -> Metric:
 class Measure(NamedTuple):
     """A metric of points, and how its noise floor is measured."""
 
-    metric: Callable[[Tensor, Tensor], Metric]  # of samples and reference
-    value: Callable[[Tensor, Tensor], float]  # its value alone, or its size if it is unbiased
+    metric: Callable[[Tensor, Tensor], Metric]  # called with samples and reference
+    value: Callable[[Tensor, Tensor], float]  # the value alone, or its size if it is unbiased
     pairs: int  # pairs of fresh sets for the floor
 
 
 def measures(data: Data | None) -> dict[str, Measure]:
-    """The metrics that a data set allows, by name; None: points of a file."""
+    """The metrics that a data set allows, by name. None stands for points of a file."""
     by_name = {
         "sw2": Measure(distances.sw2, distances.sliced_wasserstein2, 32),
         "w2": Measure(distances.w2, distances.wasserstein2, 8),
@@ -154,8 +154,8 @@ def _size(metric: Callable[[Tensor, Tensor], Metric], a: Tensor, b: Tensor) -> f
 def floor(name: str, data: Data, n: int) -> float:
     """The median of a metric between pairs of fresh sets of n points of `data`.
 
-    There are 32 pairs, 8 for w2, mmd2 and energy. The last two may be negative, and their median
-    size is taken.
+    There are 32 pairs, but 8 for w2, mmd2 and energy. The last two may be negative, so the median
+    of their size is taken.
     """
     measure = measures(data)[name]
 
@@ -175,10 +175,10 @@ def point_metrics(
 ) -> dict[str, Metric]:
     """The metrics `names` of the first n of `samples` (N, d), against n fresh points of `data`.
 
-    The fresh points are a function of (seed, data, n), and model=data does not sample them.
-    `points` (M, d) take their place where data is None; there is no floor then. Raises
-    FmdiffError for a name that `data` does not allow, n < 4, fewer than n samples, and samples
-    that are not finite.
+    The fresh points are a function of (seed, data, n), and model=data does not draw them. If data
+    is None, `points` (M, d) take their place and there is no floor. Raises FmdiffError for a name
+    that `data` does not allow, for n < 4 or fewer than n samples, and for samples that are not
+    finite.
     """
     by_name = measures_of(names, data)
     if not 4 <= n <= len(samples):

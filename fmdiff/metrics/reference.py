@@ -9,7 +9,7 @@
               name of the feature extractor and hash of its weights
     features  (count, d) float32, where stored: for KID, precision and recall, neighbours
 
-All but the first two may be absent, and what is absent is not compared.
+All but the first two may be absent. Absent entries are not compared.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import Features
 
-# what a file says about itself
+# the entries that describe the reference set
 FACTS = ("data", "split", "count", "pixels", "extractor", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The mean and covariance of the features of a reference set, and what they are of."""
+    """The mean and covariance of the features of a reference set, and its description."""
 
     mean: Tensor  # (d,) float64
     cov: Tensor  # (d, d) float64
@@ -45,7 +45,7 @@ class Reference:
     features: Tensor | None = None  # (count, d) float32
 
     def facts(self) -> dict[str, Any]:
-        """What the file says about itself, None where it says nothing."""
+        """The description of the reference set; missing entries are None."""
         return {name: getattr(self, name) for name in FACTS}
 
 
@@ -59,8 +59,8 @@ def pixels_hash(pixels: Tensor) -> str:
 def cached(data: str, split: str, count: int, pixels: str, extractor: Features) -> Path:
     """The file in the cache: ~/.cache/fmdiff/statistics/DATA-SPLIT-COUNT-EXTRACTOR-HASH.npz.
 
-    HASH is that of the pixels' hash and the extractor's, so that other images or other weights
-    have another file. $XDG_CACHE_HOME takes the place of ~/.cache.
+    HASH is made from the pixels' hash and the extractor's, so other images or other weights have
+    another file. $XDG_CACHE_HOME takes the place of ~/.cache.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     digest = hashlib.sha256(f"{pixels}/{extractor.sha256}".encode()).hexdigest()[:16]
@@ -69,9 +69,9 @@ def cached(data: str, split: str, count: int, pixels: str, extractor: Features) 
 
 
 def save(path: str | Path, reference: Reference) -> None:
-    """Write a file of statistics, whole or not at all, and the folders above it.
+    """Write a file of statistics, whole or not at all. Makes the folders above it.
 
-    Raises OSError; an old file is then intact.
+    If this raises OSError, the old file is intact.
     """
     path = Path(path)
     arrays = {"mu": reference.mean.numpy(force=True), "sigma": reference.cov.numpy(force=True)}
@@ -85,10 +85,10 @@ def save(path: str | Path, reference: Reference) -> None:
 def load(
     path: str | Path, extractor: Features | None = None, features: bool = False, **facts: Any
 ) -> Reference:
-    """The statistics in a file, for features of `extractor`; no code in it is run.
+    """Read the statistics in a file, for features of `extractor`, without running code in it.
 
     features: read them too, and refuse a file without them. facts: values of data, split, count
-    and pixels that the file must not contradict, as it must not the extractor's name and sha256.
+    and pixels. The file must not contradict these, nor the extractor's name and sha256.
     Raises FmdiffError for a file that is missing, damaged, pickled, of a wrong shape or of
     something else.
     """

@@ -4,8 +4,8 @@ sample metrics=, evaluate and evaluate against=exact all write this one form:
 
     format       1
     command      the command that wrote it: sample or evaluate
-    metrics      {name: Metric.as_dict()}; of a grid those of its first setting
-    warnings     what a reader of the figures must know
+    metrics      {name: Metric.as_dict()}; of a grid, those of the first setting
+    warnings     warnings about the metrics, for their reader
     config       the settings of the command, enough to repeat it
     versions     {package: version}
 
@@ -13,9 +13,9 @@ and, where they apply:
 
     checkpoint   path, step, weights and average of the model
     nfe_counted  network evaluations per sample
-    grid         [{settings, nfe_counted, seconds, metrics}] of every setting
+    grid         [{settings, nfe_counted, seconds, metrics}], one for each setting
     samples      the file or folder of samples=
-    kind, rows   of against=exact: the quantity compared, and its errors at each time
+    kind, rows   for against=exact: the quantity compared, and its errors at each time
 """
 
 import json
@@ -32,7 +32,7 @@ from fmdiff.metrics.metric import Metric
 
 NAME, FORMAT = "results.json", 1
 EXACT = "the exact field"  # the reference of against=exact
-# metrics of which more is better; of the others less is
+# metrics for which more is better; for the others less is better
 MORE = ("is", "precision", "recall", "agreement", "confidence")
 PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity")
 
@@ -40,7 +40,7 @@ PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity"
 def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[str, Metric]:
     """The mean of each metric over several seeds, with its standard error and 95 % interval.
 
-    runs: the metrics of each of `seeds`, all of the same names. The interval is Student's.
+    runs: the metrics for each of `seeds`, all with the same names. The interval is Student's.
     """
     if len(runs) == 1:
         return dict(runs[0])
@@ -60,7 +60,7 @@ def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[
 
 
 def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
-    """The metrics as text, a line each: value, error or interval, n, floor, reference."""
+    """Format metrics as text, one a line: value, error or interval, n, floor, reference."""
     width = max(map(len, metrics))
     lines = []
     for name, metric in metrics.items():
@@ -79,11 +79,11 @@ def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
 
 
 def over_time(rows: Sequence[Mapping[str, float]], n: int) -> dict[str, Metric]:
-    """The metrics of a field against the exact one: the means of its errors over time.
+    """The metrics of a field against the exact one: the means over time of its errors.
 
     rows: `field_error.Errors` as dicts, each of n pairs. The same data points are used at every
-    time, so the standard error of fm is the mean of those of the rows; that of the gap, whose
-    noise is drawn anew at each time, is taken as of independent rows.
+    time, so the standard error of fm is the mean of the rows' errors. The gap's noise is drawn
+    anew at each time, so its rows are taken as independent.
     """
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     errors = {
@@ -136,7 +136,7 @@ def write(
 
 
 def recipe(file: Path) -> dict[str, Any]:
-    """The content of a results.json that `fmdiff evaluate result=FILE` is to repeat.
+    """The content of a results.json, for `fmdiff evaluate result=FILE` to repeat.
 
     Raises FmdiffError for a file that cannot be read or that fmdiff evaluate did not write.
     """
@@ -159,7 +159,7 @@ def recipe(file: Path) -> dict[str, Any]:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a file that against=exact wrote before it used the common form."""
+    """Convert the content of a file that against=exact wrote before it used the common form."""
     rows = [dict(row) for row in content["rows"]]
     metrics = over_time(rows, content["config"]["n"] or 10_000)
     return content | {
@@ -183,8 +183,8 @@ def versions() -> dict[str, str]:
 def front(points: Sequence[tuple[float, float]], more: bool = False) -> list[int]:
     """The Pareto front of (cost, value): the indices of the points that no other one beats.
 
-    Less cost is better, and so is less value or, with `more`, more of it. The indices are
-    sorted by cost; points whose value is not finite are left out.
+    Less cost is better. Less value is better too, or more value with `more`. The indices are
+    sorted by cost. Points whose value is not finite are left out.
     """
     sign = -1 if more else 1
     best = []

@@ -20,10 +20,10 @@ class Score(NamedTuple):
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> Score:
     """IS = exp( mean_i KL(p(y|x_i) || p(y)) ),  p(y) = mean_i p(y|x_i),  1 <= IS <= K.
 
-    logits (n, K), p(y|x) their softmax. The images are shuffled by NumPy's RandomState(seed), as
-    torch-fidelity does (seed=None: they stay in order), and cut into `splits` parts, and the
-    scores of the parts are averaged (Salimans et al., 2016). A part of n/splits images cannot
-    score above n/splits. Raises FmdiffError for fewer images than splits.
+    p(y|x) is the softmax of logits (n, K). The images are shuffled by NumPy's RandomState(seed), as
+    in torch-fidelity (seed=None keeps their order), and cut into `splits` parts. The scores of the
+    parts are averaged (Salimans et al., 2016). A part of n/splits images cannot score above
+    n/splits. Raises FmdiffError for fewer images than splits.
     """
     n = len(logits)
     if not 1 <= splits <= n:
