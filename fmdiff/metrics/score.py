@@ -20,9 +20,9 @@ class Score(NamedTuple):
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> Score:
     """IS = exp( mean_i KL(p(y|x_i) || p(y)) ),  p(y) = mean_i p(y|x_i),  1 <= IS <= K.
 
-    p(y|x) is the softmax of logits (n, K). The images are shuffled by NumPy's RandomState(seed), as
-    in torch-fidelity (seed=None keeps their order), and cut into `splits` parts. The scores of the
-    parts are averaged (Salimans et al., 2016). A part of n/splits images cannot score above
+    p(y|x) is the softmax of logits (n, K). The images are shuffled by NumPy's RandomState(seed),
+    as in torch-fidelity (seed=None keeps their order), and cut into `splits` parts. The parts'
+    scores are averaged (Salimans et al., 2016). A part of n/splits images cannot score above
     n/splits. Raises FmdiffError for fewer images than splits.
     """
     n = len(logits)
