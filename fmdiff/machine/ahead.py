@@ -1,4 +1,4 @@
-"""What later steps need, worked out in threads while this step runs."""
+"""Computes the inputs of later steps in threads while the current step runs."""
 
 import os
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-SPARE = max(1, min(4, (os.cpu_count() or 1) - 1))  # threads, beside the one of the steps
+SPARE = max(1, min(4, (os.cpu_count() or 1) - 1))  # threads beside the one that runs the steps
 
 
 class Ahead(Generic[T]):
-    """ahead(k) is compute(k), k an integer; by then k + 1 ... k + depth are under way.
+    """ahead(k) is compute(k) for integers k; it also starts k + 1 ... k + depth in threads.
 
     compute must be a function of k alone, so that results do not depend on the threads. It pays
-    where compute leaves Python's lock to others, as SciPy's and torch's longer calls do. An
-    exception of compute(k) is raised by ahead(k), so nobody sees that of a step which nobody asks
-    for. A k that is not under way is computed at once, and the work on other steps is dropped.
-    Threads start at the first call; close() ends them, and a later call starts new ones.
+    if compute releases Python's lock, as SciPy's and torch's longer calls do. ahead(k) raises the
+    exception of compute(k), and an exception of a step that is never requested is not seen. A k
+    that is not under way is computed at once, and the work on other steps is dropped. The first
+    call starts the threads. close() ends them, and a later call starts new ones.
     """
 
     def __init__(self, compute: Callable[[int], T], depth: int, workers: int = SPARE) -> None:
@@ -38,7 +38,7 @@ class Ahead(Generic[T]):
         return self.compute(k) if future is None or future.cancel() else future.result()
 
     def close(self) -> None:
-        """Drop what is under way, and wait for the threads to end."""
+        """Drop the work under way, and wait for the threads to end."""
         self.pending.clear()
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Where the time of an optimiser step goes."""
+"""Measures the time of each part of an optimiser step."""
 
 import time
 
@@ -8,10 +8,10 @@ PARTS = ("data", "forward", "backward", "optimiser", "ema")
 
 
 class Clock:
-    """Seconds in the parts of optimiser steps, summed until `take` asks for them.
+    """Sums the seconds in each part of optimiser steps until `take` is called.
 
-    CUDA works on while Python does, so there the clock measures one step in `every` and waits for
-    the device after each part; on CPUs it measures every step.
+    CUDA runs asynchronously, so there the clock measures one step in `every` and waits for the
+    device after each part. On CPUs it measures every step.
     """
 
     def __init__(self, device: torch.device, every: int) -> None:
@@ -20,14 +20,14 @@ class Clock:
         self.runs, self.mark = False, 0.0
 
     def start(self, steps: range) -> None:
-        """Steps that are drawn together begin."""
+        """Begin the steps of a range, which are drawn together."""
         self.runs = steps.start // self.every != steps.stop // self.every
         if self.runs:
             self.steps += len(steps)
             self.mark = self._now()
 
     def lap(self, part: str) -> None:
-        """Count the time since the start or the last lap to `part`."""
+        """Add the time since the start or the last lap to `part`."""
         if self.runs:
             now = self._now()
             self.seconds[part] += now - self.mark
@@ -39,7 +39,7 @@ class Clock:
         return time.perf_counter()
 
     def take(self) -> dict[str, float]:
-        """Milliseconds per step since the last call, by part; empty if no step was measured."""
+        """Milliseconds per step by part since the last call. Empty if no step was measured."""
         if not self.steps:
             return {}
         times = {part: 1e3 * seconds / self.steps for part, seconds in self.seconds.items()}

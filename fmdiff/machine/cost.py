@@ -1,12 +1,12 @@
-"""What a network costs: operations, memory, and the share of a device's peak that is used."""
+"""The cost of a network in operations and memory, and the peak rates of devices."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
-# dense peak rates in 10^12 operations a second, by a part of the device's name: 16-bit formats
-# with float32 sums, tf32, fp32. From the makers' data sheets, without sparsity.
+# dense peak rates in 10^12 operations a second, by part of the device's name: 16-bit formats with
+# float32 sums, tf32, fp32. Source: the makers' data sheets, without sparsity.
 PEAKS = {
     "B200": (2250, 1125, 75),
     "H200": (989, 494, 67),
@@ -26,7 +26,7 @@ PEAKS = {
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """Operations a second of a device at a precision; None for a device that PEAKS lacks."""
+    """The peak operations per second of a device at a precision; None if PEAKS lacks it."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -43,10 +43,10 @@ def example(
 
 
 def operations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
-    """Additions and multiplications of one sample's forward pass in products and convolutions.
+    """The additions and multiplications of one sample's forward pass in products and convolutions.
 
-    A training step takes three times as many: the backward pass is two more. The tensors have no
-    content, so nothing is computed.
+    A training step takes three times as many, as the backward pass takes two more. The tensors are
+    on the meta device, so nothing is computed.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,7 +57,7 @@ def operations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
 
 
 def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
-    """Bytes that one sample's forward pass keeps for the backward pass, in the net's precision."""
+    """The bytes that one sample's forward pass keeps for the backward pass, in its precision."""
     hollow = copy.deepcopy(net).to("meta").train()
     own = {p.untyped_storage()._cdata for p in hollow.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -65,7 +65,7 @@ def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            storages[storage._cdata] = storage  # alive, so that no other takes its place
+            storages[storage._cdata] = storage  # keeps it alive, so that its address is unique
         return tensor
 
     def sizes(n: int) -> int:
@@ -80,10 +80,10 @@ def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
 def memory(
     net: nn.Module, shape: tuple[int, ...], classes: int, samples: int, copies: int, half: bool
 ) -> int:
-    """Estimated bytes of a training step.
+    """The estimated bytes of a training step.
 
-    Weights, gradients, Adam's two moments, `copies` averaged networks, and the activations of
-    `samples` at a time; in a 16-bit precision (`half`) these are about 0.6 of float32's.
+    The sum of weights, gradients, Adam's two moments, `copies` averaged networks, and activations
+    of `samples` at a time. In a 16-bit precision (`half`) activations take about 0.6 of float32's.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     inner = activations(net, shape, classes) * samples

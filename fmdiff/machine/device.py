@@ -8,12 +8,12 @@ import torch
 
 from fmdiff.errors import FmdiffError
 
-# below this many multiply-adds a forward pass is too short for a second thread to help
+# with fewer multiply-adds, a forward pass is too short for a second thread to help
 ONE_THREAD = 2e8
 
 
 def pick(name: str) -> torch.device:
-    """The device that `device=` names; auto is CUDA if the machine has it, otherwise the CPU.
+    """The device that `device=` names. auto is CUDA if the machine has it, else the CPU.
 
     Raises FmdiffError for a device that this machine does not have.
     """
@@ -29,9 +29,9 @@ def pick(name: str) -> torch.device:
 
 
 def memory() -> int:
-    """Bytes of main memory that this machine has, or that its control group may use."""
+    """The bytes of main memory of this machine, or of its control group if that is limited."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
         return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return whole
 
@@ -48,10 +48,10 @@ def enough(where: torch.device, count: int, key: str) -> None:
 
 
 def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
-    """How many threads `threads=null` takes: one for tiny networks, all cores for others.
+    """The number of threads for `threads=null`: one for tiny networks, all cores for others.
 
-    On one machine it is a function of the network and the batch alone, so that equal settings
-    give equal bits. parameters x batch x pixels bounds the multiply-adds of a forward pass.
+    On one machine it depends on the network and the batch alone, so equal settings give equal
+    bits. parameters x batch x pixels bounds the multiply-adds of a forward pass.
     """
     pixels = 1
     for size in shape[1:]:

@@ -1,6 +1,6 @@
 """How a network is computed: precision, compilation, memory layout, recomputation.
 
-None of it changes what is computed, beyond rounding.
+These options change results only by rounding.
 """
 
 import logging
@@ -23,11 +23,11 @@ DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.floa
 
 
 def precise(name: str, device: torch.device, group: str = "") -> torch.dtype | None:
-    """The dtype that matrix products and convolutions are to be cast to, None for their own.
+    """The dtype to which matrix products and convolutions are cast; None casts nothing.
 
-    fp32 is IEEE's float32 everywhere; tf32 lets CUDA round the factors of products to 10 bits,
-    which this sets for the whole process. group: what stands before `precision=` on the command
-    line. Raises FmdiffError where the device has no such units.
+    fp32 is IEEE's float32 everywhere. tf32 lets CUDA round the factors of products to 10 bits, and
+    this sets it for the whole process. group: the text before `precision=` on the command line.
+    Raises FmdiffError if the device has no such units.
     """
     if device.type != "cuda":
         if name in ("fp16", "tf32"):
@@ -44,15 +44,15 @@ def precise(name: str, device: torch.device, group: str = "") -> torch.dtype | N
 
 
 def cast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """The context in which the device casts to dtype where that is safe; None casts nothing."""
+    """A context in which the device casts to dtype where that is safe; None casts nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def compiles(choice: bool | None, device: torch.device, group: str = "") -> bool:
-    """Whether to compile: null compiles on CUDA, or warns why that is not possible.
+    """Whether to compile. null compiles on CUDA, or warns why that is not possible.
 
-    group: what stands before `compile=` on the command line. Raises FmdiffError for compile=true
-    without what compiling needs.
+    group: the text before `compile=` on the command line. Raises FmdiffError for compile=true if
+    the machine cannot compile.
     """
     lacks = None
     if device.type == "cuda":
@@ -72,9 +72,9 @@ def compiles(choice: bool | None, device: torch.device, group: str = "") -> bool
 
 
 def by_pixel(choice: bool | None, net: nn.Module, device: torch.device) -> bool:
-    """Whether convolutions get their maps channels last: null does so on CUDA.
+    """Whether convolutions use the channels-last layout. null uses it on CUDA.
 
-    On CPUs it is within 10 % either way. Raises FmdiffError for true if nothing convolves.
+    On CPUs the speed differs by less than 10 %. Raises FmdiffError for true without convolutions.
     """
     convolves = any(isinstance(part, nn.Conv2d) for part in net.modules())
     if choice and not convolves:
@@ -85,10 +85,10 @@ def by_pixel(choice: bool | None, net: nn.Module, device: torch.device) -> bool:
 
 
 class FastNet(nn.Module):
-    """A network that takes and returns its caller's precision, and computes in another.
+    """A network that computes in another precision than that of its inputs and outputs.
 
-    dtype: what products are cast to; None leaves it as it is. compiled: run it through
-    torch.compile.
+    dtype: the dtype that products are cast to; None casts nothing. compiled: run the network
+    through torch.compile.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None, compiled: bool) -> None:
@@ -102,9 +102,9 @@ class FastNet(nn.Module):
 
 
 def hasten(field: Any, precision: str, compiled: bool | None, device: torch.device) -> None:
-    """Let the network of a field compute in a precision, compiled or not; the state keeps its own.
+    """Let a field's network compute in a precision, compiled or not. Its state keeps its dtype.
 
-    A field without a network stays what it is. Raises FmdiffError as `precise` and `compiles` do.
+    A field without a network does not change. Raises FmdiffError as `precise` and `compiles` do.
     """
     net = field.net
     if net is None or isinstance(net, FastNet):
@@ -117,10 +117,10 @@ def hasten(field: Any, precision: str, compiled: bool | None, device: torch.devi
 
 
 def recompute(net: nn.Module) -> None:
-    """Let every block of the network compute its inside anew in the backward pass.
+    """Recompute the inside of every block of the network in the backward pass.
 
-    A block is an element of a ModuleList. Only the activations between blocks are held in memory;
-    the price is a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
+    A block is an element of a ModuleList. Only the activations between blocks are kept in memory,
+    at the price of a second forward pass. Source: Chen et al. 2016, arXiv:1604.06174.
     Raises FmdiffError for a network without blocks.
     """
     if not any(isinstance(part, nn.ModuleList) for part in net.modules()):
@@ -133,5 +133,5 @@ def recompute(net: nn.Module) -> None:
             for block in part:
                 if isinstance(block, nn.ModuleList):
                     continue
-                # a bound method: a deep copy of the network gets that of its own block
+                # a bound method, so a deep copy of the network has its own
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,8 +1,8 @@
 """The processes of a command, one per device: started here, by torchrun or by srun.
 
-Each reads which one it is from the variables that torchrun sets (RANK, WORLD_SIZE ...). Rank 0
-writes the files and prints. The output of the others that are started here goes to
-RUN/rankN.log, which stays only if that process failed.
+torchrun's variables (RANK, WORLD_SIZE ...) tell each process which one it is. Rank 0 writes the
+files and prints. Other processes that are started here print to RUN/rankN.log, which is kept only
+if the process failed.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from fmdiff.errors import Died, FmdiffError
 from fmdiff.machine import signals
 
-GRACE = 20.0  # seconds for rank 0 to end by itself once another has failed
-OURS = "FMDIFF_STARTED"  # set where `group` has started the others
+GRACE = 20.0  # seconds that rank 0 has to end by itself after another has failed
+OURS = "FMDIFF_STARTED"  # set if `group` has started the others
 VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -39,17 +39,17 @@ log = logging.getLogger("fmdiff")
 
 
 def world() -> int:
-    """How many processes there are, on all machines."""
+    """The number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """The number of this process; 0 leads."""
+    """The number of this process. Rank 0 leads."""
     return int(os.environ.get("RANK", 0)) if world() > 1 else 0
 
 
 def adopt_srun() -> None:
-    """Translate the variables that SLURM sets for the tasks of one `srun` to torchrun's."""
+    """Translate the variables that SLURM sets for the tasks of `srun` to torchrun's."""
     variables = os.environ
     tasks = int(variables.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or "RANK" in variables:
@@ -67,9 +67,9 @@ def adopt_srun() -> None:
 
 
 def settle(cfg: Any) -> None:
-    """Fill in how many processes torchrun or srun has started on this machine.
+    """Fill in the number of processes that torchrun or srun has started on this machine.
 
-    Raises FmdiffError if cfg has another number, and for a command that runs in one process.
+    Raises FmdiffError if cfg has another number, or if the command runs in one process.
     """
     from omegaconf import OmegaConf
 
@@ -86,7 +86,7 @@ def settle(cfg: Any) -> None:
 
 
 def join(where: Any) -> Any:
-    """Make this process one of the default group, if there are several, and return its device."""
+    """Join the default group, if there are several processes. Returns the device."""
     import torch
 
     if world() == 1:
@@ -109,10 +109,10 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def after_rank_0() -> Iterator[None]:
-    """Let rank 0 go through the block before the others, for instance to download data."""
+    """Let rank 0 run the block before the others, for instance to download data."""
     from torch import distributed
 
-    # the others that are started here come after rank 0 anyway
+    # processes that are started here come after rank 0 anyway
     apart = world() > 1 and OURS not in os.environ
     if apart and rank():
         distributed.barrier()
@@ -133,7 +133,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def agree(work: Callable[[], T]) -> T:
-    """The result of work() in this rank; the first FmdiffError of any rank is raised in all."""
+    """Return work() of this rank. The first FmdiffError of any rank is raised in all."""
     if world() == 1:
         return work()
     failure: tuple[str, int] | None = None
@@ -160,7 +160,7 @@ def divisible(n: int, size: int, count: int) -> None:
 
 
 def share(n: int, size: int) -> range:
-    """This rank's share of n samples, in whole batches of `size`, as one process makes them."""
+    """This rank's share of n samples, in the batches of `size` that one process would make."""
     batches = -(-n // size)
     first, last = (batches * k // world() * size for k in (rank(), rank() + 1))
     return range(first, min(n, last))
@@ -170,8 +170,8 @@ def share(n: int, size: int) -> range:
 def group(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
     """Run the block as rank 0 of `count` processes that have all joined the default group.
 
-    The others run `fmdiff COMMAND --worker FOLDER`, which comes here in turn with all of them
-    started. If one of them fails this raises Died, or signals.SignalEnd if a signal ended it.
+    The others run `fmdiff COMMAND --worker FOLDER` and enter this context too. If one of them
+    fails, this raises Died, or signals.SignalEnd if a signal ended it.
     """
     if count == 1 or world() > 1:
         join(where)
@@ -239,7 +239,7 @@ class Others:
         return self.folder / f"rank{number}.log"
 
     def failure(self, seconds: float = 0.0) -> Died | signals.SignalEnd | None:
-        """What to raise for the first that has failed, or that fails within so many seconds."""
+        """The exception for the first process that has failed or fails within these seconds."""
         end = time.monotonic() + seconds
         while True:
             for number, process in self.processes.items():
@@ -257,7 +257,7 @@ class Others:
             time.sleep(0.1)
 
     def _watch(self) -> None:
-        """End rank 0 too if another has failed and rank 0 hangs, as NCCL does."""
+        """End rank 0 if another process has failed and rank 0 hangs, as it may in NCCL."""
         while (failure := self.failure()) is None:
             if self.end_event.wait(0.5):
                 return
@@ -269,7 +269,7 @@ class Others:
             os._exit(failure.code)
 
     def wait(self) -> None:
-        """Wait until all have ended, which they do when rank 0 does, or for a minute each."""
+        """Wait for each to end, a minute at most. They end when rank 0 does."""
         for process in self.processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
@@ -279,7 +279,7 @@ class Others:
             process.kill()
 
     def end(self, keep: bool) -> None:
-        """Kill those that still run; `keep` the log of the one that failed."""
+        """Kill the processes that still run. `keep` keeps the log of the one that failed."""
         self.end_event.set()
         self._kill()
         for number, process in self.processes.items():
@@ -299,7 +299,7 @@ def _ending(code: int) -> str:
 
 
 def end_with(parent: int) -> None:
-    """End this process, whatever it does, soon after process `parent` has ended."""
+    """End this process soon after process `parent` has ended, whatever it is doing."""
 
     def watch() -> None:
         while os.getppid() == parent:

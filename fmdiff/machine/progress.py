@@ -1,13 +1,13 @@
-"""How far a long job has come."""
+"""Shows the progress of a long job."""
 
 import time
 from types import TracebackType
 
 
 class Bar:
-    """A progress bar on a terminal, and elsewhere a line every ten seconds.
+    """A progress bar on a terminal; elsewhere, a line every ten seconds.
 
-    n: how many units there are in all. visible: false for a process that shows nothing.
+    n: the total number of units. visible: False for a process that shows nothing.
     """
 
     def __init__(self, n: int, unit: str = "sample", visible: bool = True) -> None:
@@ -18,7 +18,7 @@ class Bar:
         self.begin = self.last_line = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """Take in that `count` more units are finished."""
+        """Record that `count` more units are finished."""
         self.bar.update(count)
         self.count += count
         now = time.monotonic()

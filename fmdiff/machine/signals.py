@@ -1,4 +1,4 @@
-"""Signals that end a command: an exception where nothing has to be saved, a flag in training."""
+"""Handles signals that end a command: by an exception or, in training, by a flag."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-# SIGUSR1 is what a cluster sends before it takes the machine away: docs/clusters.md
+# clusters send SIGUSR1 before they take the machine away: docs/clusters.md
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -25,9 +25,9 @@ def end(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def handling(handler: Callable[[int, object], object]) -> Iterator[None]:
-    """Have handler(number, frame) take the signals of ENDING while the block runs."""
+    """Let handler(number, frame) handle the signals of ENDING while the block runs."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs handlers in its main thread alone
+        yield  # only Python's main thread may set handlers
         return
     before = {number: signal.signal(number, handler) for number in ENDING}
     try:

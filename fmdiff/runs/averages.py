@@ -19,8 +19,8 @@ from fmdiff.runs.checkpoint import read, write
 from fmdiff.runs.content import Checkpoint
 
 FOLDER = "averages"
-TOLERANCE = 0.05  # relative L2 error of a profile that still counts as that of the width
-WIDTHS = [k / 200 for k in range(1, 1 + int(200 * WIDEST))]  # that `reach` tries
+TOLERANCE = 0.05  # largest relative L2 error of a reconstructed profile
+WIDTHS = [k / 200 for k in range(1, 1 + int(200 * WIDEST))]  # the widths that `reach` tries
 
 log = logging.getLogger("fmdiff")
 
@@ -35,9 +35,9 @@ def snapshots(run: Path) -> dict[int, Path]:
 
 
 def save(run: Path, step: int, averages: Averages) -> None:
-    """Write the snapshot of a step, in float32: combining multiplies rounding errors by up to 10.
+    """Write the snapshot of a step in float32, as combining magnifies rounding errors tenfold.
 
-    Its extension keeps it apart from checkpoints, which `ckpt=` looks for. Raises OSError.
+    Its extension differs from that of checkpoints, which `ckpt=` looks for. Raises OSError.
     """
     (run / FOLDER).mkdir(exist_ok=True)
     states = averages.states(powers=True)
@@ -46,7 +46,7 @@ def save(run: Path, step: int, averages: Averages) -> None:
 
 
 def forget(run: Path, after: int) -> None:
-    """Delete the snapshots of steps later than `after`, the step the run continues from."""
+    """Delete the snapshots of steps later than `after`, from which the run continues."""
     for step, file in snapshots(run).items():
         if step > after:
             file.unlink(missing_ok=True)
@@ -67,11 +67,11 @@ def products(t: Tensor, g: Tensor, s: Tensor, h: Tensor) -> Tensor:
 
 
 def combine(t: Tensor, g: Tensor, step: int, widths: list[float]) -> tuple[Tensor, Tensor]:
-    """Factors (N, K) of profiles (t, g) that give those of K widths at `step`, and errors (K,).
+    """Factors (N, K) by which profiles (t, g) give those of K widths at `step`, and errors (K,).
 
-    min |sum_i c_i p_i - p|^2 with sum_i c_i = 1, by its normal equations; the errors are the
+    Solves min |sum_i c_i p_i - p|^2 with sum_i c_i = 1 by its normal equations. The errors are the
     square roots of the minima, relative to |p|. This is algorithm 3 of Karras et al. 2024 with one
-    constraint more, that of the sum. Without it, weights from few snapshots come out some per cent
+    more constraint, that of the sum. Without it, weights from few snapshots would be some per cent
     too small.
     """
     h = torch.tensor([gamma(width) for width in widths], dtype=torch.float64)
@@ -95,9 +95,9 @@ def combine(t: Tensor, g: Tensor, step: int, widths: list[float]) -> tuple[Tenso
 def weights_of(
     checkpoint: Checkpoint, weights: str | float, run: Path | None
 ) -> dict[str, Tensor]:
-    """The state dict that `weights=` means: a stored one, or a power average reconstructed.
+    """The state dict that `weights=` names, stored or reconstructed from power averages.
 
-    run: the folder of the checkpoint. Raises FmdiffError for weights that it does not give.
+    run: the folder of the checkpoint. Raises FmdiffError for weights that cannot be had.
     """
     name = checkpoint.name_of(weights)
     if name in checkpoint.weights:
@@ -115,9 +115,9 @@ def _widths(checkpoint: Checkpoint) -> list[float]:
 
 
 def _sources(checkpoint: Checkpoint, run: Path | None) -> tuple[list[Path | None], Tensor, Tensor]:
-    """Where averages lie up to the checkpoint's step (None: in itself), and their profiles.
+    """The files with averages up to the checkpoint's step, and the profiles of these averages.
 
-    One profile (t, gamma) per place and width, the widths running fastest.
+    None stands for the checkpoint. One profile (t, gamma) per file and width; widths run fastest.
     """
     files: dict[int, Path | None] = {checkpoint.step: None}
     for step, file in snapshots(run).items() if run else ():
@@ -147,10 +147,10 @@ def ranges_text(ranges: list[tuple[float, float]]) -> str:
 def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[str, Tensor]:
     """The state dict of the power average of `width` at the step of a checkpoint.
 
-    run: the folder of the checkpoint, in which the snapshots lie. Raises FmdiffError where there
-    are none, and where they do not give the profile to within 5 %.
+    run: the folder of the checkpoint, which holds the snapshots. Raises FmdiffError if there are
+    none, or if they do not give the profile to within 5 %.
     """
-    gamma(width)  # refuses what is no width
+    gamma(width)  # raises for an invalid width
     option, widths = f"weights={power(width)}", _widths(checkpoint)
     holds = f"{option}: this checkpoint holds {', '.join(checkpoint.weights)}"
     if not widths:

@@ -1,6 +1,6 @@
-"""Checkpoint files: written whole or not at all, verified when read, never able to run code.
+"""Checkpoint files are written whole or not at all, verified when read, and never run code.
 
-What they hold is in `fmdiff.runs.content`.
+`fmdiff.runs.content` describes their content.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ def write(path: str | Path, content: dict) -> None:
     """Write content to path so that at every instant path is the old file or the whole new one.
 
     content: dicts (keys str or int), lists, tuples, str, int, float, bool, None and dense tensors
-    of any dtype, shape and device; stored on the CPU, without what lies behind a view. Format,
-    version and checksums are added. A process writes one checkpoint of a folder at a time.
+    of any dtype, shape and device. Tensors are stored on the CPU; of a view only its own elements.
+    Format, version and checksums are added. A process writes one checkpoint of a folder at a time.
 
-    Raises TypeError, before anything is written, naming the dotted key of a value of another type;
-    OSError if the file cannot be written (the old one is then intact).
+    Raises TypeError, naming the dotted key, for another type, before anything is written.
+    Raises OSError if the file cannot be written; the old one is then intact.
     """
     path = Path(path)
     plain = _plain({**content, "checksums": {}}, "", {})
@@ -57,7 +57,7 @@ def write(path: str | Path, content: dict) -> None:
             try:
                 torch.save(plain, file)
             except RuntimeError as error:
-                # closing a half-written archive fails once more and hides what went wrong first
+                # closing a half-written archive fails again and hides the first error
                 first = error.__context__
                 raise first if isinstance(first, OSError) else error from None
             files.sync(file)
@@ -71,9 +71,9 @@ def write(path: str | Path, content: dict) -> None:
 
 
 def link_last(numbered: Path) -> None:
-    """Make `last.ckpt` beside a numbered checkpoint the same file, or a copy without hard links.
+    """Make `last.ckpt` beside a numbered checkpoint a hard link to it, or a copy without links.
 
-    Raises OSError; the old `last.ckpt` is then intact.
+    If this raises OSError, the old `last.ckpt` is intact.
     """
     last = numbered.with_name(LAST)
     temporary = files.temporary(last)
@@ -92,13 +92,13 @@ def link_last(numbered: Path) -> None:
 
 
 def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
-    """The content of a checkpoint, every tensor checked against its checksum, no code executed.
+    """Read a checkpoint and check every tensor against its checksum, without running code.
 
-    A .safetensors file is one that `export` wrote. Raises FmdiffError: missing, damaged (Damaged,
-    naming the tensor if it can), of another program, of a newer format, or asking for code.
+    A .safetensors file is one that `export` wrote. Raises FmdiffError for a file that is missing,
+    damaged (Damaged, naming the tensor if known), foreign, of a newer format, or asks for code.
     """
     path = Path(path)
-    torch.empty(0, device=map_location)  # a missing device must not be taken for a bad file
+    torch.empty(0, device=map_location)  # a missing device must not look like a bad file
     if path.suffix == safetensors.SUFFIX:
         return safetensors.read(path, map_location)
     try:
@@ -127,7 +127,7 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
 
 
 def _plain(value: Any, key: str, copies: dict[Any, Tensor]) -> Any:
-    """value with dicts and compact CPU tensors only; copies keeps shared tensors shared."""
+    """value with plain dicts and compact CPU tensors; `copies` keeps shared tensors shared."""
     if isinstance(value, Tensor):
         return _compact(value, key, copies)
     if value is None or type(value) in (bool, int, float, str):
@@ -175,7 +175,7 @@ def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensor_fault(content: dict) -> str | None:
-    """What is wrong with the first tensor that is not as its checksum says, or None."""
+    """Describes the first tensor that does not match its checksum; None if all match."""
     checksums = content.get("checksums")
     if not isinstance(checksums, dict):
         return "it has no checksums"
@@ -185,7 +185,7 @@ def _tensor_fault(content: dict) -> str | None:
     for key, tensor in _tensors(content):
         if key not in checksums:
             return f"tensor {key!r} has no checksum"
-        # one larger than what is stored of it would be made of nothing
+        # a tensor must not be larger than the data stored for it
         whole = _dense(tensor) and tensor.untyped_storage().nbytes() == tensor.nbytes
         if not whole or digest(tensor) != checksums[key]:
             return f"tensor {key!r} does not match its checksum"
@@ -194,7 +194,7 @@ def _tensor_fault(content: dict) -> str | None:
 
 
 def _shared(value: Any, seen: set[int]) -> bool:
-    """Whether a container stands in two places, which makes a small file endless to walk."""
+    """Whether a container occurs twice, which could make a small file endless to walk."""
     if not (isinstance(value, dict | list | tuple) and value):
         return False
     if id(value) in seen:
@@ -217,7 +217,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             members = archive.infolist()
-            packed = [m.filename for m in members if m.compress_type]  # never ours
+            packed = [m.filename for m in members if m.compress_type]  # fmdiff never compresses
             if not packed and sum(m.file_size for m in members) > size:
                 raise Damaged(path, "the parts of its zip archive lie upon each other")
             bad = packed[0] if packed else archive.testzip()
@@ -233,7 +233,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
 
 
 def _blame(path: Path, member: str) -> str:
-    """The tensor stored in a bad member of the archive, or else the member."""
+    """Name the tensor stored in a bad member of the archive, or else the member."""
     with contextlib.suppress(Exception):
         content = torch.load(path, mmap=True, weights_only=True) if "/data/" in member else {}
         if content and (fault := _tensor_fault(content)):
@@ -243,7 +243,7 @@ def _blame(path: Path, member: str) -> str:
 
 def _load(path: Path, file: BinaryIO, map_location: str | torch.device) -> Any:
     # The file is not mapped: a page could be read from the disk again after it was verified.
-    # torch's own messages advise what must not be done, so none of them is passed on.
+    # torch's own messages advise unsafe loading, so none of them is passed on.
     file.seek(0)
     try:
         return torch.load(file, map_location=map_location, weights_only=True, mmap=False)

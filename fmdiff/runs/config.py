@@ -1,4 +1,4 @@
-"""The settings of a run, as config.yaml holds them, and the differences between two of them."""
+"""Reads the settings of a run from config.yaml, and compares the settings of two runs."""
 
 import math
 import re
@@ -15,9 +15,9 @@ ABSENT = "(absent)"
 
 
 def load_config(folder: Path) -> DictConfig | None:
-    """The config.yaml of a run folder; None without one.
+    """The config.yaml of a run folder; None if there is none.
 
-    Raises FmdiffError for one that cannot be read or is no config.
+    Raises FmdiffError for a file that cannot be read or is not a config.
     """
     try:
         cfg = OmegaConf.load(folder / "config.yaml")
@@ -34,7 +34,7 @@ def load_config(folder: Path) -> DictConfig | None:
 def differences(saved: DictConfig, now: DictConfig) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (saved, now)} where two resolved configs differ, except in `choices`.
 
-    A key that only one of them has counts as "(absent)" in the other.
+    The value of a missing key is "(absent)".
     """
     old, new = (dict(leaves(OmegaConf.to_container(cfg))) for cfg in (saved, now))
     return {
@@ -45,14 +45,14 @@ def differences(saved: DictConfig, now: DictConfig) -> dict[str, tuple[Any, Any]
 
 
 def changes_text(changes: dict[str, tuple[Any, Any]]) -> str:
-    """Differences in words, for the end of a sentence."""
+    """Describe differences for the end of a sentence."""
     return ", ".join(
         f"{key}: {saved} (saved) vs {now} (now)" for key, (saved, now) in changes.items()
     )
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value that is not a mapping; an empty mapping is a value."""
+    """Yields (dotted key, value) of every value that is not a mapping, or an empty one."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -61,7 +61,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def seconds(value: Any) -> float | None:
-    """A duration, seconds or "hours:minutes:seconds", in seconds; None for null.
+    """Convert a duration, seconds or "hours:minutes:seconds", to seconds; null gives None.
 
     Raises ValueError for anything else.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: its form, stated once.
+"""The format of a checkpoint.
 
 A checkpoint file is `torch.save` of one dict of plain containers and tensors:
 
@@ -24,7 +24,7 @@ from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 
 FORMAT, VERSION = "fmdiff", 1
-# the parts that sampling needs and their types; each _target_ beside them names a class
+# the parts that sampling needs, with their types; a _target_ names a class
 FORM: dict[str, Any] = {
     "step": int,
     "weights": dict,
@@ -37,14 +37,14 @@ FORM: dict[str, Any] = {
             "shape": list,
             "classes": int,
             "std": (int, float),
-            "source": dict,  # the settings of the data set
+            "source": dict,  # settings of the data set
         },
     },
 }
 
 
 class Damaged(FmdiffError):
-    """A checkpoint whose bytes are not those that were written."""
+    """The bytes of a checkpoint differ from those that were written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"checkpoint {path} is damaged: {reason}")
@@ -52,23 +52,23 @@ class Damaged(FmdiffError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The content of a checkpoint; `of` checks its form, `content` is what is written.
+    """The content of a checkpoint. `of` checks its form, and `content` is what is written.
 
-    spec may hold `source` and `coupling` too: checkpoints of the first versions lack them.
+    spec may also hold `source` and `coupling`, which checkpoints of the first versions lack.
     """
 
     step: int
     spec: dict[str, Any]
     weights: dict[str, dict[str, Tensor]]
-    training: dict[str, Any] | None = None  # None where the run cannot be resumed
+    training: dict[str, Any] | None = None  # None if the run cannot be resumed
     version: int = VERSION
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Checkpoint":
-        """The checkpoint that the content of a file is.
+        """Check the content of a file and make it a checkpoint.
 
-        A file whose checksums match may still be written by others. Raises FmdiffError, naming the
-        first part that is missing or of another type, and for a snapshot of averages.
+        Others may have written a file with correct checksums. Raises FmdiffError, naming the first
+        part that is missing or of another type, and for a snapshot of averages.
         """
         if "spec" not in content:
             raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
@@ -82,15 +82,15 @@ class Checkpoint:
         )
 
     def content(self) -> dict[str, Any]:
-        """The dict to write; format, version and checksums are added on the way to the disk."""
+        """The dict to write. `checkpoint.write` adds format, version and checksums."""
         content = {"step": self.step, "spec": self.spec, "weights": self.weights}
         return content if self.training is None else content | {"training": self.training}
 
     def name_of(self, weights: str | float = "ema") -> str:
-        """The name here of the weights that `weights=` means, whether they are stored or not.
+        """The name of the weights that `weights=` asks for, whether they are stored or not.
 
-        ema: the first average, raw where there is none. Raises FmdiffError for power:WIDTH with a
-        width that is no number.
+        ema: the first average, or raw if there is none. Raises FmdiffError for power:WIDTH if the
+        width is not a number.
         """
         if weights == "ema":
             return next((name for name in self.weights if name != "raw"), "raw")
@@ -98,7 +98,7 @@ class Checkpoint:
         if not name.startswith(POWER):
             return name
         try:
-            return power(float(name.removeprefix(POWER)))  # 0.10 is 0.1
+            return power(float(name.removeprefix(POWER)))  # 0.10 and 0.1 are one name
         except ValueError:
             raise FmdiffError(f"weights={weights}: power:WIDTH takes a number") from None
 

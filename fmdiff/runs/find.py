@@ -1,4 +1,4 @@
-"""Finding a checkpoint: what `ckpt=` means, the newest good one of a run, those nearby."""
+"""Finds checkpoints: the one `ckpt=` names, the newest good one of a run, those nearby."""
 
 import logging
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
-    """The checkpoint file that `ckpt=spec` means.
+    """The checkpoint file that `ckpt=spec` names.
 
     spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
     (the newest run under outputs). Raises FmdiffError naming spec and checkpoints nearby.
@@ -40,10 +40,10 @@ def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
 
 
 def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The undamaged checkpoint of the highest step in a run folder and its content.
+    """The undamaged checkpoint of the highest step in a run folder, and its content.
 
-    None if the folder holds no checkpoint. Each damaged one passed over is logged as a warning.
-    Raises FmdiffError if all are damaged, or if the newest is readable by another fmdiff only.
+    None if the folder holds no checkpoint. Logs a warning for each damaged one it passes over.
+    Raises FmdiffError if all are damaged, or if the newest can only be read by another fmdiff.
     """
     damages: list[str] = []
     for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
@@ -61,7 +61,7 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The numbered checkpoints of a run folder, and last.ckpt unless it is a link to one."""
+    """The numbered checkpoints of a run folder, and last.ckpt unless it links to one."""
     numbered = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name)]
     last = folder / LAST
     if last.exists() and not any(last.samefile(p) for p in numbered):
@@ -77,7 +77,7 @@ def _step(path: Path) -> float:
     try:
         return float(torch.load(path, mmap=True, weights_only=True)["step"])
     except Exception:
-        return float("inf")  # tried first, so that its damage is reported
+        return float("inf")  # sorted first, so that its damage is reported
 
 
 def _in_outputs(outputs: Path) -> list[Path]:
@@ -91,7 +91,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def _nearby(path: Path, outputs: Path) -> str:
-    """Up to five checkpoints around a path that was not one, the nearest folder first."""
+    """Up to five checkpoints near a path that is not one, the nearest folder first."""
     nearby: dict[Path, None] = {}
     for folder in (path, path.parent, path.parent.parent):
         nearby |= dict.fromkeys(_newest_first([*folder.glob("*.ckpt"), *folder.glob("*/*.ckpt")]))

@@ -1,10 +1,10 @@
-"""The run folder: which one it is, which process has it and what it begins with.
+"""The run folder: chooses it, locks it for one process and writes its first files.
 
 config.yaml       the resolved config
 overrides         the overrides of the command line, one a line
 environment.json  versions, machine and command
 COMMAND.log       the messages of the command
-.lock             held, and signed, by the process that writes here
+.lock             locked by the process that writes here; holds its id
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def write_config(folder: Path, cfg: DictConfig) -> None:
 def new_folder(parent: Path) -> Path:
     """Make a folder PARENT/DATE_TIME that no other process has, even if two start in one second.
 
-    Raises FmdiffError where it cannot be made.
+    Raises FmdiffError if it cannot be made.
     """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     try:
@@ -63,9 +63,9 @@ def new_folder(parent: Path) -> Path:
 
 
 def claim_sweep(folder: Path) -> Path:
-    """Make the folder of a sweep and delete the outcomes of the jobs of an earlier one.
+    """Make the folder of a sweep and delete the job outcomes of an earlier sweep in it.
 
-    Raises FmdiffError where it cannot be written to.
+    Raises FmdiffError if it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,28 +81,28 @@ def _unwritable(folder: Path, error: OSError) -> FmdiffError:
 
 @dataclass
 class Run:
-    """A run folder in the hands of this process."""
+    """A run folder that this process has locked."""
 
     folder: Path
     lock: Any = None
     new_folders: list[Path] = field(default_factory=list)  # made for the run, innermost first
-    # the files a run begins with, and their content before it, None if there was none
+    # the first files of a run, with their earlier content; None if they did not exist
     beginning: dict[Path, bytes | None] = field(default_factory=dict)
-    earlier: set[Path] = field(default_factory=set)  # what lay in the folder before
+    earlier: set[Path] = field(default_factory=set)  # files in the folder before the run
     handler: logging.Handler | None = None
 
     def advice(self) -> str:
-        """The newest checkpoint and how to go on from it, in words."""
+        """A sentence about the newest checkpoint and how to go on from it."""
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         if not numbered:
             return "there is no checkpoint yet"
         return f"{numbered[-1]} is kept: go on with fmdiff train {word('resume', self.folder)}"
 
     def close(self, discard: bool = False) -> None:
-        """Let go of the folder; `discard` leaves it as it was, unless the run has left results."""
+        """Release the folder. `discard` restores it, unless the run has left results."""
         if self.handler is not None:
             logging.getLogger().removeHandler(self.handler)
-            with contextlib.suppress(OSError):  # a full disk
+            with contextlib.suppress(OSError):  # the disk may be full
                 self.handler.close()
         replaced = self.folder / REPLACED
         ours = {*self.beginning, *self.earlier}
@@ -117,7 +117,7 @@ class Run:
             path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
         _move(replaced, self.folder)
         for path in self.new_folders:
-            with contextlib.suppress(OSError):  # another run has moved in
+            with contextlib.suppress(OSError):  # another run may use it by now
                 path.rmdir()
 
 
@@ -129,12 +129,12 @@ def _move(source: Path, target: Path) -> None:
 
 
 def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Run:
-    """Decide on, claim and begin the folder of a run.
+    """Choose, lock and begin the folder of a run.
 
-    Fills in what cfg leaves open: the checkpoint that ckpt= means and, where a run is resumed,
-    what a null stood for when it began. Under torchrun rank 0 does all this and the other ranks
-    follow without writing. Raises FmdiffError, before anything is written, for a folder that
-    holds results of other settings, is in use or cannot be written to.
+    Fills in values that cfg leaves open: the checkpoint that ckpt= names and, in a resumed run,
+    the values that replaced null at its start. Under torchrun rank 0 does all this, and the others
+    follow without writing. Raises FmdiffError, before anything is written, for a folder that holds
+    results of other settings, is in use or cannot be written to.
     """
     rank = _torchrun_rank()
     if rank:
@@ -173,9 +173,9 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
 
 
 def _log_to(path: Path) -> logging.Handler:
-    """Write what is logged to a file too, until the handler is removed. Raises OSError."""
+    """Also write log messages to a file, until the handler is removed. Raises OSError."""
     handler = logging.FileHandler(path)
-    # a full disk would print a traceback per line, and the screen has the line
+    # on a full disk this would print a traceback per line, and the screen has the line
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
@@ -183,19 +183,19 @@ def _log_to(path: Path) -> logging.Handler:
 
 
 def _parent(cfg: DictConfig) -> Path:
-    """Where a new folder is made if there is no `out`."""
+    """The parent of a new folder if `out` is not given."""
     if cfg.get("ckpt") is not None:
-        from fmdiff.runs.find import find  # brings torch, which --help need not wait for
+        from fmdiff.runs.find import find  # imports torch, which --help need not wait for
 
         cfg.ckpt = str(find(cfg.ckpt))
         return Path(cfg.ckpt).parent / "samples"
     choices = [cfg.choices.get(group) for group in ("model", "data", "system")]
-    # with samples= and result= there is no choice
+    # with samples= and result= nothing is chosen
     return OUTPUTS / (cfg.name or "-".join(filter(None, choices)) or "evaluation")
 
 
 def _claim(folder: Path | None, parent: Path) -> Run:
-    """Make the folder where needed and lock it against a second run."""
+    """Make the folder if needed, and lock it against a second run."""
     inner = parent / "new" if folder is None else folder
     new_folders = [path for path in (inner, *inner.parents) if not path.exists()]
     if folder is None:
@@ -206,7 +206,7 @@ def _claim(folder: Path | None, parent: Path) -> Run:
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        # the system releases it when the process ends, however it ends
+        # the system releases the lock when the process ends in any way
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
@@ -223,7 +223,7 @@ def _claim(folder: Path | None, parent: Path) -> Run:
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on beside the config: versions, machine and command."""
+    """The versions, machine and command, on which results may depend beside the config."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -239,7 +239,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-# torchrun: processes started from outside, each with the same command line
+# torchrun starts several processes with the same command line
 
 
 def _torchrun_rank() -> int | None:
@@ -247,7 +247,7 @@ def _torchrun_rank() -> int | None:
     return None if alone or "RANK" not in os.environ else int(os.environ["RANK"])
 
 
-@functools.cache  # rank 0 keeps it open for the others, where no agent of torchrun does
+@functools.cache  # rank 0 keeps it open for the others if torchrun's agent does not
 def _store() -> Any:
     import torch.distributed
 
@@ -255,7 +255,7 @@ def _store() -> Any:
 
 
 def _share_folder(folder: Path | None) -> str:
-    """The run folder, which rank 0 puts into torchrun's store and the other ranks wait for."""
+    """Rank 0 puts the run folder into torchrun's store, and the other ranks wait for it."""
     store = _store()
     key = f"fmdiff/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if folder is not None:

@@ -1,4 +1,4 @@
-"""Which run a command line goes on with, whether it is the same run, and whether out= is free."""
+"""Finds the run to resume, checks that its settings fit, and checks whether out= is free."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.runs.config import ABSENT, changes_text, differences, load_config
 
 OUTPUTS = Path("outputs")
-# keys that do not make a run another run
+# keys that do not change what a run computes
 INCIDENTAL = frozenset(
     {"resume", "out", "overwrite", "device", "devices", "threads", "plan", "profile"}
     | {"trainer.max_steps", "trainer.max_time", "trainer.progress", "trainer.devices"}
@@ -26,12 +26,12 @@ CHANGEABLE = INCIDENTAL | {
     "trainer.snapshot_every",
     *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best", "spike")),
 }
-# keys for which null means a rule, and the run has written down what the rule gave
+# keys for which null means a rule; config.yaml holds the value that the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")
 
-# files that every command begins with or writes by itself: alone they are worth nothing
+# files that every command writes by itself; alone they are not results
 BEGINNING = ("config.yaml", "overrides", "environment.json", "report.html")
-# the files of ours in a run folder, which overwrite=true replaces
+# fmdiff's files in a run folder, which overwrite=true replaces
 RESULTS = (
     "*.ckpt",
     "*.csv",
@@ -55,10 +55,10 @@ log = logging.getLogger("fmdiff")
 
 
 def resume_folder(cfg: DictConfig) -> Path | None:
-    """The run that `resume` means; None, and a line in the log, to start a new one.
+    """The run that `resume` names; None, with a log message, to start a new one.
 
-    true: the run in `out`; last: that one or, without `out`, the newest of the same settings
-    under outputs/NAME; otherwise the folder itself. Raises FmdiffError for a folder that is no
+    true: the run in `out`. last: the same or, without `out`, the newest run of the same settings
+    under outputs/NAME. Otherwise the folder itself. Raises FmdiffError for a folder that is not a
     run, for true without `out`, and for an `out` that is another folder.
     """
     if cfg.resume is None:
@@ -93,15 +93,15 @@ def _newest_like(cfg: DictConfig) -> Path | None:
 
 
 def check_resume(folder: Path, cfg: DictConfig) -> None:
-    """Log the settings that a resumed run changes, and fill in what a null stood for.
+    """Log the settings that a resumed run changes, and fill in the values that replaced null.
 
-    Raises FmdiffError for a change that makes it another run.
+    Raises FmdiffError for a change that would make it another run.
     """
     saved = load_config(folder)
     assert saved is not None
     _fill_in(saved, cfg)
     changes = differences(saved, cfg)
-    # a key that the run does not have came with a later version, and its default is what was done
+    # a key that the run lacks came with a later version; the run used its default
     wrong = {
         key: change
         for key, change in changes.items()
@@ -109,7 +109,7 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     }
     if wrong and not cfg.overwrite:
         raise FmdiffError(f"{folder} is a run of other settings: {changes_text(wrong)}")
-    own = ("resume", "overwrite", "out")  # of the command line that resumes
+    own = ("resume", "overwrite", "out")  # keys of the resuming command line alone
     others = {key: change for key, change in changes.items() if key not in own}
     log.info("resuming %s%s", folder, f" with {changes_text(others)}" if others else "")
 
@@ -123,8 +123,8 @@ def _fill_in(saved: DictConfig, cfg: DictConfig) -> None:
 def check_free(folder: Path, cfg: DictConfig) -> None:
     """Raises FmdiffError if the folder holds results that this command must not touch.
 
-    A folder in which a command failed before it had any result is free. A config.yaml that no
-    command of fmdiff left is the user's.
+    A folder in which a command failed before it had results is free. A config.yaml that no fmdiff
+    command wrote belongs to the user.
     """
     if not holds_results(folder):
         foreign = (folder / "config.yaml").exists() and not (folder / "environment.json").exists()
@@ -161,8 +161,8 @@ def check_free(folder: Path, cfg: DictConfig) -> None:
 def holds_results(folder: Path) -> bool:
     """Whether a folder holds more than the beginning of a command.
 
-    Checkpoints, samples, averages, pictures, tables and results count; settings, logs,
-    TensorBoard's files and a metrics.csv without a row do not.
+    Checkpoints, samples, averages, pictures, tables and results count. Settings, logs,
+    TensorBoard's files and a metrics.csv without rows do not.
     """
     for pattern in RESULTS:
         for path in folder.glob(pattern):

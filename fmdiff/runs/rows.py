@@ -1,4 +1,4 @@
-"""metrics.csv: a row per report; only whole rows, and none lost while a disk is full."""
+"""Writes metrics.csv, a row per report. Rows are whole, and none is lost on a full disk."""
 
 import csv
 import errno
@@ -15,7 +15,7 @@ log = logging.getLogger("fmdiff")
 
 
 def rows_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv up to a step; none if there is no such file."""
+    """The rows of a metrics.csv up to a step. Empty if there is no such file."""
     if not (path.is_file() and step):
         return []
     with path.open(newline="") as file:
@@ -25,7 +25,7 @@ def rows_up_to(path: Path, step: int) -> list[dict[str, Any]]:
 class Rows:
     """The rows of a run's metrics.csv.
 
-    rows: those the file begins with; what else an earlier run wrote is dropped. Raises OSError.
+    rows: the first rows of the file. Other rows of an earlier run are dropped. Raises OSError.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
@@ -35,7 +35,7 @@ class Rows:
             file.write(self._lines(rows, header=True))
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row, with those that could not be written before."""
+        """Add a row, and write it with the pending ones."""
         self.pending.append(row)
         self.write()
 

@@ -1,6 +1,6 @@
-"""Weights as a .safetensors file that any program can read and fmdiff takes as a checkpoint.
+"""Weights as a .safetensors file, which any program can read and `ckpt=` accepts.
 
-Its metadata are JSON under the one key `fmdiff`:
+The metadata are JSON under the one key `fmdiff`:
 
     version    1
     step       optimiser steps done
@@ -27,10 +27,10 @@ SUFFIX, VERSION = ".safetensors", 1
 def write(
     path: Path, checkpoint: Checkpoint, name: str, state: dict[str, Tensor], overwrite: bool
 ) -> None:
-    """Write state, the weights of that name of a checkpoint, and what they are weights of.
+    """Write state, the weights of that name of a checkpoint, with the checkpoint's spec.
 
     At every instant path is the old file or the whole new one. Raises FmdiffError for a path that
-    cannot be written, has another extension, or exists and is not to be overwritten.
+    cannot be written, has another extension, or exists and must not be overwritten.
     """
     from safetensors.torch import save
 
@@ -38,12 +38,12 @@ def write(
         raise FmdiffError(f"export={path} must end in {SUFFIX}")
     if path.exists() and not overwrite:
         raise FmdiffError(f"export={path} exists: choose another name or say overwrite=true")
-    # what is shared is stored twice, as the format wants it
+    # the format has no shared tensors, so they are stored twice
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     about = {"version": VERSION, "step": checkpoint.step, "weights": name}
     about["spec"] = checkpoint.spec
     about["sha256"] = _sha256(about, tensors)
-    data = save(tensors, {FORMAT: json.dumps(about)})  # one key: else of any order
+    data = save(tensors, {FORMAT: json.dumps(about)})  # one key, as the order of several varies
     try:
         with files.whole(path) as file:
             file.write(data)
@@ -52,7 +52,7 @@ def write(
 
 
 def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content of an exported file, in the form of a checkpoint without `training`.
+    """Read an exported file as a checkpoint's content without `training`.
 
     Raises FmdiffError for a file that is missing, damaged (Damaged), of another program or of a
     newer format.
