@@ -1,1 +1,1 @@
-"""Solvers: what carries a sample along the times of a plan; the contract is in solver.py."""
+"""Solvers: a class and a YAML each, below the contract in solver.py."""

@@ -255,6 +255,7 @@ def test_a_signal_while_sampling_leaves_no_results(tmp_path, command, number):
 # Going on
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_killed_in_mid_run_the_same_command_ends_bit_identically(train, tmp_path):
     intervals = ("trainer.checkpoint_every=100", "trainer.log_every=40", "trainer.keep=null")
@@ -646,7 +647,9 @@ def test_a_spike_of_the_loss_is_warned_of(train, tmp_path, monkeypatch, capfd):
     assert "times the usual" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("prediction", ["v", "x", "eps"])
+@pytest.mark.parametrize(
+    "prediction", ["v", *(pytest.param(p, marks=pytest.mark.slow) for p in ("x", "eps"))]
+)
 def test_plain_noise_is_no_spike(train, tmp_path, capfd, prediction):
     words = (*POINTS, "data.batch_size=8", "trainer.max_steps=2000", "trainer.validate_every=2000")
     train(tmp_path / "run", *words, f"objective.prediction={prediction}")

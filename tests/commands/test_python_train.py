@@ -141,6 +141,7 @@ def test_an_own_network_of_the_working_folder(here):
     assert str(here) not in sys.path
 
 
+@pytest.mark.slow
 def test_it_works_in_a_notebook(here):
     """A loop of asyncio runs, and the streams are not files."""
     code = (

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from conftest import SOME
 from omegaconf import OmegaConf
 
 from fmdiff.build import config_folder, named
@@ -66,7 +67,9 @@ def reference(path, prediction):
     return generate(trained(path, prediction), N, solver="rk4", steps=40).x
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.slow] * (p not in SOME)) for p in PATHS]
+)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_cell_samples_the_data_at_the_price_it_said(name, prediction, path):

@@ -6,7 +6,7 @@ from itertools import cycle, product
 
 import pytest
 import torch
-from conftest import PATHS, every_path
+from conftest import PATHS, every_path, some_paths
 from torch import nn
 
 from fmdiff.errors import FmdiffError
@@ -112,7 +112,7 @@ def test_every_weighting_is_written_out_here():
     assert {k: v.space for k, v in WEIGHTINGS.items()} == {"none": None, **SPACES}
 
 
-@every_path
+@some_paths
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_and_gradient_are_those_of_the_explicit_form(path, prediction, loss):
@@ -287,7 +287,7 @@ def slope_errors(objective, outputs, directions, pairs):
 
 
 @pytest.mark.parametrize("prediction", [*PREDICTIONS, "precondition"])
-@every_path
+@some_paths
 def test_the_exact_field_minimises_every_loss(path, prediction):
     """At the conditional expectation the slope in any direction is 0 within 4 standard errors,
 
@@ -355,7 +355,7 @@ def test_l1_is_minimised_by_the_median_and_not_by_the_mean(prediction):
 # The fast form
 
 
-@every_path
+@some_paths
 def test_the_fast_form_is_the_loss(path):
     """Training compares terms that were worked out before: the same loss and gradient."""
     x, eps, t = batch(shape=(1, 2, 2))

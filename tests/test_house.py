@@ -1,0 +1,121 @@
+"""The shape of the package: what import-linter's contracts in pyproject.toml cannot say."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from fmdiff.build import config_folder, locate
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fmdiff"
+LONGEST = 60  # lines of a function
+TREES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): tree for path, tree in TREES.items()}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """The modules of fmdiff that a file imports, at its top or in a function."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in MODULES else node.module)
+    return names & MODULES.keys()
+
+
+def test_no_circle_between_files():
+    graph = {name: imports(tree) - {"fmdiff", name} for name, tree in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_first_page_is_short():
+    assert len([path for path in PACKAGE.glob("*.py")]) <= 30
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_fit_on_a_screen(path):
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= LONGEST, f"{path}:{node.lineno} {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_a_thing_is_stands_in_its_class(path):
+    """No `getattr(x, "name", default)`, no `*(a, b)` to save lines."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            constant = len(node.args) == 3 and isinstance(node.args[1], ast.Constant)
+            assert not (node.func.id == "getattr" and constant), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Starred):
+            assert not isinstance(node.value, ast.Tuple | ast.List), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n != "fmdiff.__main__"])
+def test_public_names_have_docstrings(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    for public, value in vars(module).items():
+        if public.startswith("_") or getattr(value, "__module__", None) != name:
+            continue
+        if inspect.isclass(value):
+            assert value.__doc__, f"{name}.{public}"
+            for method, function in vars(value).items():
+                if not method.startswith("_") and inspect.isfunction(function):
+                    documented = inspect.getdoc(getattr(value, method))
+                    assert documented, f"{name}.{public}.{method}"
+        elif inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{public}"
+
+
+def targets() -> list[str]:
+    names = set()
+    for path in config_folder().rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            key, _, value = line.strip().partition(":")
+            if key == "_target_":
+                names.add(value.split("#")[0].strip())
+    return sorted(names)
+
+
+@pytest.mark.parametrize("target", targets())
+def test_every_target_resolves_without_trust(target):
+    assert callable(locate(target, trust=()))
+
+
+def test_the_mathematics_stands_alone():
+    """Neither Hydra nor Lightning nor a plotting library comes with it."""
+    code = (
+        "import sys\n"
+        "import fmdiff.path, fmdiff.exact, fmdiff.sampling, fmdiff.likelihood, fmdiff.loading\n"
+        "heavy = {'hydra', 'omegaconf', 'lightning', 'matplotlib', 'PIL', 'torchvision'}\n"
+        "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_hydra_internals_have_one_home():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            module = (isinstance(node, ast.ImportFrom) and node.module) or ""
+            assert "hydra._internal" not in module or name.startswith("fmdiff.settings"), name
