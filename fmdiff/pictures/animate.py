@@ -1,7 +1,7 @@
 """Animations: images, points and vector fields along the way from noise to data.
 
-Axes, colours and the place of the time are the same in all frames: one figure is drawn again and
-again with other points in it.
+Axes, colours and the place of the time are the same in all frames, as one figure is redrawn with
+other points.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FRAMES = 100  # of an animation
+FRAMES = 100  # frames of an animation
 DPI = 110  # gives a third of the pixels of a still picture
-ARROWS = 20  # along each side
+ARROWS = 20  # arrows along the longer side
 TILE_WIDTH = 100  # pixels to which an image may be magnified
-EXACT_COLORS = 64  # of the 256 of a GIF
+EXACT_COLORS = 64  # of a GIF's 256 colours
 ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
 
 Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
 
 
 def frame_indices(times: int) -> np.ndarray:
-    """Which of so many times get a frame: at most 100, the first and the last among them."""
+    """The indices of the times that get a frame: at most 100, with the first and the last."""
     return np.unique(np.linspace(0, times - 1, FRAMES).round().astype(int))
 
 
@@ -43,7 +43,7 @@ def image_frames(
 ) -> list[Image.Image]:
     """One grid per time with the time under it. trajectories: uint8 (F, N, H, W, C).
 
-    scale: by default an image becomes about 100 pixels wide, as a film of noise does not compress.
+    scale: by default images become about 100 pixels wide, as films of noise compress badly.
     """
     scale = scale or max(1, TILE_WIDTH // trajectories.shape[3])
     frames = []
@@ -82,8 +82,8 @@ def point_frames(
     """One picture of the points per time, on the axes `within`, by default their `box`.
 
     trajectories: (F, N, d); for d > 2 the first two coordinates are drawn. data: (M, d), in grey
-    behind the points. arrows: a `mesh` (G, 2) and the velocities there (F, G, 2), drawn under the
-    points where they are finite.
+    behind the points. arrows: a `mesh` (G, 2) and the velocities there (F, G, 2). They are drawn
+    under the points where the velocities are finite.
 
     Raises FmdiffError when points are not finite.
     """
@@ -124,7 +124,7 @@ def point_frames(
 def _top(
     clouds: list[np.ndarray], low: np.ndarray, high: np.ndarray, data: np.ndarray | None
 ) -> float:
-    """Where the axis of densities ends.
+    """The upper end of the axis of densities.
 
     Bars more than twice as tall as those of the last frame and of the data are cut.
     """
@@ -135,16 +135,16 @@ def _top(
 
 
 def arrow_vectors(points: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Velocities (F, G, 2) as arrows no longer than the distance of the points (G, 2).
+    """Velocities (F, G, 2) as arrows that are no longer than the distance of the points (G, 2).
 
-    The length is that distance times tanh(|u| / (2 median |u|)), with the median over all frames:
-    near the data |u| grows like 1 / (1 - r), and such arrows would cover everything.
+    The length is that distance times tanh(|u| / (2 median |u|)), with the median over all frames.
+    Without tanh, arrows near the data would cover all, as |u| grows like 1 / (1 - r) there.
     """
     step = np.ptp(points, axis=0).max() / (ARROWS - 1)
     speed = np.linalg.norm(u, axis=-1, keepdims=True)
     finite = np.isfinite(speed)
     usual = np.median(speed[finite]) if finite.any() else 1.0
-    with np.errstate(invalid="ignore"):  # no direction where u = 0: no arrow
+    with np.errstate(invalid="ignore"):  # no arrow where u = 0
         return u / speed * step * np.tanh(speed / (2 * usual))
 
 
@@ -155,7 +155,7 @@ def _quiver(ax: "Axes", points: np.ndarray, vectors: np.ndarray) -> None:
         *vectors[finite].T,
         angles="xy",
         scale_units="xy",
-        scale=1,  # as long as they are in the data's units
+        scale=1,  # lengths are in the data's units
         pivot="mid",
         width=0.0028,
         color=DATA,
@@ -168,13 +168,13 @@ def animation(
     milliseconds: int = 60,
     hold: int = 1500,
 ) -> None:
-    """Write frames as a GIF, APNG or WebP, by the suffix, repeating for ever.
+    """Write frames as a GIF, APNG or WebP, chosen by the suffix, repeating for ever.
 
-    Each frame shows for `milliseconds`, the last for `hold`. A GIF counts in hundredths of a
-    second and has 256 colours, the same ones in all frames; the other formats are exact. A frame
-    equal to the one before it lengthens that one.
+    Each frame shows for `milliseconds`, and the last for `hold`. A GIF counts in hundredths of a
+    second and has 256 colours, the same in all frames. The other formats are exact. A frame equal
+    to the one before it prolongs that one.
 
-    Raises FmdiffError for no frames or another suffix.
+    Raises FmdiffError without frames and for another suffix.
     """
     if not frames:
         raise FmdiffError("an animation needs at least one frame")
@@ -197,8 +197,8 @@ def animation(
 def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
     """The frames in 256 colours chosen for a few of them at once, so that nothing flickers.
 
-    Grey frames are exact. Of other frames the most frequent colours, white among them, are exact
-    and the rest share what is left of the palette.
+    Grey frames are exact. Of other frames the most frequent colours are exact, white among them.
+    The other colours share the rest of the palette.
     """
     if all(not np.ptp(np.asarray(frame), axis=2).any() for frame in frames):
         return [frame.convert("L") for frame in frames]

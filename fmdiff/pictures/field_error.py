@@ -8,7 +8,7 @@ from fmdiff.pictures.plots import DATA, INK, SAMPLES, panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = 1e-20  # the height of smaller values, such as an exact field's errors of rounding
+LEAST = 1e-20  # smaller values, such as an exact field's rounding errors, are drawn at this height
 
 
 def figure(
@@ -18,7 +18,7 @@ def figure(
     fm: Sequence[float],
     kind: str,
 ) -> "Figure":
-    """The CFM loss, its irreducible part and the FM loss of the quantity `kind` by time."""
+    """Plot the CFM loss, its irreducible part and the FM loss of the quantity `kind` by time."""
     picture, [ax] = panels(4.6, 3.0)
     for label, values, color, style in (
         ("CFM loss", cfm, DATA, "-"),

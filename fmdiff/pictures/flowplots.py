@@ -1,6 +1,6 @@
 """Pictures of `fmdiff simulate`: fields with trajectories, paths against time, errors.
 
-`upto` draws the states of the first `upto` steps on the axes of all of them: a frame of an
+`upto` draws the states of the first `upto` steps on the axes of all states, as a frame of an
 animation. All arrays are float64: times (S+1,), states (S+1, n, d).
 """
 
@@ -29,7 +29,7 @@ def time_plot(
     label: str,
     upto: int | None = None,
 ) -> "Figure":
-    """One path (S+1, 1, d) against t, the exact one (times, states) and, for d = 1, the slopes."""
+    """Plot a path (S+1, 1, d) against t with the exact (times, states) and, for d = 1, slopes."""
     figure, [ax] = panels(5.2, 3.2)
     both = np.concatenate([states[:, 0], fine[1][:, 0]])
     low, high = _box(both.reshape(-1, 1))
@@ -38,7 +38,7 @@ def time_plot(
             np.linspace(times[0], times[-1], 17), np.linspace(low[0], high[0], 13), indexing="ij"
         )
         u = np.stack([velocity(x[i][:, None], t[i, 0])[:, 0] for i in range(len(t))])
-        # lengths as on the paper: slopes of one step, all arrows equally long
+        # arrows of equal length on the paper, with the slopes of one step
         across, along = np.full_like(u, 1 / np.ptp(times)), u / (high[0] - low[0])
         length = np.hypot(across, along)
         ax.quiver(t, x, across / length, along / length, color=FRAME, scale=32, width=0.003)
@@ -62,10 +62,10 @@ def phase_plot(
     label: str,
     upto: int | None = None,
 ) -> "Figure":
-    """2-D paths over the arrows of the field, and beside it its streamlines with the states.
+    """Plot 2-D paths over the arrows of the field, and its streamlines with the states beside it.
 
-    A field that depends on time is shown at the time of the last state in the picture. ends: those
-    of all paths, (N, 2). exact: (F+1, 1, 2).
+    A field that depends on time is shown at the time of the last state in the picture. ends: the
+    ends of all paths, (N, 2). exact: (F+1, 1, 2).
     """
     last = _last(upto, times)
     t = float(times[last - 1])
@@ -108,10 +108,10 @@ def paths_plot(
     label: str,
     upto: int | None = None,
 ) -> "Figure":
-    """Random 1-D paths against t with the ODE's, and the histogram of their ends.
+    """Plot random 1-D paths against t with the ODE's, and the histogram of their ends.
 
-    ends: (N,), those of all paths. density: the theory at the end. band: mean and standard
-    deviation of the theory at all times (S+1,).
+    ends: (N,), those of all paths. density: the theoretical one at the end. band: the theoretical
+    mean and standard deviation at all times (S+1,).
     """
     last = _last(upto, times)
     paths = states[:, :LINES, 0]
@@ -142,7 +142,7 @@ def errors_plot(
     errors: dict[str, tuple[list[float], list[float]]],
     costs: dict[str, tuple[list[float], list[float]]],
 ) -> "Figure":
-    """Errors at the end against the step h, and against the evaluations, {solver: (x, error)}."""
+    """Plot errors at the end against the step h and the evaluations, {solver: (x, error)}."""
     figure, axes = panels(7.2, 3.2, 2)
     names = list({**costs, **errors})
     for ax, curves in zip(axes, (errors, costs), strict=True):

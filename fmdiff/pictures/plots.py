@@ -1,7 +1,7 @@
 """Still pictures: image grids, points and trajectories.
 
-Image grids need numpy and Pillow alone. The functions that draw points import matplotlib without
-pyplot, so nothing here keeps state and the same input gives the same bytes.
+Image grids need numpy and Pillow alone. Functions that draw points import matplotlib without
+pyplot, so there is no global state, and equal inputs give equal bytes.
 """
 
 import math
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey differ in lightness and in hue
 INK, FRAME = "#333333", "#C8C8C8"
-GRID_WIDTH, TILE_WIDTH = 768, 160  # pixels: what a magnified grid and one of its tiles may take
+GRID_WIDTH, TILE_WIDTH = 768, 160  # the largest widths of a magnified grid and of its tiles
 DPI = 200
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
 
 STILL = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
-# where matplotlib would put its own version or the date into a file
+# the field in which matplotlib would store its version or the date
 STAMPS = {".png": "Software", ".pdf": "CreationDate", ".svg": "Date"}
 
 
@@ -36,11 +36,11 @@ def grid(
     columns: int | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """Images side by side, row by row, small ones magnified by an integer without smoothing.
+    """Arrange images row by row. Small ones are magnified by an integer without smoothing.
 
     images: uint8 (N, H, W, C), C = 1 or 3. labels: N captions, written under the tiles.
-    columns: default, near sqrt(N) and a divisor of N if one is near. scale: default, so that the
-    grid is about 768 pixels wide. Returns an RGB picture.
+    columns: by default near sqrt(N), and a divisor of N if one is near. scale: by default the grid
+    becomes about 768 pixels wide. Returns an RGB picture.
 
     Raises FmdiffError for another dtype or shape, no image, or a wrong number of labels.
     """
@@ -82,7 +82,7 @@ def grid(
 
 
 def caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
-    """Centred text on white, cut at the edges so that it cannot reach the neighbours."""
+    """Draw centred text on white, cut at the edges so that it does not reach its neighbours."""
     strip = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(font_size)
     start = max(0.0, (width - font.getlength(text)) / 2)
@@ -109,11 +109,11 @@ def panels(
 def scatter(
     points: np.ndarray, data: np.ndarray | None = None, title: str = "samples"
 ) -> "Figure":
-    """Samples beside the data on the same axes; in one dimension the histograms of both.
+    """Plot samples beside the data on the same axes; in one dimension, the histograms of both.
 
     points, data: (N, d). For d > 2 the first two coordinates are drawn, as the title says. The
-    axes reach a quarter beyond the data (without data, the bulk of the samples); samples outside
-    are counted in the title.
+    axes reach a quarter beyond the data (without data, beyond the bulk of the samples). The title
+    counts the samples outside.
 
     Raises FmdiffError when samples are not finite.
     """
@@ -142,10 +142,10 @@ def fan(
     data: np.ndarray | None = None,
     ends: np.ndarray | None = None,
 ) -> "Figure":
-    """One-dimensional trajectories against t, coloured by where they end, and the end's histogram.
+    """Plot 1-D trajectories against t, coloured by their ends, and the histogram of the ends.
 
     trajectories: (S + 1, N, 1). times: (S + 1,). data: (M, 1), drawn behind the histogram of ends
-    (M, 1), by default those of the trajectories. At most 300 lines are drawn.
+    (M, 1), which are by default those of the trajectories. At most 300 lines are drawn.
 
     Raises FmdiffError for another shape, or when states are not finite.
     """
@@ -190,7 +190,7 @@ def fan(
 
 
 def finite(points: np.ndarray, what: str) -> np.ndarray:
-    """Points (N, d) as float64.
+    """Convert points (N, d) to float64.
 
     what: a noun for them in messages. Raises FmdiffError for another shape, no points, and points
     that are not finite.
@@ -209,7 +209,7 @@ def finite(points: np.ndarray, what: str) -> np.ndarray:
 def limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A box around the (first two) coordinates of all points, bounded by the reference's bulk.
 
-    It reaches at most a quarter of the bulk's size beyond it, so strays do not shrink the picture.
+    It reaches at most a quarter of the bulk's size beyond it, so outliers do not shrink the rest.
     """
     low, high = np.quantile(reference[:, :2], (0.001, 0.999), axis=0)
     reach = 0.25 * ((high - low).max() or 1.0)
@@ -220,7 +220,7 @@ def limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def headline(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """A title: the name, how many points there are, how many lie outside, which coordinates."""
+    """A title with the name, the number of points, how many lie outside, and the coordinates."""
     n, d = points.shape
     outside = int(((points[:, :2] < low) | (points[:, :2] > high)).any(axis=1).sum())
     return (
@@ -230,7 +230,7 @@ def headline(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -
 
 
 def extent(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, float]:
-    """Width and height in inches at which axes of equal aspect fill the figure."""
+    """The width and height in inches at which axes of equal aspect fill the figure."""
     width, height = 3.4 * (high - low) / (high - low).max()
     return columns * (float(width) + 0.35), float(height) + 0.6
 
@@ -245,7 +245,7 @@ def entitle(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = Fal
 
 
 def cloud(ax: "Axes", points: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
-    """Draw the first two coordinates of points (N, d) as dots, smaller and fainter if many."""
+    """Draw the first two coordinates of points (N, d) as dots; many dots are small and faint."""
     n = len(points)
     ax.plot(
         *points[:, :2].T,
@@ -267,7 +267,7 @@ def histogram(
     data: np.ndarray | None,
     orientation: Literal["vertical", "horizontal"] = "vertical",
 ) -> None:
-    """Draw the histogram of points (N, 1), over that of the data (M, 1) if there are any."""
+    """Draw the histogram of points (N, 1), over that of the data (M, 1) if given."""
     edges = bins(points, low, high)
 
     def draw(values: np.ndarray, **look) -> None:
@@ -288,12 +288,12 @@ def bins(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Heights of the bars over all values (N, 1): those outside still count in the total."""
+    """The heights of the bars. Values (N, 1) outside the edges count in the total."""
     return np.histogram(values[:, 0], edges)[0] / (len(values) * (edges[1] - edges[0]))
 
 
 def render(figure: "Figure") -> Image.Image:
-    """The figure as an RGB picture."""
+    """Draw the figure as an RGB picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -304,9 +304,9 @@ def render(figure: "Figure") -> Image.Image:
 def save(picture: "Image.Image | Figure", path: Path) -> None:
     """Write a picture (.png .webp .jpg) or a figure (.png .pdf .svg), whole or not at all.
 
-    The same picture gives the same bytes: nothing about the date or the program is stored.
+    Equal pictures give equal bytes, as neither the date nor the program is stored.
 
-    Makes the folder where there is none. Raises FmdiffError for another suffix.
+    Makes the folder if needed. Raises FmdiffError for another suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(picture, Image.Image):
@@ -323,7 +323,7 @@ def save(picture: "Image.Image | Figure", path: Path) -> None:
 
 
 def file_format(path: Path, formats: dict[str, str]) -> str:
-    """What the suffix of path stands for in formats; FmdiffError for a suffix not in them."""
+    """The format of path's suffix. Raises FmdiffError for a suffix that is not in formats."""
     suffix = path.suffix.lower()
     if suffix not in formats:
         raise FmdiffError(f"{str(path)!r} must end in one of {', '.join(formats)}")

@@ -19,9 +19,9 @@ def figure(
     front: Sequence[Point],
     floor: float | None,
 ) -> "Figure":
-    """The metric `name` against evaluations, a line per sampler.
+    """Plot the metric `name` against evaluations, a line per sampler.
 
-    front: the points no other is better than, which get rings. floor: the metric of real data.
+    front: the points that no other beats, marked by rings. floor: the metric of real data.
     """
     picture, [ax] = panels(5.2, 3.4)
     for (label, points), color in zip(lines.items(), COLORS * 9, strict=False):
@@ -38,7 +38,7 @@ def figure(
 
 
 def _scale(ax: "Axes", points: Sequence[Point]) -> None:
-    """Logarithmic axes where all values allow it, with a tick at every number of evaluations."""
+    """Use logarithmic axes if all values allow it, with a tick at every number of evaluations."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     ax.set_xscale("log")

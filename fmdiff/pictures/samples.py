@@ -12,7 +12,7 @@ from fmdiff.data.base import Data
 from fmdiff.data.images import to_uint8
 from fmdiff.pictures import animate, plots
 
-GRID = 100  # images of the grid
+GRID = 100  # images in the grid
 REAL = 2000  # points of the data behind an animation
 TITLES = {"trajectory": "samples", "x_hat": "estimates of x"}
 
@@ -21,7 +21,7 @@ Arrows = Callable[[Tensor, Tensor], Tensor]  # points (G, 2), times (F,) -> velo
 
 
 def image_files(pixels: np.ndarray, labels: Tensor | None, folder: Path, each: bool) -> list[str]:
-    """Write grid.png of images uint8 (n, H, W, C), and each as 000000.png ...; their names."""
+    """Write grid.png of images uint8 (n, H, W, C), and each to 000000.png ... Returns names."""
     first = slice(0, GRID)
     y = None if labels is None else labels[first].tolist()
     plots.save(plots.grid(pixels[first], y), folder / "grid.png")
@@ -36,7 +36,7 @@ def image_files(pixels: np.ndarray, labels: Tensor | None, folder: Path, each: b
 def point_files(
     points: np.ndarray, data: Data | None, folder: Path, trajectory: Watch | None
 ) -> list[str]:
-    """Write scatter.png of points (n, d), and fan.png of 1-D trajectories; their names."""
+    """Write scatter.png of points (n, d) and fan.png of 1-D trajectories. Returns the names."""
     real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
     plots.save(plots.scatter(points, real), folder / "scatter.png")
     if trajectory is None or points.shape[1] != 1:
@@ -53,10 +53,10 @@ def films(
     data: Data | None = None,
     arrows: Arrows | None = None,
 ) -> list[str]:
-    """Write the animations of samples, in the format `form`; their names.
+    """Write the animations of samples in the format `form`. Returns the names of the files.
 
-    watches: the trajectory of samples and, where there are any, the estimates x_hat of x. arrows:
-    gives the velocities to draw, of 2-D samples, in a third animation.
+    watches: the trajectory of samples and, if there are any, the estimates x_hat of x. arrows:
+    computes the velocities that a third animation, of 2-D samples, shows.
     """
     thin = {name: _thinned(watch) for name, watch in watches.items()}
     images = thin["trajectory"][0].ndim == 5

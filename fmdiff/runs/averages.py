@@ -35,7 +35,7 @@ def snapshots(run: Path) -> dict[int, Path]:
 
 
 def save(run: Path, step: int, averages: Averages) -> None:
-    """Write the snapshot of a step in float32, as combining magnifies rounding errors tenfold.
+    """Write the snapshot of a step in float32. Combining magnifies rounding errors up to tenfold.
 
     Its extension differs from that of checkpoints, which `ckpt=` looks for. Raises OSError.
     """

@@ -1,1 +1,1 @@
-"""From the words of a command line to a checked config; the only home of Hydra's internals."""
+"""Turns a command line into a checked config. Only this package uses Hydra's internals."""

@@ -1,8 +1,8 @@
-"""What cannot be combined, command by command: the one list, read before a run starts.
+"""The list of settings that cannot be combined, command by command, checked before a run starts.
 
 A refusal is a test of a resolved config and a sentence, in which {choices[group]} and {key.key}
-are filled in. What only a checkpoint can tell is refused where it is loaded (field.need_gaussian,
-field.cfg, Field.labels, exact.exact, Source.check).
+are filled in. Refusals that depend on a checkpoint are made where it is loaded
+(field.need_gaussian, field.cfg, Field.labels, exact.exact, Source.check).
 """
 
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from fmdiff.errors import FmdiffError
 
 
 class Refusal(NamedTuple):
-    """A combination that is refused, and the sentence that says so."""
+    """A combination that is refused, and the sentence that explains it."""
 
     when: Callable[[Any], bool]
     says: str
 
 
-# What a choice is, its class tells. Classes are imported here, late: only a job that passes all
-# other checks may cost the second that torch takes to be imported.
+# The class of a choice tells its kind. Classes are imported late: importing torch takes a second,
+# and only a job that passes all other checks should pay for it.
 
 
 def kind_of(cfg: Any, group: str) -> type:
-    """The class of the choice of a group; that of None where nothing is chosen.
+    """The class of the choice of a group; NoneType if nothing is chosen.
 
     Raises FmdiffError for a choice without a class, or with one that cannot be imported.
     """
@@ -39,14 +39,14 @@ def kind_of(cfg: Any, group: str) -> type:
 
 
 def _samples_alone(cfg: Any) -> bool:
-    """Whether the model is a field already, with nothing to train."""
+    """Whether the model is already a field, with nothing to train."""
     from fmdiff.field import Field
 
     return issubclass(kind_of(cfg, "model"), Field)
 
 
 def _network(cfg: Any) -> bool:
-    """Whether the model is a network, which samples only after training."""
+    """Whether the model is a network, which must be trained before it can sample."""
     from torch import nn
 
     return issubclass(kind_of(cfg, "model"), nn.Module)
@@ -82,7 +82,7 @@ def _classifies(cfg: Any) -> bool:
 
 
 def _source_out_of_reach(cfg: Any) -> bool:
-    """Another source, on a path that never reaches it: alpha(0) beside beta(0) is not 0."""
+    """Whether the source is not normal and the path never reaches it: alpha(0) beside beta(0) is not 0."""
     if _normal(cfg):
         return False
     import torch

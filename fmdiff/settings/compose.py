@@ -1,7 +1,7 @@
-"""From the words of a command line to composed configs, or one sentence for what Hydra refuses.
+"""Composes configs from a command line, or explains in one sentence what Hydra refuses.
 
-Hydra composes twice: here, and then in `hydra.main`, which runs the job. Both see the same words
-and the same folders.
+Hydra composes twice: here, and again in `hydra.main`, which runs the job. Both times it gets the
+same words and the same folders.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ def config_folders(args: Namespace) -> list[Path]:
 
 
 def import_folders(args: Namespace) -> list[Path]:
-    """Where a user's own classes may lie: the working folder and that of --config-dir."""
+    """Folders of the user's own classes: the working folder and that of --config-dir."""
     return [Path(), *config_folders(args)[1:]]
 
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Leave nothing of Hydra's state behind, nor take any away that was there before."""
+    """Restore Hydra's global state after the block."""
     state = Singleton.get_state()
     try:
         yield
@@ -57,7 +57,7 @@ def restored() -> Iterator[None]:
 
 
 def parse(words: list[str]) -> tuple[Namespace, list[str]]:
-    """Hydra's own flags of a command line and, as they were given, the words they take."""
+    """Parse Hydra's flags. Returns them, and the words of the command line that make them up."""
 
     def refuse(message: str) -> NoReturn:
         raise FmdiffError(f"{message}; --help shows the flags")
@@ -75,19 +75,19 @@ def parse(words: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def groups(overrides: list[str]) -> list[str]:
-    """Without the keys inside a group, which the group may lack until its choice is complete."""
+    """The overrides without keys inside a group, which may not exist before its final choice."""
     return [o for o in overrides if "." not in key_of(o) or key_of(o).startswith("hydra.")]
 
 
 def register_resolvers() -> None:
-    """`${choices:}` in a YAML: {group: chosen name} of this composition."""
+    """Define `${choices:}` for YAML files: {group: chosen name} of this composition."""
     name = "register_new_resolver" if VERSION_BASE else "register_resolver"
     register = getattr(OmegaConf, name)
     register("choices", lambda: OmegaConf.create(choices_of(HydraConfig.get())), replace=True)
 
 
 class Composer:
-    """Composes the configs of one command; raises FmdiffError for all that Hydra refuses."""
+    """Composes the configs of one command. Raises FmdiffError for whatever Hydra refuses."""
 
     def __init__(self, command: str, args: Namespace) -> None:
         if VERSION_BASE:
@@ -107,7 +107,7 @@ class Composer:
         self.parser = OverridesParser.create(config_loader=self.loader)
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        """The config, its `hydra` node included, as Hydra composes it for these overrides."""
+        """The config that Hydra composes for these overrides, with its `hydra` node."""
         for override in overrides:
             sentences.check_grammar(self.parser, self.loader, override, mode)
         try:
@@ -117,7 +117,7 @@ class Composer:
             raise FmdiffError(sentence) from error
 
     def resolve(self, cfg: DictConfig) -> DictConfig:
-        """What the job will get: without the `hydra` node, every `${...}` filled in."""
+        """The config that the job gets: without the `hydra` node, and with `${...}` filled in."""
         HydraConfig.instance().set_config(cfg)
         job = copy.deepcopy(cfg)
         try:
@@ -147,7 +147,7 @@ class Composer:
         return [[*settings.overrides.hydra, *job] for job in jobs]
 
     def sweep_folder(self, overrides: list[str]) -> Path | None:
-        """The folder the command line itself gives to a sweep, by hydra.sweep.dir."""
+        """The folder of a sweep if the command line gives it by hydra.sweep.dir."""
         if "hydra.sweep.dir" not in map(key_of, overrides):
             return None
         cfg = self.compose(overrides, RunMode.MULTIRUN)
@@ -158,7 +158,7 @@ class Composer:
             HydraConfig.instance().cfg = None
 
     def check(self, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-        """The resolved job of a composed config whose types and ranges are right."""
+        """Check the types and ranges of a composed config. Returns its resolved job."""
         job = self.resolve(cfg)
         self._check_deletions(job, overrides)
         schema.check(self.command, job)
@@ -170,7 +170,7 @@ class Composer:
         return job
 
     def _check_deletions(self, job: DictConfig, overrides: list[str]) -> None:
-        """Only the keyword of an object can be left out, for its class to say what it is then."""
+        """Refuse deletions, except of an object's keyword, for which its class has a default."""
         for key in (key_of(o) for o in overrides if o.startswith("~")):
             parent = key.rpartition(".")[0]
             holder = OmegaConf.select(job, parent) if parent else None

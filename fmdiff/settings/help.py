@@ -1,4 +1,4 @@
-"""Help texts, made from what the commands, the YAML files and their comments say. No Hydra."""
+"""Help texts, made from the commands, the YAML files and their comments, without Hydra."""
 
 import ast
 import inspect
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 def overview(commands: dict[str, Callable]) -> str:
-    """What `fmdiff --help` says."""
+    """The text of `fmdiff --help`."""
     return f"""fmdiff {__version__}: train and sample flow-matching and diffusion models
 
 usage: fmdiff COMMAND [group=choice] [key=value] [flags]
@@ -44,12 +44,12 @@ Tab completion: {INSTALL}"""
 
 
 def of_command(name: str, function: Callable, folders: list[Path]) -> str:
-    """What `fmdiff NAME --help` says; folders: fmdiff's own and the user's YAML files."""
+    """The text of `fmdiff NAME --help`. folders: those of fmdiff's and the user's YAML files."""
     groups = _groups(name, folders)
     keys = _commented((folders[0] / f"{name}.yaml").read_text())
     for group, choice in groups.items():
         default = folders[0] / group / f"{choice}.yaml"
-        if default.is_file() and "_target_" not in default.read_text():  # no object, plain keys
+        if default.is_file() and "_target_" not in default.read_text():  # plain keys of no object
             keys |= _commented(default.read_text(), f"{group}.")
     summary, examples = _doc(function)
     choices = {
@@ -74,7 +74,7 @@ A text with = ( ) or , needs both quotes: 'key="sin(pi*t/2)"'.
 
 
 def of_choices(name: str, words: list[str], folders: list[Path]) -> str | None:
-    """What `fmdiff NAME GROUP=CHOICE --help` says; None if no word chooses in a group.
+    """The text of `fmdiff NAME GROUP=CHOICE --help`; None if no word chooses in a group.
 
     Raises FmdiffError for a group or a choice that does not exist.
     """
@@ -102,7 +102,7 @@ def _choices(group: str, folders: list[Path]) -> list[str]:
 
 
 def _section(group: str, choice: str, folders: list[Path]) -> str:
-    """A choice of a group: what it is, its keys, their defaults and what they mean."""
+    """Describe a choice of a group: its summary, keys, defaults and comments."""
     choices = _choices(group, folders)
     if choice in ("", "null"):
         return tables.described({f"{group}=": " ".join(choices)})
@@ -110,7 +110,7 @@ def _section(group: str, choice: str, folders: list[Path]) -> str:
         raise FmdiffError(f"unknown {group} {choice!r}; {nearest(choice, choices)}")
     files = (folder / group / f"{choice}.yaml" for folder in reversed(folders))
     text = next(file for file in files if file.is_file()).read_text()
-    whole = "# @package _global_" in text  # keys of the command, and choices in other groups
+    whole = "# @package _global_" in text  # it sets keys of the command and other groups
     rows, summary = {}, " ".join(re.findall(r"^# (?!@)(.+)$", text, re.MULTILINE))
     for key, value, comment in _entries(text):
         if key == "_target_":
@@ -128,7 +128,7 @@ def _section(group: str, choice: str, folders: list[Path]) -> str:
 
 
 def _described(target: str) -> str:
-    """The first sentence of a class's or function's docstring, read without importing it."""
+    """The first sentence of the docstring of a class or function, which is not imported."""
     module, _, name = target.rpartition(".")
     for folder in (Path(__file__).parents[2], *map(Path, sys.path)):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
@@ -148,7 +148,7 @@ def _doc(function: Callable) -> tuple[str, list[str]]:
 
 
 def _commented(text: str, prefix: str = "", defaults: bool = True) -> dict[str, str]:
-    """{key=default: comment}, or {key: comment}, of the commented top-level lines of a YAML."""
+    """{key=default: comment}, or {key: comment}, for the commented top-level lines of a YAML."""
     return {
         prefix + (f"{key}={value}" if defaults and "${" not in value else key): comment
         for key, value, comment in _entries(text)
@@ -157,7 +157,7 @@ def _commented(text: str, prefix: str = "", defaults: bool = True) -> dict[str, 
 
 
 def _entries(text: str) -> Iterator[Entry]:
-    """The lines of a YAML that have a key; choices of its defaults list are keys of `defaults`."""
+    """Yields the lines of a YAML with a key; its defaults list gives keys of `defaults`."""
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
         match = re.match(r"( *)(?:- )?(?:override /)?(\w+)(?:: *(.*?))?(?: +# (.+))?$", line)

@@ -1,4 +1,4 @@
-"""Whatever can be refused is refused here, before any work: a whole command line, checked."""
+"""Checks a whole command line before any work is done."""
 
 import os
 import sys
@@ -17,15 +17,15 @@ from fmdiff.settings.combinations import kind_of
 from fmdiff.settings.compose import Composer, groups
 from fmdiff.settings.sentences import choices_of, key_of
 
-PLANNED = "fmdiff-plan-"  # before the name of the folder of a sweep that leaves nothing
-CHECKED_JOBS = 200  # of a sweep, before its first job starts
+PLANNED = "fmdiff-plan-"  # prefix of the folder of a sweep that leaves nothing
+CHECKED_JOBS = 200  # jobs of a sweep that are checked before the first starts
 
 
 class Prepared(NamedTuple):
     """A command line ready to run.
 
-    overrides: those typed, and those that follow from them. configs: of a job, or of the first
-    CHECKED_JOBS of a sweep; none where a config is only shown. sweep: the folder of a sweep.
+    overrides: those typed, and those that follow from them. configs: those of a job, or of the
+    first CHECKED_JOBS of a sweep; empty if a config is only shown. sweep: the folder of a sweep.
     """
 
     overrides: list[str]
@@ -38,8 +38,8 @@ def counterpart(
 ) -> str | None:
     """The override that fits data to the chosen model, or the model to the chosen data.
 
-    cfg: what the groups alone make, if it has been composed. None if they go together, if both or
-    neither were chosen, and if a class does not tell whether it is for points or for images.
+    cfg: the config of the groups alone, if it has been composed. None if data and model fit, if
+    both or neither were chosen, or if a class does not tell whether it is for points or images.
     """
     keys = {key_of(override) for override in overrides}
     if ("data" in keys) == ("model" in keys):
@@ -75,12 +75,12 @@ def _flat(cfg: DictConfig) -> bool | None:
 
 
 def saved_overrides(overrides: list[str]) -> list[str]:
-    """Those of the run that `resume` names, apart from what this command line says anew."""
+    """The overrides of the run that `resume` names, except those given anew."""
     keys = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     run = keys.get("resume", "")
     folder = keys.get("out", "") if run in ("true", "True", "last") else run
     file = Path(folder).expanduser() / "overrides"
-    if not folder or not os.path.isfile(file):  # unlike file.is_file() of any text
+    if not folder or not os.path.isfile(file):  # unlike file.is_file(), it accepts any text
         return []
     lines = file.read_text().splitlines()
     again = [o for o in lines if key_of(o) not in {*keys, "out", "resume", "overwrite"}]
@@ -94,7 +94,7 @@ def saved_overrides(overrides: list[str]) -> list[str]:
 
 
 def prepare(command: str, args: Namespace) -> Prepared:
-    """The overrides to run, complete and checked, and the folder of a sweep.
+    """Complete and check the overrides, and find the folder of a sweep.
 
     Raises FmdiffError before anything is written.
     """
@@ -132,7 +132,7 @@ def prepare(command: str, args: Namespace) -> Prepared:
 
 
 def _sweep_folder(configs: list[DictConfig]) -> Path:
-    """The `out` that all jobs share, else a new outputs/NAME/DATE_TIME."""
+    """The `out` that all jobs share, or a new outputs/NAME/DATE_TIME."""
     outs = {cfg.get("out") for cfg in configs}
     names = {cfg.get("name") for cfg in configs}
     if len(outs) == 1 and None not in outs:

@@ -1,4 +1,4 @@
-"""What each key may hold: one table of types and ranges, checked before any work."""
+"""The types and ranges of all keys in one table, checked before any work is done."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from fmdiff.settings import combinations
 
 
 class Rule(NamedTuple):
-    """A test of a value, and in words the values that pass it."""
+    """A test of a value, and a description of the values that pass it."""
 
     passes: Callable[[Any], bool]
     says: str
@@ -58,12 +58,12 @@ def _is_path(value: str) -> bool:
 
 
 def integer(low: int) -> Rule:
-    """The rule of integers from `low` on."""
+    """The rule for integers that are at least `low`."""
     return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
 
 
 def number(low: float | None = None, above: float | None = None) -> Rule:
-    """The rule of finite numbers, at least `low` or greater than `above`."""
+    """The rule for finite numbers that are at least `low` or greater than `above`."""
     says = "a finite number" if low is None and above is None else "a number"
     says += f" >= {low}" if low is not None else ""
     says += f" > {above}" if above is not None else ""
@@ -74,12 +74,12 @@ def number(low: float | None = None, above: float | None = None) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """The rule of a few texts."""
+    """The rule for one of a few strings."""
     return Rule(lambda v: v in choices, " or ".join(choices))
 
 
 def or_null(rule: Rule) -> Rule:
-    """The rule of whatever passes another, and of null."""
+    """The rule for null and for values that pass another rule."""
     return Rule(lambda v: v is None or rule.passes(v), f"{rule.says}, or null")
 
 
@@ -259,7 +259,7 @@ RUNS = Rule(
     "a folder, a list of folders like [outputs/a,outputs/b], or null",
 )
 LABEL = one_of("own", "none")
-# of one command, in place of or beside those above
+# rules of one command; they replace or extend those above
 OWN_RULES: dict[str, dict[str, Rule]] = {
     "likelihood": {
         "divergence": one_of("auto", "exact", "hutchinson"),
@@ -294,7 +294,7 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
         "system.diffusion": number(low=0),
     },
 }
-# keys that take values of several types, whatever their default is
+# keys that accept values of other types than their default's
 SEVERAL_TYPES = {"data.cov", "system.x0", "guidance.w"}
 ABSENT = object()
 
@@ -316,9 +316,9 @@ def check(command: str, cfg: DictConfig) -> None:
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
-    """Raises FmdiffError for a number, flag or list whose default in the YAML is of another type.
+    """Raises FmdiffError if a number, flag or list has another type than its default in the YAML.
 
-    default: the same choices without any key of theirs changed.
+    default: the config of the same choices with all keys unchanged.
     """
     for key in sorted(set(keys) - SEVERAL_TYPES):
         value, usual = _value(cfg, key), _value(default, key)
@@ -338,13 +338,13 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
 def _value(cfg: DictConfig, key: str) -> Any:
     try:
         value = OmegaConf.select(cfg, key, default=ABSENT)
-    except ValueError:  # a part of the key holds no mapping
+    except ValueError:  # a part of the key is not a mapping
         return ABSENT
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _typed(value: Any) -> str:
-    """A value as one types it on the command line."""
+    """Format a value as it is typed on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
     words = {None: "null", True: "true", False: "false"}

@@ -1,4 +1,4 @@
-"""What Hydra refuses, in one sentence each: an override nobody can read, a name nobody knows."""
+"""Explains in one sentence why Hydra refuses an override, such as an unknown name."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Compose = Callable[[list[str]], DictConfig]
 
 
 def key_of(override: str) -> str:
-    """The key or group an override sets: `model` of `+model=unet`."""
+    """The key or group that an override sets: `model` for `+model=unet`."""
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
@@ -29,7 +29,7 @@ def choices_of(hydra_cfg: Any) -> dict[str, str | None]:
 def check_grammar(
     parser: OverridesParser, loader: ConfigLoader, override: str, mode: RunMode
 ) -> None:
-    """Raises FmdiffError for an override that cannot be read or is of no use in this mode."""
+    """Raises FmdiffError for an override that cannot be parsed or is useless in this mode."""
     key, equals, value = override.partition("=")
     if not key or not (equals or key.startswith("~")):
         raise FmdiffError(f"{override!r} is not of the form key=value or group=choice")
@@ -53,7 +53,7 @@ def check_grammar(
 
 
 def refusal(compose: Compose, loader: ConfigLoader, error: Exception, overrides: list[str]) -> str:
-    """Why Hydra does not compose these overrides."""
+    """Explain why Hydra does not compose these overrides."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} {name!r}; {nearest(name, error.options)}"
@@ -91,7 +91,7 @@ def _unknown_key(
 
 
 def dotted(node: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all that can be overridden in a config."""
+    """The dotted names of all keys of a config that can be overridden."""
     if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
         return []
     names = []
@@ -112,7 +112,7 @@ def _unreadable(key: str, value: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The message of a library's error and of its cause, without advice on that library."""
+    """The message of a library's error and its cause, without advice about that library."""
     lines = [*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]
     useful = [line.strip() for line in lines if line.strip() and "object_type=" not in line]
     return "; ".join(useful) or type(error).__name__
