@@ -1,4 +1,4 @@
-"""From settings to how a field is sampled, and to how its network is computed."""
+"""Reads from settings how a field is sampled and how its network is computed."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from fmdiff.machine import device
 from fmdiff.machine.precision import hasten
 from fmdiff.sampling import Sampler
 
-COMPILED = 5000  # samples from which on compiling is worth its minute on CUDA
+COMPILED = 5000  # from so many samples on, compiling is worth its minute on CUDA
 
 
 def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
-    """How settings say that the stage's field is sampled.
+    """The sampler that settings describe for the stage's field.
 
-    Lets the networks compute as settings say. Times that are to be fitted are read from beside the
-    checkpoint, or fitted and written there.
+    Sets how the networks compute. Times that must be fitted are read from beside the checkpoint,
+    or fitted and written there.
 
     Raises FmdiffError for settings that do not go together.
     """
@@ -32,7 +32,7 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
         raise FmdiffError(f"precision={precision} does not go with dtype=float64: leave one out")
     if compiled is None and stage.n < COMPILED:
         compiled = False
-    along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has this path
+    along = settings["path"] and settings["ckpt"]  # without a checkpoint the field has it
     names = ("steps", "nfe", "coordinates", "final", "clip")
     choice = Sampler(
         **{name: settings[name] for name in names},
@@ -51,15 +51,15 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
 
 
 def compute(stage: Stage, leader: Unguided, precision: str, compiled: bool | None) -> None:
-    """Let the networks of the field and of its guide compute in a precision, compiled if so."""
+    """Set the precision of the networks of the field and its guide, and compile them if so."""
     for part in filter(None, (stage.field, leader.guide)):
         hasten(part, precision, compiled, stage.where)
 
 
 def use_threads(stage: Stage, devices: int = 1) -> None:
-    """Compute with the CPU threads of threads=, or with as many as the rule has for the batches.
+    """Set the number of CPU threads to threads=, or to the default for these batches.
 
-    devices: processes that share the cores.
+    devices: the number of processes that share the cores.
     """
     net, count = stage.field.net, stage.settings["threads"]
     if stage.where.type != "cpu" or (net is None and count is None):

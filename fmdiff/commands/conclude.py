@@ -1,4 +1,4 @@
-"""How judging samples ends: results.json, warnings, and the nearest training images."""
+"""Reports the judging of samples: results.json, warnings, and nearest training images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from fmdiff.metrics.judge import Judge
 from fmdiff.metrics.metric import Metric
 from fmdiff.pictures import plots
 
-NEIGHBOURS = 8  # samples drawn beside their nearest training images
+NEIGHBOURS = 8  # samples shown with their nearest training images
 
 
 def conclude(
@@ -27,8 +27,8 @@ def conclude(
 ) -> None:
     """Print the warnings; write results.json and, if memorisation was judged, neighbours.png.
 
-    pixels: the first samples if they are images, uint8 (N, H, W, C). more: as `results.write`
-    takes it.
+    pixels: the first samples if they are images, uint8 (N, H, W, C). more: arguments of
+    `results.write`.
     """
     if isinstance(judge, ImageMetrics) and judge.neighbours is not None and pixels is not None:
         plots.save(_neighbours(judge, pixels), folder / "neighbours.png")
@@ -38,7 +38,7 @@ def conclude(
 
 
 def _neighbours(judge: ImageMetrics, pixels: Tensor) -> Any:
-    """The samples nearest to a training image above those images."""
+    """A picture of the samples nearest to a training image, above those images."""
     assert judge.neighbours is not None
     assert judge.real.pixels is not None
     index, distance = judge.neighbours
@@ -49,7 +49,7 @@ def _neighbours(judge: ImageMetrics, pixels: Tensor) -> Any:
 
 
 def compare(before: Mapping[str, dict[str, Any]], now: Mapping[str, Metric]) -> None:
-    """Print the metrics of a results.json beside those that its recipe gives now."""
+    """Print the metrics of a results.json beside those of its repetition."""
     for name, metric in now.items():
         if name in before:
             print(f"  {name}: {before[name]['value']:.6g} then, {metric.value:.6g} now")

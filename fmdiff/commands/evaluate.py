@@ -1,4 +1,4 @@
-"""fmdiff evaluate: samples against real data, a field against the exact one."""
+"""fmdiff evaluate: compares samples with real data, or a field with the exact one."""
 
 import math
 import time
@@ -27,14 +27,14 @@ from fmdiff.sampling import Samples
 from fmdiff.settings import schema
 
 POINTS, IMAGES = 10_000, 2_000  # samples judged by default
-PIXELS = 1000  # images that are looked at for neighbours
+PIXELS = 1000  # images that are searched for neighbours
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
     """Judge samples= or those of ckpt= or model=, or compare a field with against=exact.
 
-    Writes results.json, for a grid table.csv, table.md and quality.png, for memorisation
-    neighbours.png, for against=exact errors.csv and errors.png.
+    Writes results.json. A grid adds table.csv, table.md and quality.png, memorisation adds
+    neighbours.png, and against=exact adds errors.csv and errors.png.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     before = None
@@ -88,7 +88,7 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
 
 
 def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[str, Metric]:
-    """The metrics of samples of ckpt= or model=, in the first cell of a grid."""
+    """The metrics of samples of ckpt= or model=; of a grid, those of its first cell."""
     devices = settings["devices"]
     with processes.after_rank_0():
         stage = set_up(settings, where, POINTS, IMAGES)
@@ -114,7 +114,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
 
 
 class Evaluation:
-    """The cells of a grid, whose samples are drawn and judged one after the other.
+    """Draws and judges the samples of the cells of a grid, one after the other.
 
     Draws that an earlier run left in the folder are not repeated.
     """
@@ -127,7 +127,7 @@ class Evaluation:
         self.pixels: Tensor | None = None  # images of the last draw
 
     def rows(self) -> list[Row]:
-        """The rows of the cells that can be sampled; prints them as they come.
+        """The rows of the cells that can be sampled. Prints each when it is done.
 
         Raises FmdiffError if there is one cell and it cannot be sampled.
         """
@@ -154,7 +154,7 @@ class Evaluation:
         return rows
 
     def _draw(self, cell: Cell, seed: int, share: range, bar: Bar) -> Draw:
-        """The Draw of a cell with a seed, made now unless it was made before."""
+        """The Draw of a cell with a seed, from an earlier run if possible."""
         key = grid.key_of(cell, seed)
         if key in self.draws:
             bar(len(share))
@@ -165,7 +165,7 @@ class Evaluation:
         return self.draws[key]
 
     def _judge(self, cell: Cell, seed: int, share: range, bar: Bar) -> Draw:
-        """Draw and judge the samples `share`, and with the other processes theirs."""
+        """Draw and judge the samples `share`, together with the other processes' shares."""
         stage, pixels = self.stage, list[Tensor]()
         self.jury.clear()
 
@@ -201,7 +201,7 @@ class Evaluation:
 
 
 def _warnings(stage: Stage) -> list[str]:
-    """What a reader of the figures must know of the model."""
+    """Warnings about the model for readers of the metrics."""
     warnings, classes = [], stage.settings["classes"]
     if stage.about and stage.settings["weights"] == "raw":
         warnings.append("weights=raw: the averaged weights (ema) usually give better samples")

@@ -1,4 +1,4 @@
-"""fmdiff evaluate against=exact: the error of a field against the exact one, by time."""
+"""fmdiff evaluate against=exact: measures the error of a field by time."""
 
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ WIDTHS = (6, 12, 9, 9, 12, 12)
 def field_errors(
     settings: dict[str, Any], where: torch.device, folder: Path, points: int
 ) -> dict[str, Metric]:
-    """Write errors.csv, errors.png and results.json, and print the table; the metrics.
+    """Write errors.csv, errors.png and results.json, and print the table. Returns the metrics.
 
-    points: pairs by default. Raises FmdiffError for data without a closed form.
+    points: the default number of pairs. Raises FmdiffError for data without a closed form.
     """
     stage = set_up(settings, where, points, points)
     assert stage.data is not None

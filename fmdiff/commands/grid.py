@@ -1,4 +1,4 @@
-"""The grid of fmdiff evaluate: its settings, the rows that are done, its table and picture."""
+"""The grid of fmdiff evaluate: its cells, the rows that are done, its table and picture."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from fmdiff.metrics import results
 from fmdiff.metrics.metric import Metric
 from fmdiff.pictures import plots, quality
 
-CELLS = "cells.json"  # the draws so far, with which an interrupted grid goes on
-VARIED = ("solver", "schedule", "guidance")  # groups a grid goes through by name
+CELLS = "cells.json"  # the draws so far, from which an interrupted grid continues
+VARIED = ("solver", "schedule", "guidance")  # groups whose choices a grid may list by name
 Cell = dict[str, Any]  # one combination of the values in grid=
 
 
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     nfe: float
     seconds: float
     metrics: dict[str, dict[str, Any]]
-    refused: str | None = None  # why the cell cannot be sampled
+    refused: str | None = None  # the reason why the cell cannot be sampled
 
     def as_metrics(self) -> dict[str, Metric]:
         """The metrics as objects."""
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 def cells(settings: dict[str, Any]) -> list[Cell]:
-    """The settings to go through: every combination of the lists in grid=.
+    """The cells of the grid: every combination of the lists in grid=.
 
     Raises FmdiffError for an unknown name and for steps beside nfe.
     """
@@ -71,7 +71,7 @@ def _file(group: str, name: str) -> Path:
 
 
 def settings_of(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a cell; a solver that was chosen by solver= keeps its own keys."""
+    """The settings of a cell. A solver that was chosen by solver= keeps its own keys."""
     changed = dict(settings)
     for key, value in cell.items():
         if key in VARIED:
@@ -87,7 +87,7 @@ def settings_of(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def row(cell: Cell, draws: Sequence[Draw], seeds: Sequence[int]) -> Row | str:
-    """The draws of a cell over all seeds together; a cell that cannot be sampled: why."""
+    """The row of a cell from its draws over all seeds, or the reason why it has none."""
     for draw in draws:
         if draw.refused:
             return draw.refused
@@ -96,7 +96,7 @@ def row(cell: Cell, draws: Sequence[Draw], seeds: Sequence[int]) -> Row | str:
 
 
 def key_of(cell: Cell, seed: int) -> str:
-    """What a cell with a seed is called in the file of draws."""
+    """The key of a cell and a seed in the file of draws."""
     return json.dumps([cell, seed])
 
 
@@ -110,18 +110,18 @@ def read(folder: Path) -> dict[str, Draw]:
 
 
 def write(folder: Path, draws: dict[str, Draw]) -> None:
-    """Write the draws to go on with."""
+    """Write the draws, for an interrupted grid to continue from."""
     content = json.dumps({key: draw._asdict() for key, draw in draws.items()})
     files.write_text(folder / CELLS, content)
 
 
 def words(cell: Cell) -> str:
-    """A cell as words of a command line."""
+    """Format a cell as words of a command line."""
     return " ".join(f"{key}={value}" for key, value in cell.items())
 
 
 def conclude(rows: Sequence[Row], folder: Path) -> None:
-    """Write table.csv, table.md and quality.png, the Pareto front of the first metric marked."""
+    """Write table.csv, table.md and quality.png with the Pareto front of the first metric."""
     names = list(rows[0].metrics)
     first = names[0]
     points = [(row.nfe, row.metrics[first].value) for row in rows]

@@ -1,4 +1,4 @@
-"""fmdiff info: what a checkpoint holds."""
+"""fmdiff info: describes a checkpoint, or exports its weights."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from fmdiff.runs import averages, checkpoint, safetensors
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
 
-# the guidance scales of other code and papers in terms of our w, which is off at 1
+# the guidance scales of other code and papers in terms of fmdiff's w, which has no effect at 1
 SCALES = {
     "DiT, SiT, JiT, minRF, EDM2, diffusers": "w, off at 1",
     "Ho & Salimans 2022, flow_matching's examples": "w - 1, off at 0",
@@ -25,7 +25,7 @@ SCALES = {
 
 
 def summary(spec: dict[str, Any]) -> str:
-    """A spec in one line: the class and its settings."""
+    """Format a spec in one line: the class and its settings."""
     keys = ", ".join(f"{k}={v}" for k, v in spec.items() if k != "_target_")
     return f"{spec['_target_'].rpartition('.')[2]}({keys})"
 
@@ -35,9 +35,9 @@ def _print(rows: Mapping[str, object], indent: str = "") -> None:
 
 
 def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
-    """Each average in a checkpoint with a line about it, and those that can be reconstructed.
+    """Describe each average in a checkpoint, and those that can be reconstructed, in a line each.
 
-    The half-life of a decay d is log 2 / log(1/d) steps; d is less during warm-up.
+    The half-life of a decay d is log 2 / log(1/d) steps. d is smaller during warm-up.
     """
     step, data = content.step, content.spec["data"]
     trainer = (content.training or {}).get("config", {}).get("trainer", {})
@@ -71,7 +71,7 @@ def info(cfg: DictConfig) -> None:
     path = find(cfg.ckpt)
     content = Checkpoint.of(checkpoint.read(path))
     if cfg.export is not None:
-        restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # refuses what cannot be used
+        restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # raises if it cannot be used
         file, name = Path(cfg.export).expanduser(), content.name_of(cfg.weights)
         state = averages.weights_of(content, cfg.weights, path.parent)
         safetensors.write(file, content, name, state, cfg.overwrite)

@@ -1,4 +1,4 @@
-"""fmdiff invert: real samples to noise and back, and what lies between two of them."""
+"""fmdiff invert: maps real samples to noise and back, and interpolates between them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +20,13 @@ from fmdiff.machine.progress import Bar
 from fmdiff.pictures import plots
 from fmdiff.solvers.solver import Solver
 
-IMAGES, GRID, PAIRS = 16, 32, 8  # images by default, of them in the grid, pairs in the strip
-WIDTHS = (11, 5, 7, 11, 11)  # of the columns of the printed table
+IMAGES, GRID, PAIRS = 16, 32, 8  # default images, images in the grid, pairs in the strip
+WIDTHS = (11, 5, 7, 11, 11)  # column widths of the printed table
 Act = Callable[[Field, Tensor, int], Tensor]
 
 
 class Batches:
-    """Lets functions act on a subject's field batch by batch, and counts what they ask it."""
+    """Applies functions to a subject's field batch by batch, and counts the evaluations."""
 
     def __init__(self, of: Subject) -> None:
         self.of, self.sampler = of, of.sampler()
@@ -34,9 +34,9 @@ class Batches:
         self.evaluations = 0
 
     def __call__(self, act: Act, x: Tensor, y: Tensor | None) -> Tensor:
-        """act(field as a solver sees it, rows of x, the first one's number) of all batches.
+        """Apply act(field as a solver sees it, rows of x, number of the first row) to all batches.
 
-        The results are put together on the CPU.
+        The results are concatenated on the CPU.
         """
         parts, size, sampler = [], self.of.size, self.sampler
         for i in range(0, len(x), size):
@@ -57,8 +57,8 @@ def round_trips(
 ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
     """Each solver's evaluations and errors with each number of steps, each way.
 
-    A row has the largest and the rms error of an element. Also the codes and the reconstruction
-    (n, *shape) of the last row.
+    A row has the largest and the rms error of an element. Also returns the codes and the
+    reconstruction (n, *shape) of the last row.
     """
     x, y, rows = batches.of.x, batches.of.y, []
     noise = back = x
@@ -88,12 +88,12 @@ def _decode(
 
 
 def own_steps(solver: Solver, steps: list[int]) -> list[int] | list[None]:
-    """The numbers of steps a solver is to take; an adaptive one chooses them: [None]."""
+    """The numbers of steps that a solver takes. An adaptive one chooses its own: [None]."""
     return [None] if solver.adaptive else steps
 
 
 def trajectories(batches: Batches, noise: Tensor, solver: Solver, steps: int | None) -> Shape:
-    """What the ways from codes to data look like; of the first batch, if there are several."""
+    """The shape of the trajectories from codes to data, for the first batch."""
     states: list[Tensor] = []
     times: list[Tensor] = []
 
@@ -113,11 +113,11 @@ def trajectories(batches: Batches, noise: Tensor, solver: Solver, steps: int | N
 
 
 def invert(cfg: DictConfig, folder: Path) -> None:
-    """Encode cfg.n real samples under ckpt= or model= and decode them: prints the table of errors.
+    """Encode cfg.n real samples under ckpt= or model=, decode them, and print a table of errors.
 
-    Writes invert.json, invert.npz (x, noise and reconstruction, of the last solver and number of
-    steps; labels where they were used; interpolated (N, pairs, *shape); inpainted), and of images
-    invert.png, original beside reconstruction, and on request strip.png and inpaint.png.
+    Writes invert.json and invert.npz: x; noise and reconstruction of the last solver and number of
+    steps; labels if they were used; interpolated (N, pairs, *shape); inpainted. For images it also
+    writes invert.png, original beside reconstruction, and on request strip.png and inpaint.png.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     solvers = {name: named("solver", name) for name in settings["solvers"]}
@@ -159,7 +159,7 @@ def invert(cfg: DictConfig, folder: Path) -> None:
 
 
 def _check(of: Subject, last: Solver, steps: list[int]) -> None:
-    """Raises FmdiffError for settings that do not go with the samples or the last solver."""
+    """Raises FmdiffError for settings that do not fit the samples or the last solver."""
     settings, count = of.settings, of.settings["interpolate"]
     if settings["inpaint"] is not None:
         outside(settings["inpaint"], of.field.shape)
@@ -183,7 +183,7 @@ def _print(of: Subject, rows: list[dict[str, Any]]) -> None:
 
 
 def _inpainted(batches: Batches, solver: Solver, steps: int | None, picture: Path) -> Tensor:
-    """The images with the box of inpaint= drawn anew; also writes a picture of them."""
+    """Sample the box of inpaint= in the images anew. Also writes a picture of the result."""
     of = batches.of
     settings, x = of.settings, of.x
     rest, seed = outside(settings["inpaint"], of.field.shape), settings["seed"]
@@ -195,9 +195,9 @@ def _inpainted(batches: Batches, solver: Solver, steps: int | None, picture: Pat
 def _interpolated(
     batches: Batches, noise: Tensor, n: int, solver: Solver, steps: int | None
 ) -> Tensor:
-    """n images from each to the next (n, pairs, *shape), of the first pairs; 0 and 1 included.
+    """n images from each of the first few to the next, (n, pairs, *shape), with both ends.
 
-    Of two labels an image takes that of the nearer end.
+    If the two labels differ, an image has that of the nearer end.
     """
     a, b = noise[:-1][:PAIRS], noise[1:][:PAIRS]
     s = torch.linspace(0, 1, n)
@@ -210,6 +210,6 @@ def _interpolated(
 
 
 def _grid(columns: list[Tensor], width: int, path: Path) -> None:
-    """The first of the images in each column (N, C, H, W), side by side, as a picture."""
+    """Write a picture with the first images of each column (N, C, H, W) side by side."""
     tiles = torch.stack([images[:GRID].float() for images in columns], 1).flatten(0, 1)
     plots.save(plots.grid(to_uint8(tiles).numpy(), columns=width), path)

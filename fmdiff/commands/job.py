@@ -1,4 +1,4 @@
-"""A command from its words to its exit code: one job of `hydra.main`, or the jobs of a sweep."""
+"""Runs a command and finds its exit code: one job of `hydra.main`, or those of a sweep."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ log = logging.getLogger("fmdiff")
 
 @dataclass
 class Outcome:
-    """How a job ended: its exit code, the error that ended it, and its run folder, if any."""
+    """The outcome of a job: its exit code, the error that ended it, and its run folder."""
 
     code: int = 0
     error: BaseException | None = None
@@ -29,12 +29,12 @@ class Outcome:
 
     @property
     def void(self) -> bool:
-        """Whether nothing came of the job, so that its folder can be as it was before."""
+        """Whether the job did nothing, so that its folder can be restored."""
         return self.code == 2 or isinstance(self.error, KeyboardInterrupt | BrokenPipeError)
 
 
 def launch(name: str, words: list[str]) -> int:
-    """Run or show a command as `hydra.main` does, once its words are known to be right."""
+    """Check the words of a command, and let `hydra.main` run it or show its config."""
     from fmdiff.settings import compose, prepare
 
     args, flags = compose.parse(words)
@@ -59,7 +59,7 @@ def launch(name: str, words: list[str]) -> int:
 
 
 def _hydra(name: str, words: list[str], folders: list[Path]) -> int:
-    """Hand words to `hydra.main`; the exit code. folders: where a user's own classes may lie."""
+    """Pass words to `hydra.main`. Returns the exit code. folders: those of the user's classes."""
     import hydra
 
     from fmdiff.settings import compose
@@ -80,7 +80,7 @@ def _hydra(name: str, words: list[str], folders: list[Path]) -> int:
 
 
 def job(name: str, cfg: Any) -> None:
-    """One job of `hydra.main`. Raises SystemExit if it failed, unless a sweep goes on."""
+    """Run one job of `hydra.main`. Raises SystemExit if it failed, unless a sweep continues."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -103,12 +103,12 @@ def job(name: str, cfg: Any) -> None:
         line = (settings.job.num, " ".join(overrides), code, out)
         with (Path(settings.sweep.dir) / JOBS).open("a") as file:
             file.write(json.dumps(line) + "\n")
-    if code and (not sweep or code >= 128):  # what stops one job by a signal stops the sweep
+    if code and (not sweep or code >= 128):  # a signal that stops a job stops the sweep
         raise SystemExit(code)
 
 
 def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
-    """Call a command in its run folder and log what went wrong."""
+    """Call a command in its run folder and log its errors."""
     from fmdiff.runs.folder import open_run
 
     function, opened, outcome = COMMANDS[name], None, Outcome()
@@ -137,10 +137,10 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
 
 
 def _log(name: str, error: BaseException, opened: Any) -> int:
-    """Log the error that ended a job; the exit code. opened: the run, if there is one."""
+    """Log the error that ended a job. Returns the exit code. opened: the run, if there is one."""
     if isinstance(error, FmdiffError):
         if processes.rank() and isinstance(error, Interrupted | Diverged):
-            return 0  # rank 0 logs it, once it has saved
+            return 0  # rank 0 logs it after saving
         log.error("fmdiff %s: %s", name, error)
         return error.code
     if isinstance(error, KeyboardInterrupt):
@@ -164,7 +164,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 
 def worker(name: str, folder: Path, parent: int | None = None) -> int:
-    """Another process of a run that is open already; rank 0 says what goes wrong in all."""
+    """Run another process of a run that is already open. Rank 0 reports the errors of all."""
     from fmdiff.runs.config import load_config
 
     if parent is not None:
@@ -172,7 +172,7 @@ def worker(name: str, folder: Path, parent: int | None = None) -> int:
     with importable(Path()), signals.handling(signals.end):
         try:
             COMMANDS[name](load_config(folder), folder)
-        except (Interrupted, Diverged):  # as all ranks have agreed
+        except (Interrupted, Diverged):  # all ranks have agreed on it
             return 0
         finally:
             processes.leave()
@@ -180,7 +180,7 @@ def worker(name: str, folder: Path, parent: int | None = None) -> int:
 
 
 def update_report(name: str, folder: Path) -> None:
-    """Bring report.html up to date after a command that leaves something to look at."""
+    """Update report.html after a command that leaves something to show."""
     if name in REPORTED:
         from fmdiff.report import update
 
@@ -188,12 +188,12 @@ def update_report(name: str, folder: Path) -> None:
 
 
 def print_sweep(sweep: Path) -> int:
-    """Print how the jobs of a sweep ended; the largest exit code."""
+    """Print how the jobs of a sweep ended. Returns the largest exit code."""
     from fmdiff.runs.folder import JOBS
 
     file = sweep / JOBS
     if not file.is_file():
-        return 1  # no job came to its end, and why has been said
+        return 1  # no job ended, and the reason has been logged
     jobs = sorted(json.loads(line) for line in file.read_text().splitlines())
     rows = [("job", "result", "folder", "overrides")]
     for number, words, code, folder in jobs:

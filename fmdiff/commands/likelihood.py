@@ -1,4 +1,4 @@
-"""fmdiff likelihood: log p of real samples under a model, and what it cost."""
+"""fmdiff likelihood: computes log p of real samples under a model."""
 
 import math
 import time
@@ -27,15 +27,15 @@ POINTS, IMAGES = 1000, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(Stage):
-    """A stage with real samples: what likelihood and invert work on."""
+    """A stage with real samples, on which likelihood and invert work."""
 
     x: Tensor  # (n, *shape)
     y: Tensor | None  # (n,); None without classes
     guidance: Unguided
-    quantity: str  # the density, in words that say how the labels enter
+    quantity: str  # the name of the density, which tells how the labels enter
 
     def sampler(self, **solution: Any) -> Sampler:
-        """How the field is sampled. solution: the solver, and its steps."""
+        """The sampler of the field. solution: the solver and its steps."""
         return Sampler(
             guidance=self.guidance,
             coordinates=self.settings["coordinates"],
@@ -49,7 +49,7 @@ class Subject(Stage):
 def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
     """The stage that settings describe, with the first n real samples of the test split.
 
-    points, images: how many samples by default. Raises FmdiffError for settings that do not go
+    points, images: the default numbers of samples. Raises FmdiffError for settings that do not go
     together.
     """
     other = settings["data"] is not None and settings["ckpt"]
@@ -81,17 +81,17 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
     leader = guidance(settings["guidance"])
     need_field(leader)
     compute(stage, leader, "fp32", False)
-    # what is decoded may be more than the n samples, so their number does not bound a batch
+    # more than n samples may be decoded, so n does not bound the batch size
     size = settings["batch_size"] or default_batch_size(field.shape)
     parts = vars(stage) | {"data": data, "n": n, "size": size}
     return Subject(**parts, x=x, y=y, guidance=leader, quantity=quantity)
 
 
 def likelihood(cfg: DictConfig, folder: Path) -> None:
-    """log p of cfg.n real samples under ckpt= or model=; prints it and what it cost.
+    """Compute log p of cfg.n real samples under ckpt= or model=. Prints it with its cost.
 
-    Writes likelihood.json (see Estimates) and likelihood.npz: log_prob (n,), se (n,) where two
-    probes or more tell it, labels where they were used.
+    Writes likelihood.json (see Estimates) and likelihood.npz: log_prob (n,), se (n,) if there are
+    two probes or more, and labels if they were used.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     of = subject(settings, POINTS, IMAGES)
@@ -135,7 +135,7 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
 
 
 def _figures(log_p: Tensor, shape: tuple[int, ...]) -> dict[str, float | None]:
-    """The mean of -log p in nats and in bits per dimension, with standard errors."""
+    """The mean of -log p in nats and bits per dimension, with standard errors."""
     n, nll = len(log_p), -log_p.mean().item()
     se = log_p.std().item() / math.sqrt(n) if n > 1 else None
     bits_se = None if se is None else se / (math.prod(shape) * math.log(2))
@@ -171,7 +171,7 @@ def write(
     arrays: dict[str, Tensor | None],
     of: Subject,
 ) -> None:
-    """Write NAME.npz of the arrays that are there, and NAME.json of the report and the subject."""
+    """Write NAME.npz of the arrays that are not None, and NAME.json of the report and subject."""
     present = {key: value.numpy() for key, value in arrays.items() if value is not None}
     files.write_npz(folder / f"{name}.npz", present)
     report |= {

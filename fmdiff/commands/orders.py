@@ -1,4 +1,4 @@
-"""fmdiff simulate with a list of steps: errors of solvers, their orders, errors at equal NFE."""
+"""fmdiff simulate with a list of steps: errors and orders of solvers, errors at equal NFE."""
 
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ Curves = dict[str, tuple[list[float], list[float]]]  # {solver: (x, error)}
 def compare(
     settings: dict[str, Any], system: System, solvers: dict[str, Solver]
 ) -> tuple[dict[str, Table], partial]:
-    """The tables of errors, printed too, and the picture of each solver with each number of steps.
+    """Print and return tables of errors, with the picture of all solvers and numbers of steps.
 
     Raises FmdiffError for settings that do not go together.
     """
@@ -61,7 +61,7 @@ def _check(
 class Trial:
     """A system with its starts x (n, d) and the exact states at t_end, to measure errors with.
 
-    Prints a line where no formula of these states is known. Raises FmdiffError for several paths
+    Prints a line if there is no formula for these states. Raises FmdiffError for several paths
     from one start.
     """
 
@@ -80,20 +80,20 @@ class Trial:
         return truth(self.system, self.x, torch.tensor([0, t], dtype=torch.float64))[-1]
 
     def end(self, solver: Solver, steps: int, t: float) -> Tensor:
-        """The states at time t after so many steps of a solver."""
+        """The states at time t after `steps` steps of a solver."""
         times = torch.linspace(0, t, steps + 1, dtype=torch.float64)
         return finite(integrate(solver, self.system, self.x, times), f"after {steps} steps")
 
 
 def finite(x: Tensor, where: str) -> Tensor:
-    """x itself; FmdiffError if it is not finite, which names the place `where` it arose."""
+    """Return x. Raises FmdiffError, naming the place `where`, if it is not finite."""
     if not x.isfinite().all():
         raise FmdiffError(f"the state is not finite {where}: take more steps= or a smaller t_end=")
     return x
 
 
 def components(name: str, d: int) -> list[str]:
-    """What the d components of a state are called in a table."""
+    """The names of the d components of a state in a table."""
     return [name] if d == 1 else [f"{name}{i + 1}" for i in range(d)]
 
 
@@ -132,7 +132,7 @@ def _errors(trial: Trial, solvers: dict[str, Solver], steps: list[int]) -> tuple
 def _at_equal_nfe(
     trial: Trial, solvers: dict[str, Solver], budgets: list[int]
 ) -> tuple[Table, Curves]:
-    """A row of errors for each number of evaluations, and each solver's errors by it.
+    """A row of errors for each number of evaluations, and each solver's errors by that.
 
     A solver whose steps do not use up a budget has no error there.
     """
@@ -154,7 +154,7 @@ def _at_equal_nfe(
 
 
 def order(h: list[float], errors: list[float], size: float) -> float | None:
-    """The p of error ~ h^p by least squares on logarithms, without errors of rounding alone."""
+    """Fit p in error ~ h^p by least squares on logarithms. Ignores mere rounding errors."""
     points = {a: e for a, e in zip(h, errors, strict=True) if e > 1e-13 * max(size, 1e-300)}
     if len(points) < 2:
         return None

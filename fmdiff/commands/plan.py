@@ -1,4 +1,4 @@
-"""fmdiff train plan=true: what a run would cost, and known slips, before it begins."""
+"""fmdiff train plan=true: estimates the cost of a run and warns of common mistakes."""
 
 import math
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from fmdiff.training.trial import steps_per_second
 
 
 def plan(cfg: DictConfig) -> None:
-    """Print what training as cfg says takes, from a few steps that are tried and forgotten."""
+    """Print the cost of training as cfg says, measured in a few steps that are discarded."""
     module, device = assemble(cfg)
-    judge_of(module, device)  # refuses what it cannot judge
+    judge_of(module, device)  # raises for metrics that it cannot judge
     options, data, net = module.options, module.data, module.net
     work = cost.operations(net, data.shape, data.classes)
     micro, half = _micro(options, data), options.precision in ("bf16", "fp16")
@@ -43,7 +43,7 @@ def table(
     needed: int,
     speed: float,
 ) -> dict[str, str]:
-    """The lines of a plan by their first word; an empty one is not shown.
+    """The lines of a plan by their first word. Empty lines are not shown.
 
     work: operations of one sample's forward pass. needed: bytes. speed: steps a second.
     """
@@ -70,7 +70,7 @@ def table(
 
 
 def slips(module: Training, options: TrainerOptions, seconds: float) -> Iterator[str]:
-    """Known slips in the settings of a run that takes so long, a sentence each."""
+    """Yields a sentence for each common mistake in the settings of a run of these seconds."""
     yield from _slips_of_length(module, options, seconds)
     yield from _slips_of_data(module, options)
     yield from _slips_of_loss(module)
@@ -140,7 +140,7 @@ def _micro(options: TrainerOptions, data: Data) -> int:
 
 
 def _half_life(decay: float) -> float:
-    """Steps after which a weight counts half."""
+    """The number of steps after which a weight counts half."""
     return math.log(2) / -math.log(decay)
 
 
@@ -181,7 +181,7 @@ def _place(where: torch.device) -> str:
 
 
 def _engineering(value: float) -> str:
-    """1.23 M and the like, for a unit to follow."""
+    """Format a number like 1.23 M, to be followed by a unit."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}"

@@ -25,7 +25,7 @@ LOGGERS = ("", "fmdiff", "lightning", "lightning.pytorch", "lightning.fabric")
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that has been trained; `folder` is what `fmdiff.load` and every command take too.
+    """A trained run. `fmdiff.load` and every command also accept its `folder`.
 
     trust: the modules of the user's own classes, which its checkpoints may name.
     """
@@ -39,19 +39,19 @@ class Trained:
         return find(self.folder)
 
     def field(self, weights: str | float = "ema") -> NetField:
-        """The field that was trained; weights and errors as in `fmdiff.load`."""
+        """The trained field. Weights and errors are those of `fmdiff.load`."""
         return loading.load(self.folder, weights, self.trust)
 
 
 def train(*words: str) -> Trained:
     """Train as `fmdiff train WORDS` does: fmdiff.train("data=moons", "trainer.max_steps=100").
 
-    words: group=choice and key=value, and --config-dir=FOLDER. What the command prints goes to
-    the logger "fmdiff", its warnings to stderr too where logging has not been set up. Hydra,
-    logging, warnings and what torch has one of are as before afterwards.
+    words: group=choice and key=value, and --config-dir=FOLDER. The command's output goes to the
+    logger "fmdiff", and its warnings also to stderr if logging has not been set up. The global
+    state of Hydra, logging, warnings and torch is restored afterwards.
 
-    Raises FmdiffError for all that the command refuses, with exit code 1, 3 or 128 + a signal's
-    number as its `code` where that is how the command ends; an error in one's own class as it is.
+    Raises FmdiffError if the command refuses or fails. Its `code` is 1, 3 or 128 + a signal's
+    number if the command would exit with that. An error in one's own class is raised as it is.
     """
     args, flags = compose.parse(list(words))
     others = {n: v for n, v in vars(args).items() if v and n not in ("overrides", "config_dir")}
@@ -77,7 +77,7 @@ def train(*words: str) -> Trained:
 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
-    """Leave logging, warnings and what torch has one of as they were before the block."""
+    """Restore logging, warnings and torch's global state after the block."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
     threads, hook = torch.get_num_threads(), threading.excepthook
@@ -99,7 +99,7 @@ def _restored() -> Iterator[None]:
 
 
 def _warnings() -> logging.Handler:
-    """Shows warnings; an error is raised."""
+    """A handler that shows warnings; errors are raised instead."""
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: record.levelno == logging.WARNING)
     return handler

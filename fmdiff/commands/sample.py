@@ -1,4 +1,4 @@
-"""fmdiff sample: a checkpoint or an exact field into points, images and pictures."""
+"""fmdiff sample: draws points or images from a checkpoint or an exact field."""
 
 import time
 from dataclasses import dataclass, replace
@@ -31,11 +31,11 @@ POINTS, IMAGES = 10_000, 64  # samples by default
 
 
 def sample(cfg: DictConfig, folder: Path) -> None:
-    """Draw cfg.n samples of ckpt= or model= into the folder; prints what it cost and where it is.
+    """Draw cfg.n samples of ckpt= or model= into the folder. Prints the cost and the folder.
 
-    Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels where
-    there are classes), grid.png or scatter.png, sample.json, and on request 000000.png ...,
-    animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and results.json.
+    Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels if there
+    are classes), grid.png or scatter.png, and sample.json. On request it also writes 000000.png
+    ..., animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and results.json.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     devices, judge = settings["devices"], None
@@ -80,20 +80,20 @@ def sample(cfg: DictConfig, folder: Path) -> None:
 
 
 class Batches:
-    """Samples as they arrive, images as pixels: (n, H, W, C) uint8, or points (n, d)."""
+    """Collects samples: images as pixels, uint8 (n, H, W, C), or points (n, d)."""
 
     def __init__(self) -> None:
         self.xs: list[Tensor] = []
         self.ys: list[Tensor] = []
 
     def add(self, x: Tensor, y: Tensor | None) -> None:
-        """Take in a batch with its labels."""
+        """Add a batch with its labels."""
         self.xs.append(x.cpu())
         if y is not None:
             self.ys.append(y)
 
     def gather(self) -> None:
-        """Take in those of all ranks, in their order."""
+        """Add the samples of all ranks, in their order."""
         pieces = processes.gather((self.xs, self.ys))
         self.xs = [x for xs, _ in pieces for x in xs]
         self.ys = [y for _, ys in pieces for y in ys]
@@ -101,10 +101,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class Output:
-    """What was drawn by all processes, and what it cost."""
+    """The samples of all processes, and their cost."""
 
     batches: Batches
-    samples: Samples  # of this process, whose x are in the batches
+    samples: Samples  # samples of this process; their x are in `batches`
     nfe: float  # evaluations per sample, as counted
     seconds: float
     metrics: "dict[str, Metric] | None"
@@ -116,12 +116,12 @@ class Output:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """Their labels (n,); None without classes."""
+        """The labels (n,); None without classes."""
         return torch.cat(self.batches.ys) if self.batches.ys else None
 
 
 def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
-    """Draw the samples of all processes, each its share, and judge them if that is asked for."""
+    """Draw the samples, each process its share, and judge them if there is a judge."""
     batches, settings = Batches(), stage.settings
 
     def receive(x: Tensor, y: Tensor | None) -> None:
@@ -152,7 +152,7 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
 
 
 def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, branches: int) -> str:
-    """The plan in one line: solver, order, steps, where they lie, what they cost."""
+    """Describe the plan in one line: solver, order, steps, their times and their cost."""
     choices = settings["choices"]
     steps = f"{plan.steps} steps" if plan.steps != 1 else "1 step"
     if plan.nfe is None:
@@ -169,7 +169,7 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, branches: i
 
 
 def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[str]:
-    """Write samples.npz and the pictures of samples into the folder; the names of the files."""
+    """Write samples.npz and pictures of samples. Returns the names of the files."""
     settings, samples, labels = stage.settings, output.samples, output.labels
     x = output.x.numpy() if stage.images else output.x.float().numpy()
     y = {} if labels is None else {"labels": labels.numpy()}
@@ -191,7 +191,7 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
 def _arrows(
     stage: Stage, sampler: Sampler, labels: Tensor | None, points: Tensor, times: Tensor
 ) -> Tensor:
-    """The velocities (F, G, 2) at points (G, 2) and times (F,); prints what they cost."""
+    """The velocities (F, G, 2) at points (G, 2) and times (F,); prints their cost."""
     target = stage.where, sampler.dtype
     y = None if labels is None else labels.to(stage.where)
     view = arrow_field(stage.field.to(*target), sampler, y, len(points))
@@ -203,10 +203,10 @@ def _arrows(
 
 
 def arrow_field(field: Field, sampler: Sampler, y: Tensor | None, n: int) -> Field:
-    """The field whose n arrows are drawn: guided if all samples have one label y.
+    """The field whose n arrows are drawn. It is guided if all samples have one label y.
 
-    Samples of several classes move in several fields; the arrows are then those of all data, the
-    null label's, without guidance.
+    Samples of several classes move in several fields. The arrows are then those of all data, the
+    field of the null label, without guidance.
     """
     plain = replace(sampler, clip="none")
     if y is None or (y == y[0]).all():

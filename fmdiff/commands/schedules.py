@@ -1,4 +1,4 @@
-"""The times that schedule=fitted found, stored beside the checkpoint: RUN/schedules/NAME.json."""
+"""Stores the times of schedule=fitted beside the checkpoint: RUN/schedules/NAME.json."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ GROUPS = ("solver", "guidance", "path", "schedule", "coordinates", "final", "cli
 def with_times(
     sampler: Sampler, field: Field, settings: dict[str, Any], about: dict[str, Any] | None
 ) -> Sampler:
-    """The sampler with explicit times where its schedule is fitted; they are fitted if need be.
+    """Give the sampler explicit times if its schedule is fitted. They are fitted if need be.
 
-    settings: the command's; about: of the checkpoint, if there is one, beside which the times are
-    looked up and stored. Prints what is done.
+    settings: the command's. about: describes the checkpoint, if there is one, beside which the
+    times are looked up and stored. Prints what is done.
 
-    Raises FmdiffError for a solver that has no fixed steps, and for less than two steps.
+    Raises FmdiffError for a solver without fixed steps, and for less than two steps.
     """
     schedule = sampler.schedule
     if not isinstance(schedule, Fitted):
@@ -63,7 +63,7 @@ def with_times(
 
 
 def fit(schedule: Fitted, model: Model) -> dict[str, Any]:
-    """What `Fitted.fit` finds; prints what it costs and how good it is."""
+    """The result of `Fitted.fit`. Prints its cost and its quality."""
     n, cost = schedule.trajectories(model), schedule.cost(model)
     print(
         f"fitting the times of {model.base.steps} steps to {n} trajectories, at most {cost:,} "
@@ -85,7 +85,7 @@ def _explicit(sampler: Sampler, times: list[float]) -> Sampler:
 
 
 def checksum(field: Field, guidance: Unguided | None = None) -> str:
-    """SHA-256 of the weights of a field and of the model by which a guidance leads it."""
+    """SHA-256 of the weights of a field and of its guiding model."""
     total = hashlib.sha256(_weights(field.net))
     for leader in (guidance.guide, guidance.classifier) if guidance else ():
         if leader is not None:
@@ -102,7 +102,7 @@ def _weights(net: torch.nn.Module | None) -> bytes:
 
 
 def _file_name(key: dict[str, Any]) -> str:
-    """A readable name of what times are for; the last part alone makes it one of a kind."""
+    """A readable name for the times of a key. Its last part alone makes it unique."""
     words = [*_words(key["solver"]), f"{key['steps']}-steps", key["coordinates"]]
     for group, usual in (("guidance", "Unguided"), ("path", None)):
         words += [word for word in _words(key[group] or {}) if word != usual]
@@ -111,7 +111,7 @@ def _file_name(key: dict[str, Any]) -> str:
 
 
 def _words(spec: dict[str, Any]) -> list[str]:
-    """A class and its options: Adams order=4 corrector limit=0.25."""
+    """Name a class and its options: Adams order=4 corrector limit=0.25."""
     keys = {k: v for k, v in spec.items() if v not in (None, False, []) and k != "_target_"}
     name = str(spec.get("_target_", "")).rpartition(".")[2]
     options = [k if v is True else f"{k}={v}" for k, v in keys.items() if type(v) is not dict]
@@ -119,7 +119,7 @@ def _words(spec: dict[str, Any]) -> list[str]:
 
 
 def _stored(file: Path) -> dict[str, Any] | None:
-    """What an earlier fit left; None if there is none, or none that can be read."""
+    """The result of an earlier fit; None if there is none that can be read."""
     try:
         entry = json.loads(file.read_text())
         Explicit(entry["times"])

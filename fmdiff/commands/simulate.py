@@ -1,11 +1,11 @@
 """fmdiff simulate: textbook systems step by step, tables of errors, random paths against theory.
 
-steps.csv       step,t,x,u,x_next,exact,error of the first path; with d > 1 components
-                x1,x2,...,u1,...,x_next1,...,exact1,... and the error's Euclidean norm; of a random
-                path step,t,x,u,noise,x_next, where noise is its standard normal number
+steps.csv       step,t,x,u,x_next,exact,error of the first path. With d > 1 components: x1,x2,...,
+                u1,...,x_next1,...,exact1,... and the error's Euclidean norm. Of a random path:
+                step,t,x,u,noise,x_next, where noise is its standard normal number
 errors.csv      for a list of steps: each solver's error at t_end and after one step
 equal_nfe.csv   the errors of the same solvers, of Euler and of Heun at equal NFE
-statistics.csv  of several paths: moments and shares with standard errors, beside the theory
+statistics.csv  of several paths: moments and shares with standard errors, and the theory
 """
 
 import math
@@ -32,14 +32,14 @@ from fmdiff.solvers.solver import Solver
 from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.systems import Additive, Mixed, OrnsteinUhlenbeck, System, truth
 
-PATHS, BATCH = 2000, 4096  # paths where something is random, and how many at a time
+PATHS, BATCH = 2000, 4096  # paths if they are random, and how many at a time
 FIRST = 200  # paths of which every state is stored
 FRAMES = 40
 Normals = Callable[[int, int, int], Tensor]  # step k, first, stop -> (stop - first, d)
 
 
 def simulate(cfg: DictConfig, folder: Path) -> None:
-    """Follow a system from its start: tables and a picture, printed and in the folder.
+    """Follow a system from its start. Prints tables, and writes them and a picture.
 
     Raises FmdiffError for settings that do not go together, before anything is written.
     """
@@ -69,7 +69,7 @@ def simulate(cfg: DictConfig, folder: Path) -> None:
 
 
 def usable(solver: Solver, name: str, system: System) -> Solver:
-    """The solver as the system takes it; FmdiffError where the two do not go together."""
+    """The solver as the system uses it. Raises FmdiffError if the two do not go together."""
     plain = "choose euler, midpoint, heun or rk4"
     if system.noisy:
         if not isinstance(solver, Euler | EulerMaruyama):
@@ -97,7 +97,7 @@ def usable(solver: Solver, name: str, system: System) -> Solver:
 def follow(
     settings: dict[str, Any], system: System, name: str, solver: Solver
 ) -> tuple[dict[str, Table], partial]:
-    """The tables and the picture of paths in equal steps, both printed in part.
+    """The tables and the picture of paths in equal steps. Prints a part of the tables.
 
     Raises FmdiffError for settings that do not go together.
     """
@@ -138,7 +138,7 @@ def follow(
 def _counts(
     settings: dict[str, Any], system: System, name: str, solver: Solver
 ) -> tuple[int, int]:
-    """How many steps are taken of how many paths."""
+    """The number of steps and the number of paths."""
     noise = settings["noise"]
     if noise is not None and not solver.stochastic:
         raise FmdiffError(f"noise={noise}: solver={name} on this system takes no noise")
@@ -155,7 +155,7 @@ def _counts(
 
 
 def _normals(settings: dict[str, Any], system: System) -> Normals:
-    """The standard normal numbers of each step and path, random or those of noise=."""
+    """The standard normal numbers of each step and path, random or from noise=."""
     noise, seed = settings["noise"], settings["seed"]
     d = system.starts(0, 1, seed).shape[1]
     if noise is not None and d != 1:
@@ -178,7 +178,7 @@ def paths(
     marks: list[int],
     normals: Normals,
 ) -> tuple[Tensor, Tensor, float]:
-    """n paths along times (S+1,): all states of the first few, those of all at the marks, NFE.
+    """Follow n paths along times (S+1,): all states of the first few, all at the marks, NFE.
 
     marks: step numbers >= 1; the states after these steps are (M, n, d). normals(k, first, stop):
     standard normal numbers (stop - first, d) of step k.
@@ -206,7 +206,7 @@ def _batch(
     marks: list[int],
     normals: Normals,
 ) -> tuple[list[Tensor], Tensor]:
-    """The paths `rows`: all states of the first few, and those of all of them at the marks."""
+    """Follow the paths `rows`: all states of the first few, and all paths at the marks."""
     x = system.starts(rows.start, rows.stop, seed)
     states, at_marks, steps = [x[:FIRST]], list[Tensor](), iter(range(len(times)))
 
@@ -233,7 +233,7 @@ def _steps(
     exact: Tensor | None,
     normals: Normals,
 ) -> Table:
-    """The steps of the first path (S+1, 1, d); exact: its exact states, None if it is random."""
+    """The steps of the first path (S+1, 1, d). exact: its exact states; None if random."""
     names = ("x", "u", "noise", "x_next") if exact is None else ("x", "u", "x_next", "exact")
     columns = [part for name in names for part in components(name, states.shape[2])]
     table: Table = [["step", "t", *columns, *([] if exact is None else ["error"])]]
@@ -254,7 +254,7 @@ def _steps(
 def _statistics(system: System, times: Tensor, states: Tensor, ode: Tensor | None) -> Table:
     """Moments of states (M, n, d) at times (M,): value, standard error, 95 % interval, theory.
 
-    ode: the states (n, d) at the last time if the paths of a mixture follow the ODE.
+    ode: the ODE's states (n, d) at the last time, for the paths of a mixture.
     """
     n = states.shape[1]
     centred = (states - states.mean(1, keepdim=True)) * math.sqrt(n / (n - 1))
@@ -269,7 +269,7 @@ def _statistics(system: System, times: Tensor, states: Tensor, ode: Tensor | Non
 def _mean(
     name: str, each: Tensor, theory: float | Tensor | None, ode: Tensor | None = None
 ) -> Row:
-    """The row of a quantity that is the mean of one number for each path, each (n,)."""
+    """The row of a quantity that is a mean over paths, each (n,)."""
     mean, error = each.mean().item(), each.std().item() / math.sqrt(len(each))
     ends = [mean - 1.96 * error, mean + 1.96 * error]
     rest = [None if value is None else float(value) for value in (theory, ode)]
@@ -318,7 +318,7 @@ def _picture(
     ends: Tensor,
     exact: Tensor | None,
 ) -> partial:
-    """What draws the states (S+1, N, d) of some paths and the ends (n, d) of all, up to a step."""
+    """A function that draws states (S+1, N, d) up to a step, and all ends (n, d)."""
 
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
         return system.u(torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)).numpy()

@@ -1,4 +1,4 @@
-"""What a command works on: the field that settings name, its data, a device, a sample size."""
+"""The stage of a command: the field that settings name, its data, a device, a sample size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,31 +15,31 @@ from fmdiff.sampling import default_batch_size
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A field with the data it stands for, on a device, and how many samples it is about."""
+    """A field on a device, with the data it stands for and a number of samples."""
 
     settings: dict[str, Any]
     where: torch.device
     field: Field
     data: Data | None
-    about: dict[str, Any] | None  # of a checkpoint: path, step, weights, average
+    about: dict[str, Any] | None  # the checkpoint's path, step, weights, average
     n: int  # samples
     size: int  # samples at a time
 
     @property
     def images(self) -> bool:
-        """Whether the samples are images; else they are points."""
+        """Whether the samples are images, not points."""
         return len(self.field.shape) == 3
 
 
 def set_up(
     settings: dict[str, Any], where: torch.device, points: int, images: int, data: bool = True
 ) -> Stage:
-    """The stage that settings describe.
+    """Build the stage that settings describe.
 
-    points, images: how many samples by default. data: whether the data of images are needed; those
-    of points always come along.
+    points, images: the default numbers of samples. data: whether the data of images are needed;
+    those of points are always loaded.
 
-    Raises FmdiffError for a model or data that cannot be had.
+    Raises FmdiffError for a model or data that cannot be loaded.
     """
     field, source, about = subject(settings, data=data)
     n = settings["n"] or (images if len(field.shape) == 3 else points)
@@ -50,11 +50,11 @@ def set_up(
 
 
 def place(settings: dict[str, Any], alone: str | None = None) -> torch.device:
-    """This process's device for a command that several processes may share.
+    """Choose this process's device, for a command that several processes may share.
 
-    alone: the beginning of a sentence about what only one process can do, if settings ask for it.
+    alone: the beginning of a sentence about a setting that needs a single process, if any.
 
-    Raises FmdiffError if this machine has fewer devices, or several are to do what one must.
+    Raises FmdiffError if this machine has too few devices, or if only one process may run this.
     """
     where = device.pick(settings["device"])
     device.enough(where, settings["devices"], "devices")

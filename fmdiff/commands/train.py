@@ -1,4 +1,4 @@
-"""fmdiff train: the run around the optimiser steps."""
+"""fmdiff train: sets up and concludes the run around the optimiser steps."""
 
 import logging
 import os
@@ -60,7 +60,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
 
 
 def start(module: Training, folder: Path) -> None:
-    """Take over what `resume=` or `init=` names. Raises FmdiffError where it does not fit."""
+    """Load what `resume=` or `init=` names. Raises FmdiffError if it does not fit."""
     settings = module.settings
     newest = newest_good(folder) if settings["resume"] else None
     if newest:
@@ -72,14 +72,14 @@ def start(module: Training, folder: Path) -> None:
 
 
 def summary(module: Training) -> str:
-    """What is trained, in a line."""
+    """Describe the training in a line."""
     groups = ("data", "path", "model", "objective")
     choices = ", ".join(f"{group} {module.settings['choices'][group]}" for group in groups)
     return f"{choices}; {sum(p.numel() for p in module.net.parameters()):,} parameters"
 
 
 def next_command(module: Training, folder: Path) -> str:
-    """The command that shows what was trained; a classifier leads another model, MODEL."""
+    """The command that shows the result. A classifier is shown guiding another MODEL."""
     words = [word("ckpt", folder)]
     if module.classifies:
         words = ["ckpt=MODEL", "guidance=classifier", word("guidance.ckpt", folder)]
@@ -90,7 +90,7 @@ def next_command(module: Training, folder: Path) -> str:
 
 
 def _import_folder(modules: list[str]) -> list[str]:
-    """The --config-dir in which these modules lie; none if they are found without."""
+    """The --config-dir in which these modules lie; empty if they are found without it."""
     files = [Path(sys.modules[name[:-1]].__file__ or "") for name in modules]
     for folder in os.environ.get(ADDED, "").split(os.pathsep):
         if folder != os.getcwd() and any(file.is_relative_to(folder) for file in files):

@@ -1,4 +1,4 @@
-"""report.html: one page about a run, a sweep or several runs, in one file that fetches nothing."""
+"""report.html: a page about a run, a sweep or several runs, in one file that loads no others."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ log = logging.getLogger("fmdiff")
 
 
 def report(cfg: Any) -> None:
-    """Write the page of runs=, by default of the newest run, and print where it is.
+    """Write the page of runs=, by default of the newest run, and print its path.
 
-    Raises FmdiffError for a folder that is no run and for a page that cannot be written.
+    Raises FmdiffError for a folder that is not a run, and if the page cannot be written.
     """
     runs = cfg.runs if cfg.runs is not None else [str(_newest())]
     folders = [_folder(str(run)) for run in ([runs] if isinstance(runs, str) else runs)]
@@ -41,7 +41,7 @@ def report(cfg: Any) -> None:
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Write the page of a run or a sweep, by default as folder/report.html, and return its path.
 
-    Raises OSError if it cannot be written, and nothing else, whatever the folder holds.
+    Raises OSError if it cannot be written. Nothing in the folder makes it raise others.
     """
     folder = Path(folder)
     if is_sweep(folder):
@@ -64,7 +64,7 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
 def update(folder: Path) -> None:
     """Write the page of a run folder, or of the run whose samples/ holds the folder.
 
-    Train, sample and evaluate call it at their end, so an error is logged and stops nothing.
+    Train, sample and evaluate call it at their end, so errors are logged and not raised.
     """
     folder = Path(folder)
     owner = folder.parent.parent
@@ -104,7 +104,7 @@ def _folder(name: str) -> Path:
 
 
 def _name(folder: Path) -> str:
-    """outputs/moons/DATE is called moons/DATE: what the user chose, and which of them."""
+    """The name of a run folder: moons/DATE for outputs/moons/DATE."""
     parts = Path(os.path.abspath(folder)).parts
     if "outputs" in parts[:-1]:
         return "/".join(parts[len(parts) - parts[::-1].index("outputs") :])
@@ -112,7 +112,7 @@ def _name(folder: Path) -> str:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Names that tell the folders apart: the ends of their paths, no longer than needed."""
+    """Distinct names of the folders: the ends of their paths, as short as possible."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-count:]) for p in parts]

@@ -11,13 +11,13 @@ from fmdiff.report.read import Curve
 WIDTH, HEIGHT = 344, 220  # of the view box, about CSS pixels
 LEFT, TOP, BOTTOM = 46, 10, 34
 LETTER = 5.9  # width of a letter of the labels
-POINTS = 400  # of a line that are drawn
+POINTS = 400  # points of a line that are drawn
 LOG_FROM = 4.0  # the ratio of largest to smallest from which a logarithmic axis helps
 
 
 @dataclass
 class Line:
-    """A curve with a name, written at its end; `look` is a class of the style sheet."""
+    """A curve with its name at its end. `look` is a class of the style sheet."""
 
     label: str
     points: Curve
@@ -27,7 +27,7 @@ class Line:
 
 @dataclass
 class Axis:
-    """A range of values on low..high pixels; `log` where all values are positive."""
+    """A range of values on low..high pixels. `log` needs positive values."""
 
     least: float
     most: float
@@ -59,7 +59,7 @@ class Axis:
 
 
 def short(value: float) -> str:
-    """1234567 as 1.2M and 0.00012 as 1.2e-4, for a tick or a readout."""
+    """Format a number for a tick or a readout: 1234567 as 1.2M, 0.00012 as 1.2e-4."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 10) == 0):
             return f"{value / size:.4g}{letter}"
@@ -74,13 +74,13 @@ def short(value: float) -> str:
 
 
 def in_words(value: float) -> str:
-    """A number for a sentence: 3,424 and 0.6405."""
+    """Format a number for a sentence: 3,424 and 0.6405."""
     return f"{value:,.0f}" if abs(value) >= 1000 else short(value)
 
 
 @dataclass
 class Frame:
-    """The axes of a chart, with their titles; `right` is where the lines end."""
+    """The axes of a chart with their titles. Lines end at `right`."""
 
     across: Axis
     up: Axis
@@ -98,7 +98,7 @@ class Frame:
         )
 
     def axis(self) -> str:
-        """The horizontal axis with its ticks; numbers that would overlap are left out."""
+        """The horizontal axis with its ticks. Numbers that would overlap are left out."""
         axis = f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{self.right:.1f}"/>'
         end = -math.inf
         for x in self.across.ticks():
@@ -133,9 +133,9 @@ def chart(
     log_y: bool | None = None,
     front: Curve = (),  # type: ignore[assignment]
 ) -> str:
-    """An <svg> of the lines; '' without points. log_y None: where it helps.
+    """Draw lines as an <svg>, or '' without points. log_y: None is logarithmic where that helps.
 
-    front: points ringed and joined, the Pareto front.
+    front: the points of the Pareto front, which are ringed and joined.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -144,7 +144,7 @@ def chart(
     ys = [y for line in lines for _, y in line.points]
     positive = min(ys) > 0
     log_y = positive and (max(ys) / min(ys) > LOG_FROM if log_y is None else log_y)
-    several = len(lines) > 1  # which then are labelled
+    several = len(lines) > 1  # then they are labelled
     room = max(len(_cut(line.label)) for line in lines) * LETTER + 12 if several else 12
     across = _axis(xs, LEFT, WIDTH - room, log_x and min(xs) > 0, 0 if log_x else None)
     up = _axis(ys, HEIGHT - BOTTOM, TOP, log_y)
@@ -204,7 +204,7 @@ def _line(line: Line, across: Axis, up: Axis) -> str:
 
 
 def _labels(lines: Sequence[Line], across: Axis, up: Axis) -> str:
-    """Each line's name beside its end, moved apart where they would overlap."""
+    """Write each line's name beside its end. Names that would overlap are moved apart."""
     ends = sorted((up(line.points[-1][1]), i) for i, line in enumerate(lines))
     places = [y for y, _ in ends]
     for _ in range(50):

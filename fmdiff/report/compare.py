@@ -31,15 +31,15 @@ from fmdiff.report.run import (
 from fmdiff.runs.config import leaves
 from fmdiff.runs.resume import CHANGEABLE
 
-ROWS = 30  # settings that differ
+ROWS = 30  # differing settings that are shown
 PICTURED = 24  # runs whose samples are shown
-FILMED = 4  # runs up to which all pictures over training are shown
-# settings that change no result
+FILMED = 4  # for up to so many runs, all pictures over training are shown
+# settings that do not change results
 IRRELEVANT = ("choices.", *(CHANGEABLE - {"optim.lr"}))
 
 
 def page_of_runs(runs: Sequence[Run], title: str, above: str, sweep: bool = False) -> str:
-    """The whole page. Raises nothing, whatever the runs hold."""
+    """The whole page. It never raises, whatever the runs hold."""
     album, figures, notes = Album(), Figures(), []
     if sweep:
         for run, *values in zip(runs, *varying(runs).values(), strict=True):
@@ -73,7 +73,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """{key: its value in each run} of the settings that are not the same in all."""
+    """{key: its value in each run} for the settings that differ between runs."""
     flat = [dict(leaves(run.config)) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     settings = {key: [one.get(key) for one in flat] for key in keys}
@@ -118,11 +118,11 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _table(runs: Sequence[Run], sweep: bool) -> str:
-    """A row per run: what differs, how it ended, what it reached."""
+    """A row per run: its differing settings, its outcome and its results."""
     differs = varying(runs) if len(runs) > 1 else {}
     keys = list(differs)[:4]
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run)))[:2]
-    names = names if sweep else []  # where there are few runs, all metrics follow below
+    names = names if sweep else []  # the metrics of few runs follow below
     head = ["job" if sweep else "run", *keys, *(["result"] if sweep else []), "steps"]
     head += ["validation loss", "time", *names]
     rows = []
@@ -148,7 +148,7 @@ def _value(value: Any) -> str:
 
 
 def _samples(runs: Sequence[Run], album: Album, figures: Figures) -> str:
-    """Each run's newest samples; then, for a few runs, their pictures over training together."""
+    """Show each run's newest samples and, for a few runs, their pictures over training."""
     parts = []
     for run in runs[:PICTURED]:
         path = next((p for result in run.results if (p := first_picture(result))), None)
@@ -199,7 +199,7 @@ def _curves(runs: Sequence[Run], figures: Figures) -> str:
 
 
 def _quality(runs: Sequence[Run], figures: Figures) -> str:
-    """All metrics, a row each and a column per run; the runs' NFE curves in one chart."""
+    """Show all metrics, with a column per run, and the runs' NFE curves in one chart."""
     names = list(dict.fromkeys(name for run in runs for name in _metrics(run)))
     few = runs[:6]
     rows = [(text(name), *(value_of(_metrics(run).get(name)) for run in few)) for name in names]

@@ -1,4 +1,4 @@
-"""The parts of a report's page: the frame with its style, pictures as data: URIs, tables."""
+"""The parts of a report: the document with its style, pictures as data: URIs, tables."""
 
 import base64
 import io
@@ -10,10 +10,10 @@ from typing import Any
 
 LIMIT = 5_800_000  # bytes of pictures in a page; as text they take 4/3 of that
 LARGE = 2_000_000  # bytes of one picture
-ACROSS = 1000  # pixels of a picture that was too large
-STEPS = 60  # pictures over training
+ACROSS = 1000  # pixels to which larger pictures are reduced
+STEPS = 60  # pictures over training that are shown
 TYPES = {".png": "png", ".apng": "apng", ".gif": "gif", ".webp": "webp", ".jpg": "jpeg"}
-# the page may fetch nothing, whatever a config holds
+# the page may load nothing, whatever a config holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -24,7 +24,7 @@ def text(value: Any) -> str:
 
 @dataclass
 class Picture:
-    """An embedded picture; `film` is the URI of the animation whose last frame it is."""
+    """An embedded picture. If it is the last frame of an animation, `film` is the URI of that."""
 
     uri: str
     width: int
@@ -32,7 +32,7 @@ class Picture:
     film: str | None = None
 
     def tag(self, alt: str, more: str = "", uri: str | None = None) -> str:
-        """An <img>; more: attributes with a space before each. uri: another than its own."""
+        """An <img>; more: attributes, each after a space. uri: replaces its own."""
         return (
             f'<img src="{uri or self.uri}" alt="{text(alt)}" width="{self.width}" '
             f'height="{self.height}"{more}>'
@@ -41,13 +41,13 @@ class Picture:
 
 @dataclass
 class Album:
-    """Embeds pictures as long as there is room, and notes what it leaves out and why."""
+    """Embeds pictures while there is room, and notes which ones it leaves out and why."""
 
     room: int = LIMIT  # bytes of pictures that still fit
     notes: list[str] = field(default_factory=list)
 
     def still(self, path: Path, name: str) -> Picture | None:
-        """A picture, made smaller if it is large; None, and a note, if it cannot be shown."""
+        """Embed a picture, reduced if it is large. Returns None and adds a note if it fails."""
         from PIL import Image
 
         try:
@@ -64,13 +64,13 @@ class Album:
             return None
 
     def film(self, path: Path, name: str) -> Picture | None:
-        """An animation with its last frame; that frame alone if there is no room."""
+        """Embed an animation with its last frame, or that frame alone if there is no room."""
         from PIL import Image
 
         try:
             data = path.read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
-                frames: Any = picture  # Pillow types no animations
+                frames: Any = picture  # Pillow has no type for animations
                 frames.seek(frames.n_frames - 1)
                 last = picture.convert("RGB")
             still = self._take(_webp(last), "webp", last.size, name)
@@ -88,7 +88,7 @@ class Album:
     def over_training(
         self, pictures: Sequence[tuple[int, Path]], share: int = 1
     ) -> list[tuple[int, Picture]]:
-        """[(step, Picture)]: all of them, or as many at equal distances as fit, and a note."""
+        """Embed all pictures, or as many at equal distances as fit, with a note."""
         room = min(self.room, LIMIT * 6 // 10) // share
         sizes = [path.stat().st_size for _, path in pictures]
         count = min(len(pictures), STEPS)
@@ -112,7 +112,7 @@ class Album:
 
 
 def _spread(n: int, count: int) -> list[int]:
-    """`count` of n indices at equal distances, the last among them."""
+    """`count` of n indices at equal distances, including the last."""
     if count == 1:
         return [n - 1]
     return sorted({round(i * (n - 1) / (count - 1)) for i in range(count)})
@@ -151,7 +151,7 @@ class Figures:
 
 
 def animation(picture: Picture, alt: str) -> str:
-    """An animation that can be stopped, and that does not start where motion is unwelcome."""
+    """An animation that can be stopped. It does not start if the reader wants less motion."""
     if not picture.film:
         return picture.tag(alt)
     return (
@@ -165,7 +165,7 @@ Track = tuple[str, str, Sequence[tuple[int, Picture]]]  # label, look, [(step, p
 
 
 def film(tracks: Sequence[Track], name: str) -> str:
-    """Pictures over training side by side, one slider for all tracks."""
+    """Show pictures over training side by side, with one slider for all tracks."""
     tracks = [track for track in tracks if track[2]]
     steps = sorted({step for _, _, pictures in tracks for step, _ in pictures})
     if not steps:
@@ -193,7 +193,7 @@ def film(tracks: Sequence[Track], name: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """A table of HTML cells; on a phone each row becomes a block of name: value lines."""
+    """A table of HTML cells. On a phone each row becomes a block of `name: value` lines."""
     titles = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     body = ""
     for first, *cells in rows:
@@ -228,7 +228,7 @@ def details(title: str, body: str) -> str:
 
 
 def plain(content: str) -> str:
-    """Text in a fixed font, as it is."""
+    """Unchanged text in a fixed-width font."""
     return f'<pre tabindex="0">{text(content)}</pre>'
 
 
@@ -239,7 +239,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def page(title: str, above: str, body: str, below: str) -> str:
-    """The whole document. title: plain text; the rest HTML."""
+    """The whole document. title is plain text, and the rest is HTML."""
     style, script = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in CODE)
     return f"""<!doctype html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Reading a run folder for its report: whatever is there; what cannot be read is noted."""
+"""Reads a run folder for its report, and notes the files that cannot be read."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from fmdiff.runs.folder import JOBS
 
 STEP = re.compile(r"step_(\d+)\.png")
 LOGGED = re.compile(r"([\d-]+ [\d:]+),\d+ (WARNING|ERROR) [\w.]+: (.+)")
-WARNINGS = 10  # of a log, the last ones
+WARNINGS = 10  # the last warnings of a log
 RESULTS = 12  # folders of samples and evaluations that are read, the newest ones
 
 Curve = list[tuple[float, float]]
@@ -51,11 +51,11 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what could not be read
     parameters: int | None = None
-    outcome: str | None = None  # of the job of a sweep
+    outcome: str | None = None  # outcome of a job of a sweep
 
     @property
     def is_training(self) -> bool:
-        """Whether it was written by train, rather than sample or evaluate."""
+        """Whether train wrote it, rather than sample or evaluate."""
         return isinstance(self.config.get("trainer"), dict) or bool(self.metrics)
 
     def last(self, column: str) -> float | None:
@@ -78,7 +78,7 @@ def dig(node: Any, key: str, default: Any = None) -> Any:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value, with strings as keys, if it is a dict, and an empty dict if not."""
+    """The value with strings as keys, if it is a dict; otherwise an empty dict."""
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
 
 
@@ -92,7 +92,7 @@ def finite(value: Any) -> float | None:
 
 
 def read_run(folder: Path, label: str | None = None) -> Run:
-    """Everything that a report shows of a run folder. Raises nothing, whatever is in it."""
+    """Read everything that a report shows of a run folder. It never raises."""
     run = Run(folder, label or folder.name)
 
     def attempt(name: str, read: Callable[[Path], None]) -> None:
@@ -145,7 +145,7 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
 
 def read_sweep(folder: Path) -> list[Run]:
-    """The jobs of a sweep in their order; one without a folder has its outcome alone."""
+    """The jobs of a sweep in their order. A job without a folder has an outcome alone."""
     runs = []
     for line in (folder / JOBS).read_text(errors="replace").splitlines():
         try:
@@ -169,7 +169,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
-    """The finite numbers of metrics.csv by column, as curves, and how many lines are damaged."""
+    """The curves of finite numbers in metrics.csv, and the number of damaged lines."""
     curves: dict[str, Curve] = {}
     damaged = 0
     with path.open(newline="", errors="replace") as file:
@@ -223,5 +223,5 @@ def _reason(error: Exception) -> str:
 
 
 def when(seconds: float) -> str:
-    """A time, in seconds since the epoch, as it is read: 3 May 2026, 14:05."""
+    """Format a time, in seconds since the epoch: 3 May 2026, 14:05."""
     return datetime.fromtimestamp(seconds).strftime("%d %B %Y, %H:%M").lstrip("0")

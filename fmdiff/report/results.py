@@ -25,16 +25,16 @@ OF_QUALITY = {
     "quality.png": "Quality against the number of network evaluations.",
     "errors.png": "Error against the exact field over time.",
 }
-PLAIN = ("neighbours.png", "grid.png")  # of pixels where the data are images
+PLAIN = ("neighbours.png", "grid.png")  # these show pixels if the data are images
 SUFFIXES = (".gif", ".apng", ".webp")
 EVALUATIONS = 5
-LOOKS = 8  # colours of lines; in a chart of more lines nothing can be read
-CHARTS = 4  # of quality against NFE
+LOOKS = 8  # colours of lines; charts of more lines are unreadable
+CHARTS = 4  # charts of quality against NFE
 ALONG = ("nfe", "steps", "seed", "n")  # settings of a grid that vary along a line of the chart
 
 
 def samples(run: Run, album: Album, figures: Figures, look: str) -> str:
-    """The newest samples that have pictures, and their animations; look: of the pictures."""
+    """Show the newest samples that have pictures. look: the style of the pictures."""
     for result in run.results:
         stills, films = _pictures(result.folder)
         if stills or films:
@@ -78,13 +78,13 @@ def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def first_picture(result: Result) -> Path | None:
-    """The picture that stands for the samples of a folder, if there is one."""
+    """The picture that represents the samples of a folder, if there is one."""
     stills, _ = _pictures(result.folder)
     return stills[0] if stills else None
 
 
 def _how(result: Result) -> str:
-    """How samples were drawn, in a line."""
+    """Describe how samples were drawn, in a line."""
     config, sample = result.config, result.sample
     solver, guidance = dig(config, "choices.solver"), dig(config, "choices.guidance")
     words = []
@@ -116,7 +116,7 @@ def _alt(path: Path, result: Result) -> str:
 
 
 def quality(results: Sequence[Result], album: Album, figures: Figures) -> str:
-    """The metrics of the newest evaluations, their curves and pictures."""
+    """Show the metrics of the newest evaluations, their curves and pictures."""
     evaluations = [result for result in results if result.results][:EVALUATIONS]
     parts = [metrics_table(result) for result in evaluations]
     curves = next((_grid(r) for r in evaluations if _grid(r)), [])
@@ -134,7 +134,7 @@ def quality(results: Sequence[Result], album: Album, figures: Figures) -> str:
 
 
 def value_of(metric: Any) -> str:
-    """A value with its interval or standard error, as HTML."""
+    """Format a value with its interval or standard error as HTML."""
     metric = mapping(metric)
     value = finite(metric.get("value"))
     if value is None:
@@ -171,7 +171,7 @@ def headline(run: Run) -> list[tuple[str, str]]:
 
 
 def metrics_table(result: Result) -> str:
-    """The metrics of one results.json; HTML, '' without any."""
+    """The metrics of one results.json as HTML; '' without metrics."""
     metrics = mapping(result.results.get("metrics"))
     rows = []
     for name, metric in metrics.items():
@@ -198,7 +198,7 @@ def metrics_table(result: Result) -> str:
 
 
 def _caption(result: Result) -> str:
-    """When an evaluation was done, and of what."""
+    """The date and the subject of an evaluation."""
     results = result.results
     of = mapping(results.get("checkpoint"))
     checkpoint = Path(str(of.get("path"))).name if of.get("path") else ""
@@ -214,13 +214,13 @@ def _caption(result: Result) -> str:
         if metrics and mapping(row).get("metrics") == metrics:
             caption += f"; {_settings(mapping(mapping(row).get('settings')))}"
             break
-    if results.get("kind"):  # of against=exact
+    if results.get("kind"):  # from against=exact
         caption += f"; errors of {results['kind']}"
     return caption
 
 
 def _against(result: Result) -> str:
-    """The means of `evaluate against=exact` as it wrote them before it had metrics."""
+    """The means that `evaluate against=exact` wrote before it had metrics."""
     mean = mapping(result.results.get("mean"))
     rows = [
         (text(name), short(number))
@@ -267,7 +267,7 @@ def _grid(result: Result) -> list[Point]:
 
 
 def nfe_charts(points: list[Point], figures: Figures) -> str:
-    """Each metric against NFE, a line per solver, the Pareto front ringed."""
+    """Draw each metric against NFE, a line per solver, with the Pareto front ringed."""
     names = list(dict.fromkeys(name for _, _, metrics, _ in points for name in metrics))
     charts = []
     for name in names[:CHARTS]:

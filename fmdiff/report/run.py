@@ -26,7 +26,7 @@ from fmdiff.report.read import Curve, Result, Run, dig, mapping, when
 from fmdiff.report.results import headline, quality, samples
 from fmdiff.runs.config import leaves
 
-# what the columns of metrics.csv begin with that are no metrics of samples
+# prefixes of the columns of metrics.csv that are not metrics of samples
 COLUMNS = (
     "loss",
     "grad_norm",
@@ -49,13 +49,13 @@ WORDS = {
 
 
 def page_of_run(run: Run) -> str:
-    """The whole page. Raises nothing, whatever the run holds."""
+    """The whole page. It never raises, whatever the run holds."""
     album, figures = Album(), Figures()
 
     def part(write: Callable[[], str], name: str) -> str:
         try:
             return write()
-        except Exception as error:  # an odd value in a file must not cost the other parts
+        except Exception as error:  # an odd value in a file must not hide the other parts
             run.notes.append(f"{name} cannot be shown: {type(error).__name__}: {error}")
             return ""
 
@@ -82,20 +82,20 @@ def page_of_run(run: Run) -> str:
 
 
 def footer(*folders: Path) -> str:
-    """When, and from which folders, a page was written."""
+    """The date of a page, and the folders it was made from."""
     places = text(", ".join(map(str, folders)))
     return f"Written by fmdiff {__version__} on {when(time.time())} from {places}"
 
 
 def look_of(run: Run) -> str:
-    """The style of its pictures: "drawn" for figures on white, "pixels" for grids of images."""
+    """The style of a run's pictures: "drawn" for figures on white, "pixels" for image grids."""
     if any((result.folder / "scatter.png").exists() for result in run.results):
         return "drawn"
     from PIL import Image
 
     try:
         with Image.open(run.pictures[-1][1]) as picture:
-            return "drawn" if "dpi" in picture.info else "pixels"  # only figures have a scale
+            return "drawn" if "dpi" in picture.info else "pixels"  # only figures have a resolution
     except Exception:  # a damaged picture, or none
         return "pixels"
 
@@ -193,7 +193,7 @@ def _effort(run: Run) -> str:
 
 
 def _sampling(run: Run, result: Result) -> str:
-    """How the samples of a folder were drawn, in a sentence of HTML."""
+    """Describe how the samples of a folder were drawn, in a sentence of HTML."""
     config, sample = result.config, result.sample
     n = sample.get("n") or config.get("n")
     solver = dig(config, "choices.solver")
@@ -210,7 +210,7 @@ def _sampling(run: Run, result: Result) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration as it is read: 12 s, 3 min 5 s, 2 h 10 min."""
+    """Format a duration: 12 s, 3 min 5 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -82,7 +82,7 @@ def _classifies(cfg: Any) -> bool:
 
 
 def _source_out_of_reach(cfg: Any) -> bool:
-    """Whether the source is not normal and the path never reaches it: alpha(0) beside beta(0) is not 0."""
+    """Whether the path never reaches a source that is not normal: alpha(0) / beta(0) is not 0."""
     if _normal(cfg):
         return False
     import torch

@@ -1,1 +1,1 @@
-"""The optimiser step and what happens between steps; the only home of Lightning."""
+"""The optimiser step and the work between steps. Only this package uses Lightning."""

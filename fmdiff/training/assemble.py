@@ -1,4 +1,4 @@
-"""From settings to the module that is trained."""
+"""Builds the module that is trained from settings."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ from fmdiff.training.options import TrainerOptions
 
 
 def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
-    """The module that cfg describes, and where it is to be trained; fills in cfg.threads.
+    """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
-    Raises FmdiffError for what does not go together.
+    Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     options = TrainerOptions(**settings["trainer"])
@@ -61,9 +61,9 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
 
 
 def place(name: str, options: TrainerOptions) -> torch.device:
-    """The device of `device=`, this process one of the group that trains there.
+    """The device that `device=` names. This process joins the group that trains there.
 
-    Raises FmdiffError where the machine has too few devices or not the units that options need.
+    Raises FmdiffError if the machine has too few devices, or if they lack units for the options.
     """
     where = device.pick(name)
     device.enough(where, options.devices, "trainer.devices")
@@ -75,7 +75,7 @@ def place(name: str, options: TrainerOptions) -> torch.device:
 
 def check_sizes(data: Data, options: TrainerOptions) -> None:
     """Raise FmdiffError unless batches divide among devices, and intervals into batches."""
-    ranks = max(processes.world(), options.devices)  # those of this machine may yet be started
+    ranks = max(processes.world(), options.devices)  # this machine's may not be started yet
     if data.batch_size % (ranks * options.accumulate):
         raise FmdiffError(
             f"data.batch_size={data.batch_size} must be a multiple of trainer.devices x "
@@ -98,7 +98,7 @@ def check_network(settings: dict[str, Any], net: Any) -> None:
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:
-    """Raise FmdiffError where a classifier meets regression, or classification another network."""
+    """Raise FmdiffError for a classifier with regression, or classification without one."""
     if answers_logits(net) != objective.logits:
         raise FmdiffError(
             f"objective={settings['choices']['objective']} does not go with "

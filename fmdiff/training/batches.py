@@ -1,4 +1,4 @@
-"""What an optimiser step is given, as a function of (seed, step) and of no weights."""
+"""The input of an optimiser step, a function of (seed, step) and of no weights."""
 
 from collections.abc import Callable
 
@@ -12,19 +12,19 @@ from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
-Terms = tuple[Tensor | None, ...]  # of a micro-batch: the objective's, then augmentation labels
+Terms = tuple[Tensor | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
 Draws = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # x, y, eps, t, augmentation
-Pairs = tuple[list[Tensor], list[list[float]]]  # of a block of steps: indices and costs
-POINTS_AT_ONCE = 512  # points in a batch that is paired in milliseconds
+Pairs = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
+POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
 
 
 class Batches:
     """(steps, rows) -> the micro-batches of each step, ready for the network.
 
-    Everything is drawn for the global batch, of which a device takes its `rows`. x and y come
-    from the data, eps from the source in the order of the coupling, t from the time law; labels
-    are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling is no
-    function of the weights, so threads work it out beside the steps before.
+    Everything is drawn for the global batch, and a device takes its `rows` of it. x and y come
+    from the data, eps from the source in the order of the coupling, and t from the time law.
+    Labels are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling does
+    not depend on the weights, so threads compute it in advance, during the steps before.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Batches:
         self.source = objective.source
         self.device = torch.device("cpu")
         self.tally = Tally()
-        # quick pairs are worked out for as many steps at once as are drawn at once
+        # fast couplings are computed for as many steps at once as are drawn at once
         points = len(data.shape) == 1
         self.block = 25 if points and data.batch_size <= POINTS_AT_ONCE else 1
         self.ahead: Ahead[Pairs] = Ahead(self.match, depth=(50 if points else 4) // self.block)
-        self.current = -1  # the block whose pairs these are
+        self.current = -1  # the block that `pairs` belongs to
         self.pairs: Pairs = ([], [])
         self.cost_step = -1  # the last step whose transport costs were counted
 
@@ -76,20 +76,20 @@ class Batches:
         return x, y, concatenate([z[rows] for z in eps]), t, augmentation
 
     def noise(self, k: int) -> Tensor:
-        """eps of the global batch of step k, in the order in which it is drawn."""
+        """eps of the global batch of step k, in the order of drawing."""
         size, device = (self.data.batch_size, *self.data.shape), self.device
         draws = generator(self.seed, "eps", k, device=device)
         return self.source.batch(torch.randn(size, device=device, generator=draws), self.seed, k)
 
     def drop_labels(self, y: Tensor, steps: range, rows: slice) -> Tensor:
-        """Labels y of these steps and rows, some of them replaced by the null label."""
+        """Replace some of the labels y of these steps and rows by the null label."""
         size = self.data.batch_size
         u = [torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps]
         drop = concatenate([v[rows] for v in u]) < self.label_dropout
         return torch.where(drop.to(y.device), torch.full_like(y, self.data.classes), y)
 
     def pair(self, k: int, eps: Tensor) -> Tensor:
-        """eps of the global batch of step k in the order of the coupling; counts its cost once."""
+        """Put eps of the global batch of step k in the coupling's order; count its cost once."""
         block, i = divmod(k, self.block)
         if self.current != block:
             self.current, self.pairs = block, self.ahead(block)
@@ -100,7 +100,7 @@ class Batches:
         return eps[index[i]]
 
     def match(self, block: int) -> Pairs:
-        """The pairs of each step of a block, and the transport costs with and without them."""
+        """The pairs of each step of a block, and the transport costs with and without coupling."""
         steps = range(block * self.block, (block + 1) * self.block)
         x, y, _ = self.data.batches(self.seed, steps, device=self.device)
         xs = x.split(self.data.batch_size)

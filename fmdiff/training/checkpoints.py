@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what is in them, when they are written, and how a run goes on."""
+"""The checkpoints of a run: their content, when they are written, and how a run resumes."""
 
 import contextlib
 import logging
@@ -19,11 +19,11 @@ from fmdiff.training.trainer import Hooks, board
 log = logging.getLogger("fmdiff")
 
 PARTS = ("model", "path", "objective", "source", "coupling")
-FITTING = ("data.shape", "data.classes")  # beside the model's keys: what its weights depend on
+FITTING = ("data.shape", "data.classes")  # keys on which the weights depend, beside the model's
 
 
 def spec(module: Training) -> dict[str, Any]:
-    """Everything needed to rebuild what the weights are of."""
+    """Everything that is needed to rebuild the module, except its weights."""
     data = module.data
     parts = {name: module.settings[name] for name in PARTS}
     parts["data"] = {
@@ -37,7 +37,7 @@ def spec(module: Training) -> dict[str, Any]:
 
 
 def content(module: Training) -> dict[str, Any]:
-    """The checkpoint: what sampling needs, and what going on needs."""
+    """The content of a checkpoint, enough to sample and to resume."""
     training = {
         "optimizer": module.optimizer.state_dict(),
         "scaler": module.scaler.state_dict(),
@@ -49,7 +49,7 @@ def content(module: Training) -> dict[str, Any]:
 
 
 def resume(module: Training, stored: dict[str, Any]) -> None:
-    """Go on where the content of a checkpoint was left. Raises FmdiffError as `init` does."""
+    """Continue from the content of a checkpoint. Raises FmdiffError as `init` does."""
     init(module, stored)
     module.step = stored["step"]
     training = stored["training"]
@@ -61,7 +61,7 @@ def resume(module: Training, stored: dict[str, Any]) -> None:
 def init(module: Training, stored: dict[str, Any]) -> None:
     """Take the weights and the averages from the content of a checkpoint.
 
-    Raises FmdiffError when the weights do not fit this network.
+    Raises FmdiffError if the weights do not fit this network.
     """
     weights = Checkpoint.of(stored).weights
     raw = weights.get("raw") or next(iter(weights.values()))  # an exported file has one
@@ -78,7 +78,7 @@ def init(module: Training, stored: dict[str, Any]) -> None:
 
 
 def _misfit(module: Training, stored: dict[str, Any]) -> str:
-    """The settings on which the shapes of weights depend, where a checkpoint has others."""
+    """Describe how a checkpoint differs in settings on which the shapes of weights depend."""
     saved, now = (OmegaConf.create(parts) for parts in (stored["spec"], spec(module)))
     changes = differences(saved, now)
     model = ["model._target_"]
@@ -88,10 +88,10 @@ def _misfit(module: Training, stored: dict[str, Any]) -> str:
 
 
 class Checkpoints(Hooks):
-    """{step:07d}.ckpt every so many steps and at the end, last.ckpt beside it, `keep` of them.
+    """Writes {step:07d}.ckpt at intervals and at the end, and last.ckpt. Keeps `keep` of them.
 
-    Of power averages there are snapshots in averages/ too, all kept: see `fmdiff.runs.averages`.
-    A failed write (a full disk) is warned of and tried again next time; at the end it is an error.
+    Snapshots of power averages go to averages/ and are all kept: see `fmdiff.runs.averages`. If
+    writing fails (a full disk), it warns and tries again next time; at the end it is an error.
     """
 
     def __init__(self, folder: Path, options: TrainerOptions) -> None:
@@ -121,12 +121,12 @@ class Checkpoints(Hooks):
         self.save(trainer, module)
 
     def save(self, trainer: pl.Trainer, module: Training) -> None:
-        """Write the checkpoint of this step, unless it is there. Raises OSError."""
+        """Write the checkpoint of this step, unless it exists. Raises OSError."""
         if self.newest == module.step or not trainer.is_global_zero:
             return
         writer = board(trainer)
-        if writer is not None:  # no event of an earlier step is then lost with the process
-            with contextlib.suppress(OSError):  # a full disk may have ended its thread for good
+        if writer is not None:  # so the process cannot lose events of earlier steps
+            with contextlib.suppress(OSError):  # its thread may have died of a full disk
                 writer.flush()
         path = self.folder / checkpoint.name(module.step)
         checkpoint.write(path, content(module))

@@ -1,4 +1,4 @@
-"""Metrics of samples on the way, and the checkpoint that is best by one of them."""
+"""Metrics of samples during training, and the checkpoint that is best by one of them."""
 
 import csv
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger("fmdiff")
 
 
 def judge_of(module: Training, device: torch.device) -> Judge | None:
-    """The judge of `trainer.metrics=`; None without, and in all processes but the leading one.
+    """The judge for `trainer.metrics=`; None without metrics, and on all ranks but rank 0.
 
     Raises FmdiffError if `trainer.best` is not among the metrics.
     """
@@ -46,9 +46,9 @@ def judge_of(module: Training, device: torch.device) -> Judge | None:
 
 
 class SampleMetrics(Hooks):
-    """Metrics of the averaged weights every so many steps, and best.ckpt by one of them.
+    """Measures samples of the averaged weights at intervals, and writes best.ckpt by one metric.
 
-    Stands before Log, which takes the values and writes them down.
+    It must come before Log, which takes the values and writes them.
     """
 
     def __init__(self, folder: Path, options: TrainerOptions, judge: Judge | None) -> None:
@@ -73,7 +73,7 @@ class SampleMetrics(Hooks):
             return
         try:
             self.values = self.measure(module, self.judge)
-        except FmdiffError as error:  # a figure is not worth a run
+        except FmdiffError as error:  # a failed metric must not end the run
             log.warning("no metrics at step %d: %s", module.step, error)
             return
         text = ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
@@ -86,7 +86,7 @@ class SampleMetrics(Hooks):
                 log.warning("best.ckpt was not written, the last one is kept: %s", error)
 
     def measure(self, module: Training, judge: Judge) -> dict[str, float]:
-        """The metrics of fresh samples, by name. Raises FmdiffError where there are none."""
+        """The metrics of fresh samples, by name. Raises FmdiffError if they cannot be measured."""
         images = len(module.data.shape) == 3
         judge.clear()
 
@@ -97,10 +97,10 @@ class SampleMetrics(Hooks):
         return {name: metric.value for name, metric in judge.results().items()}
 
     def take(self) -> dict[str, float]:
-        """The values since the last call."""
+        """Return the values since the last call."""
         values, self.values = self.values, {}
         return values
 
     def _rank(self, value: float) -> float:
-        """Less is better."""
+        """Change the sign of a value if more is better, so that less is better."""
         return -value if self.by in MORE else value

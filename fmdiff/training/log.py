@@ -1,4 +1,4 @@
-"""The progress bar, metrics.csv and the logger: training and validation loss."""
+"""Logs the training and validation loss: the progress bar, metrics.csv and the logger."""
 
 import logging
 import math
@@ -24,12 +24,12 @@ from fmdiff.training.trainer import Hooks
 
 log = logging.getLogger("fmdiff")
 
-BINS = 5  # of equal width in t, for the validation loss
-AT_ONCE = 100  # held-out samples at a time
+BINS = 5  # bins of equal width in t, for the validation loss
+AT_ONCE = 100  # held-out samples in a batch
 
 
 class Log(Hooks):
-    """The progress bar, metrics.csv and the logger: training and validation loss."""
+    """Writes losses to the progress bar, metrics.csv and the logger."""
 
     TRAINING = ("loss", "grad_norm", "lr")
     COSTS = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
@@ -39,17 +39,17 @@ class Log(Hooks):
     def __init__(self, folder: Path, options: TrainerOptions, metrics: SampleMetrics) -> None:
         self.path, self.options, self.metrics = folder / "metrics.csv", options, metrics
         self.bar: Any = None
-        # held-out x, y, eps and t, once they have been drawn
+        # held-out x, y, eps and t, after they have been drawn
         self.validation: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
-        # of the peak rate of the device that one sample a second takes; None: not known
+        # the share of the device's peak rate at one sample a second; None if unknown
         self.utilisation: float | None = None
-        self.losses: deque[float] = deque(maxlen=9)  # of the last rows
+        self.losses: deque[float] = deque(maxlen=9)  # the losses of the last rows
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
         if not trainer.is_global_zero:
             return
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
-        progress.ready = progress.completed = module.step  # global_step counts on after a resume
+        progress.ready = progress.completed = module.step  # global_step continues after a resume
         costs = () if module.batches.coupling.independent else self.COSTS
         self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCK)
         self.columns += (*costs, *self.metrics.columns)
@@ -73,7 +73,7 @@ class Log(Hooks):
             )
 
     def before(self, step: int) -> list[dict[str, Any]]:
-        """The rows up to this step, without what was written as a run ended that now goes on."""
+        """The rows up to this step, without values that were due only at the end of that run."""
         rows = rows_up_to(self.path, step)
         if not rows or int(rows[-1]["step"]) < step:
             return rows
@@ -92,7 +92,7 @@ class Log(Hooks):
         last = module.step == self.options.max_steps
         due = module.step % self.options.log_every == 0
         values = self.means(module) if due or last else {}
-        if due:  # else a longer run would lack these steps in its next row
+        if due:  # at the end it is kept, as a longer run needs these steps in its next row
             module.tally.clear()
         if not trainer.is_global_zero:
             return
@@ -107,7 +107,7 @@ class Log(Hooks):
             self.report(trainer, module, values)
 
     def means(self, module: Training) -> dict[str, float]:
-        """The training loss and its kind per step since the last report."""
+        """The means per step since the last report, and the learning rate."""
         tally = module.tally
         values = {
             "loss": tally.mean(tally.loss),
@@ -120,9 +120,9 @@ class Log(Hooks):
         return values
 
     def watch(self, module: Training, loss: float, factor: float) -> None:
-        """Warn of the steps since the last row whose loss was `factor` times the usual.
+        """Warn of spikes: steps since the last row whose loss was `factor` times the usual.
 
-        The usual is the median of the last rows' losses.
+        The usual loss is the median of the last rows.
         """
         if module.spikes:
             k, worst = max(module.spikes, key=lambda spike: spike[1])
@@ -142,7 +142,7 @@ class Log(Hooks):
         module.spike_above = factor * usual if usual > 0 else math.inf
 
     def report(self, trainer: pl.Trainer, module: Training, values: Mapping[str, float]) -> None:
-        """Write a row, tell the logger, and tell the user how far the run is."""
+        """Write a row, pass it to the logger, and show the user how far the run is."""
         now = time.perf_counter()
         steps, self.mark_step = module.step - self.mark_step, module.step
         speed = steps * module.data.batch_size / (now - self.mark)
@@ -165,7 +165,7 @@ class Log(Hooks):
         self.tell(module.step, values, speed, now - self.begin)
 
     def tell(self, step: int, values: Mapping[str, float], speed: float, seconds: float) -> None:
-        """The losses beside the progress bar or, where there is no terminal, in a line."""
+        """Show the losses beside the progress bar or, without a terminal, in a line."""
         text = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
         last = self.options.max_steps
         if self.bar is not None and not self.bar.disable:
@@ -179,7 +179,7 @@ class Log(Hooks):
 
     @torch.no_grad()
     def validate(self, module: Training) -> dict[str, float]:
-        """The averaged weights' loss on held-out data at fixed (t, eps), whole and by time."""
+        """The loss of the averaged weights on held-out data at fixed (t, eps), total and by t."""
         if self.validation is None:
             self.validation = self.draw_validation(module)
         x, y, eps, t = self.validation
@@ -195,7 +195,7 @@ class Log(Hooks):
         return {name: mean.item() for name, mean in bins}
 
     def draw_validation(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """x, y, eps and t to validate on: fixed draws, coupled as in training."""
+        """Draw x, y, eps and t for validation, always the same, coupled as in training."""
         batches, data = module.batches, module.data
         x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
         draws, size = generator(0, "validation"), data.batch_size
@@ -214,7 +214,7 @@ class Log(Hooks):
         self.close()
 
     def on_exception(self, trainer, module, error) -> None:
-        """End the progress bar, so that what is printed next has a line of its own."""
+        """End the progress bar, so that the next output has a line of its own."""
         self.close()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ log = logging.getLogger("fmdiff")
 class Training(pl.LightningModule):
     """Optimiser step k is a function of (weights, optimiser state, seed, k) and nothing else.
 
-    settings: the resolved config, of which the options are the part `trainer`.
+    settings: the resolved config. options: its part `trainer`.
     """
 
     def __init__(
@@ -45,31 +45,31 @@ class Training(pl.LightningModule):
         self.settings, self.options = settings, options
         self.net, self.objective, self.batches = net, objective, batches
         self.data, self.tally = batches.data, batches.tally
-        self.classifies = objective.logits  # what it trains gives no samples
+        self.classifies = objective.logits  # a classifier gives no samples
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
         self.seed, self.step, self.skips = settings["seed"], 0, 0
-        # of the run that goes on, until the optimiser and the scaler are there
+        # states of a resumed run, until the optimiser and the scaler exist
         self.optimizer_state: dict | None = None
         self.scaler_state: dict | None = None
-        # a loss above which a step counts as a spike, and the steps (k, loss) that were: see Log
+        # the loss above which a step is a spike, and the spikes (k, loss) so far: see Log
         self.spike_above, self.spikes = math.inf, list[tuple[int, float]]()
         self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules())
         if options.recompute:
             precision.recompute(net)
 
     def field(self) -> Any:
-        """The averaged network as a field or, of objective=classification, as a classifier.
+        """The averaged network as a field or, for objective=classification, as a classifier.
 
-        Of several averages it is the first; without one it is the network itself.
+        It is the first of several averages. Without averages it is the network itself.
         """
         net = self.averages[0] if len(self.averages) else copy.deepcopy(self.net).eval()
         return self.objective.field(net, self.data.shape, self.data.classes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser; the module is on its device by now, so how it computes is settled too."""
+        """Make the optimiser, and set up how to compute, as the module is on its device by now."""
         options, device = self.options, self.device
         self.batches.device = device
-        # looking the parameters up takes as long as their update
+        # looking up the parameters takes as long as their update
         self.weights = list(self.net.parameters())
         self.optimizer = build(self.settings["optim"], self.weights)
         # torch's fused optimisers can divide the gradients by a number
@@ -98,7 +98,7 @@ class Training(pl.LightningModule):
         self.rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
 
     def learning_rate(self, k: int) -> float:
-        """Linear warm-up, then constant or half a cosine down to 0 at max_steps."""
+        """The rate of step k: linear warm-up, then constant or half a cosine to 0 at max_steps."""
         warmup, last = self.options.warmup, self.options.max_steps
         if k < warmup:
             return self.rate * (k + 1) / warmup
@@ -107,7 +107,7 @@ class Training(pl.LightningModule):
         return self.rate / 2 * (1 + math.cos(math.pi * (k - warmup) / max(1, last - warmup)))
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> None:
-        """The optimiser steps batch[0] ... batch[1] - 1, all their draws made before."""
+        """Do the optimiser steps batch[0] ... batch[1] - 1. All their inputs are drawn first."""
         steps = range(*batch)
         self.clock.start(steps)
         batches = self.batches(steps, self.rows)
@@ -119,10 +119,10 @@ class Training(pl.LightningModule):
         loop.optim_step_progress.total.completed = self.step  # Lightning's global_step
 
     def optimiser_step(self, k: int, parts: list[Terms]) -> None:
-        """One update of the weights theta and of their averages, of the gradient g of the loss:
+        """Update the weights theta and their averages, given the gradient g of the loss:
 
             g     <- g min(1, clip / |g|)
-            theta <- theta - rate(k) direction(g)             as the optimiser has it
+            theta <- theta - rate(k) direction(g)             direction: the optimiser's
             mean  <- d(k) mean + (1 - d(k)) theta             for each average
 
         A step whose loss or |g| is not finite changes nothing.
@@ -140,7 +140,7 @@ class Training(pl.LightningModule):
             self.spikes.append((k, loss))
         clip = self.options.clip or math.inf
         too_long = norm > clip
-        if self.divides:  # on the way, without a pass over all gradients before
+        if self.divides:  # the optimiser scales them, which saves a pass
             self.optimizer.grad_scale = length / clip if too_long else None
         elif too_long:
             nn.utils.clip_grads_with_norm_(self.weights, clip, length)
@@ -152,9 +152,9 @@ class Training(pl.LightningModule):
         self.clock.lap("ema")
 
     def gradient(self, parts: list[Terms]) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the mean loss in the weights; the loss () and its norm ().
+        """Compute the gradient of the mean loss into the weights. Returns loss () and norm ().
 
-        Both are those of the global batch, so that all devices decide alike.
+        Both are of the global batch, so that all devices decide alike.
         """
         for weight in self.weights:  # zero_grad() without its record for the profiler
             weight.grad = None
@@ -175,7 +175,7 @@ class Training(pl.LightningModule):
         return total, torch.linalg.vector_norm(torch.stack(norms))
 
     def eager_loss(self, *terms: Tensor | None) -> Tensor:
-        """The mean loss of a micro-batch, over their number: ()."""
+        """The mean loss () of a micro-batch, divided by the number of micro-batches."""
         *terms, augmentation = terms  # type: ignore[assignment]
         net: Any = self.net if augmentation is None else partial(self.net, augment=augmentation)
         with precision.cast(self.device, self.dtype_of_products):
@@ -184,7 +184,7 @@ class Training(pl.LightningModule):
         return loss if parts == 1 else loss / parts
 
     def unsynchronised(self) -> AbstractContextManager[Any]:
-        """The context in which devices keep their gradients to themselves."""
+        """A context in which devices do not exchange gradients."""
         if isinstance(self.strategy, ParallelStrategy):
             return self.strategy.block_backward_sync()
         return nullcontext()
@@ -192,8 +192,8 @@ class Training(pl.LightningModule):
     def skip(self, k: int, loss: float, norm: float) -> None:
         """Leave the weights as they are after a step that is not finite.
 
-        With fp16 the gradients overflow now and then until their scale fits, which does not
-        count. Raises Diverged after more than `skip_nonfinite` such steps.
+        With fp16 the gradients overflow now and then until their scale fits, and such steps do not
+        count. Raises Diverged after more than `skip_nonfinite` other steps.
         """
         scale = self.scaler.get_scale()
         self.scaler.update()

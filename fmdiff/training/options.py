@@ -1,17 +1,17 @@
-"""The keys of trainer=: what configs/trainer/default.yaml holds and its comments explain."""
+"""The keys of trainer=, which comments in configs/trainer/default.yaml explain."""
 
 import math
 from dataclasses import dataclass
 
 from fmdiff.errors import FmdiffError
 
-# what happens every so many steps: NAME_every
+# events that happen every NAME_every steps
 INTERVALS = ("log", "validate", "picture", "metrics", "checkpoint")
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """The settings of group trainer; the values are checked where they are composed."""
+    """The settings of group trainer. Their values are checked when the config is composed."""
 
     max_steps: int
     max_time: str | float | None
@@ -45,14 +45,14 @@ class TrainerOptions:
     progress: bool
 
     def every(self, name: str) -> int:
-        """The steps between two events of one of INTERVALS."""
+        """The number of steps between two events of a name in INTERVALS."""
         return vars(self)[f"{name}_every"]
 
     def steps_per_batch(self, points: bool) -> int:
         """Optimiser steps per Lightning batch, a divisor of all intervals so that none is missed.
 
-        points: the data are points, not images. Raises FmdiffError if inner_steps is no such
-        divisor.
+        points: whether the data are points, not images. Raises FmdiffError if inner_steps does not
+        divide the intervals.
         """
         intervals = [self.every(name) for name in INTERVALS]
         if self.inner_steps is None:

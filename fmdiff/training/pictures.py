@@ -1,4 +1,4 @@
-"""Pictures of samples on the way."""
+"""Pictures of samples during training."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ log = logging.getLogger("fmdiff")
 
 
 class Pictures(Hooks):
-    """Samples of the averaged weights from the same noise every so many steps."""
+    """Draws samples of the averaged weights from the same noise at intervals."""
 
     def __init__(self, folder: Path, options: TrainerOptions) -> None:
         self.folder, self.every = folder / "samples", options.picture_every
@@ -31,7 +31,7 @@ class Pictures(Hooks):
             return
         try:
             self.picture(trainer, module)
-        except (FmdiffError, OSError) as error:  # a picture is not worth a run
+        except (FmdiffError, OSError) as error:  # a failed picture must not end the run
             log.warning("no picture at step %d: %s", module.step, error)
 
     def picture(self, trainer: pl.Trainer, module: Training) -> None:

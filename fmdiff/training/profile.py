@@ -1,4 +1,4 @@
-"""profile=true: where the time of a step goes, operation by operation."""
+"""profile=true measures the time of a step, operation by operation."""
 
 import logging
 import tempfile
@@ -15,9 +15,9 @@ log = logging.getLogger("fmdiff")
 
 
 class Profile(Hooks):
-    """trace.json.gz of a few Lightning batches, and a table of what took longest in them.
+    """Writes trace.json.gz of a few Lightning batches, and prints the slowest operations.
 
-    To be opened in ui.perfetto.dev or chrome://tracing.
+    Open the trace in ui.perfetto.dev or chrome://tracing.
     """
 
     BEFORE, MEASURED = 5, 3  # batches
@@ -39,7 +39,7 @@ class Profile(Hooks):
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         with tempfile.TemporaryDirectory() as scratch, files.whole(self.path) as file:
-            trace = Path(scratch) / self.path.name  # packed where the name ends in .gz
+            trace = Path(scratch) / self.path.name  # compressed if the name ends in .gz
             profiler.export_chrome_trace(str(trace))
             file.write(trace.read_bytes())
         log.info("%s holds the trace of %d batches", self.path, self.MEASURED)

@@ -1,4 +1,4 @@
-"""What ends training early and in order: a signal or the time limit, on all ranks together."""
+"""Ends training early and in order, by a signal or the time limit, on all ranks together."""
 
 import math
 import os
@@ -18,22 +18,22 @@ from fmdiff.training.trainer import Hooks
 
 
 class Stop(Hooks):
-    """Signals and the time limit: all ranks look at the flag together, between steps.
+    """Ends training on a signal or at the time limit. All ranks check the flag between steps.
 
-    The second Ctrl-C stops at once. Stands after all other callbacks, so that a rank that leaves
-    `finish` knows that rank 0 has saved.
+    The second Ctrl-C stops at once. This is the last callback, so a rank that leaves `finish`
+    knows that rank 0 has saved.
     """
 
     TIME = 1000  # larger than any signal's number
-    TWICE = 1.0  # seconds; torchrun passes on a Ctrl-C that the terminal has sent already
+    TWICE = 1.0  # seconds; torchrun repeats a Ctrl-C that the terminal has already sent
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self.number = self.flag = 0  # the signal's: of this process; on which all ranks agree
+        self.number = self.flag = 0  # this process's signal, and the one that all ranks agree on
         self.first = math.inf  # when this process had its first Ctrl-C
 
     def listening(self) -> AbstractContextManager[None]:
-        """Signals raise the flag while the block runs."""
+        """A context in which signals set the flag."""
         return signals.handling(self._receive)
 
     def _receive(self, number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""What the optimiser steps since the last report add up to."""
+"""Sums over the optimiser steps since the last report."""
 
 import math
 from dataclasses import astuple, dataclass
@@ -33,15 +33,15 @@ class Tally:
         return total / (self.steps or math.nan)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all sums to zero."""
         self.load(torch.zeros(5, dtype=torch.float64))
 
     def tensor(self) -> Tensor:
-        """The five sums as a checkpoint stores them: (5,) float64."""
+        """The five sums as a checkpoint stores them, (5,) float64."""
         return torch.tensor(astuple(self), dtype=torch.float64)
 
     def load(self, sums: Tensor) -> None:
-        """Take over the sums of a checkpoint; older ones hold the first three alone."""
+        """Load the sums of a checkpoint. Older ones hold the first three alone."""
         loss, norm, steps, *costs = sums.tolist()
         self.loss, self.norm, self.steps = loss, norm, round(steps)
         self.transport, self.independent = costs or (0.0, 0.0)

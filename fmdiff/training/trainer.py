@@ -1,4 +1,4 @@
-"""Lightning's trainer as a run needs it: with nothing of its own on, and quiet."""
+"""Lightning's trainer, quiet and with all its own features off."""
 
 import logging
 import threading
@@ -20,16 +20,16 @@ from fmdiff.training.options import INTERVALS, TrainerOptions
 
 
 class Hooks(Callback):
-    """What is done between optimiser steps, the hooks of Lightning that a run has a use for."""
+    """The base class of work between optimiser steps, with the hooks that a run uses."""
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
-        """Before the first step; `module.step` steps were done by an earlier run."""
+        """Called before the first step. An earlier run has done `module.step` steps."""
 
     def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
-        """After each Lightning batch, that is each range of Chunks; `module.step` are done."""
+        """Called after each Lightning batch, a range of Chunks. `module.step` steps are done."""
 
     def finish(self, trainer: pl.Trainer, module: Training) -> None:
-        """After the last step, also where a signal or the time limit made it the last."""
+        """Called after the last step, also if a signal or the time limit ended training."""
 
     def on_train_start(self, trainer, module) -> None:
         """Lightning's name of `start`."""
@@ -45,7 +45,7 @@ class Hooks(Callback):
 
 
 class Chunks:
-    """What the trainer iterates over: (k, stop) ranges of optimiser steps, cut at multiples."""
+    """The trainer's data: ranges (k, stop) of optimiser steps, cut at multiples."""
 
     def __init__(self, first: int, last: int, size: int) -> None:
         edges = [first, *range(first // size * size + size, last, size), last]
@@ -65,7 +65,7 @@ def fitter(
     folder: Path,
     logger: Logger | None = None,
 ) -> pl.Trainer:
-    """Lightning's trainer, with nothing of its own on."""
+    """Make Lightning's trainer, with all its own features off."""
     alone = processes.world() == 1
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -83,13 +83,13 @@ def fitter(
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )
-    # its handler of SIGTERM calls the other ranks, which are not listening
+    # its handler of SIGTERM calls other ranks, which do not answer
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 def experiment_logger(folder: Path, options: TrainerOptions, step: int) -> Logger | None:
-    """The logger of `trainer.logger=` for a run that goes on from `step`.
+    """The logger of `trainer.logger=` for a run that continues from `step`.
 
     metrics.csv is written in any case.
     """
@@ -99,8 +99,8 @@ def experiment_logger(folder: Path, options: TrainerOptions, step: int) -> Logge
         from lightning.pytorch.loggers import WandbLogger
 
         return WandbLogger(save_dir=folder, project="fmdiff")
-    # what an earlier attempt wrote of the steps that come again is not shown, nor the last values
-    # of a run that now goes on
+    # hides events of steps that will be repeated, and the last values of the run that ended here
+    # and now continues
     reported = any(step % options.every(name) == 0 for name in INTERVALS[:4])
     purge = step + (step > 0 and reported)
     return lenient(TensorBoardLogger)(
@@ -115,13 +115,13 @@ def board(trainer: pl.Trainer) -> Any:
 
 
 def lenient(kind: type[Logger]) -> type[Any]:
-    """A logger that may fail to write, on a full disk, without ending the run."""
+    """A logger whose failure to write, on a full disk, does not end the run."""
 
     def forgiving(name: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
             try:
                 getattr(kind, name)(*args, **kwargs)
-            except Exception as error:  # Lightning makes a ValueError of some
+            except Exception as error:  # Lightning turns some into ValueError
                 if not isinstance(error.__cause__ or error, OSError):
                     raise
 
@@ -132,8 +132,8 @@ def lenient(kind: type[Logger]) -> type[Any]:
 
 
 def quiet() -> None:
-    """Keep Lightning's tips and its doubled lines out of the user's sight; warnings stay."""
-    # TensorBoard's thread raises it once more where something is written
+    """Silence Lightning's tips and its repeated lines. Warnings stay."""
+    # TensorBoard's thread error is raised again at the next write
     threading.excepthook = lambda args: (
         None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
     )
@@ -142,7 +142,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",
-        ".*in eval mode at the start of training.*",  # the averages
+        ".*in eval mode at the start of training.*",  # the averages are in eval mode
         ".*does not have many workers.*",
         ".*val_dataloader.*",
         ".*GPU available but not used.*",

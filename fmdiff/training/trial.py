@@ -1,4 +1,4 @@
-"""A few steps of a run that are timed and forgotten."""
+"""Times a few steps of a run and discards them."""
 
 import tempfile
 import time
@@ -11,12 +11,12 @@ from lightning import pytorch as pl
 from fmdiff.training.module import Training
 from fmdiff.training.trainer import Chunks, Hooks, fitter, quiet
 
-SECONDS = 5.0  # seconds of the timed trial, after its first steps
-WARM = 2  # steps before it; one where a step takes longer than that
+SECONDS = 5.0  # seconds of the timed trial, after the warm-up
+WARM = 2  # warm-up steps; one if a step takes longer than SECONDS
 
 
 class Trial(Hooks):
-    """Stops after SECONDS seconds; steps a second."""
+    """Stops training after SECONDS seconds, and measures `speed` in steps a second."""
 
     speed = 0.0
 
@@ -36,10 +36,10 @@ class Trial(Hooks):
 
 
 def steps_per_second(module: Training, device: torch.device) -> float:
-    """How fast the module trains on one device; its clock then has the parts of a step."""
+    """Measure the speed on one device. The module's clock then has the parts of a step."""
     quiet()
     size = module.options.steps_per_batch(points=len(module.data.shape) == 1)
-    # on CUDA too, the parts of every step are timed
+    # times the parts of every step, on CUDA too
     module.options = replace(module.options, log_every=1, devices=1)
     trial = Trial()
     with tempfile.TemporaryDirectory() as folder:
