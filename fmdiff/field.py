@@ -1,8 +1,8 @@
 """Fields: what solvers, plots and metrics see of a model.
 
-A field answers `field(x_t, t) -> v` and `field.predict(x_t, t, kind)` for x_t (B, *shape) and t of
-shape () or (B,), and says by `field.interval(kind)` where it may be asked. A network, a guided
-pair, an exact mixture (exact.py), a plain function and a field along another path are all fields.
+`field(x_t, t)` is v and `field.predict(x_t, t, kind)` any quantity, for x_t (B, *shape) and t of
+shape () or (B,). `field.interval(kind)` gives the times at which they are defined. A network, a
+guided pair, an exact mixture (exact.py) and a plain function are fields, among others.
 """
 
 import copy
@@ -23,22 +23,22 @@ from fmdiff.models.network import answer
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.source import Normal, Source
 
-# A prediction blind at t = 0 is asked from this straight time on, one singular at t = 1 up to
-# one minus it; beyond it a single jump to the estimate of x loses less than the network's error.
+# A field that is singular at t = 0 or 1 is used only this far (in straight time) from that end.
+# Beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
-Classes = list[int] | int | None  # the labels to sample; None: all in turn
+Classes = list[int] | int | None  # the labels to sample; None means all in turn
 
 
 class Field:
-    """The interface; `shape` and `classes` are the data's, `evaluations` counts rows asked."""
+    """The interface. `shape` and `classes` describe the data, `evaluations` counts rows of x_t."""
 
-    net: nn.Module | None = None  # the network that answers, if one does
+    net: nn.Module | None = None  # the network inside, if there is one
     path: Path
     shape: tuple[int, ...]
     classes: int = 0
-    only: tuple[int, ...] = ()  # the labels the data were restricted to; empty: all
-    gaussian: bool = True  # eps is normal and independent of x: the score is -E[eps | x_t] / beta
-    branches: int = 1  # evaluations of the model that one question costs at most
+    only: tuple[int, ...] = ()  # the labels the data were restricted to; empty means all
+    gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
+    branches: int = 1  # the most model evaluations that one call costs
     evaluations: int = 0
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Field:
         raise NotImplementedError
 
     def price(self, t: Tensor) -> int:
-        """Evaluations of the model that a question at time t () costs."""
+        """The number of model evaluations that a call at time t () costs."""
         return self.branches
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
@@ -58,11 +58,11 @@ class Field:
         raise NotImplementedError
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        """States at time t for noise eps (B, *shape) of the samples first, first + 1, ..."""
+        """The states at time t of samples first, first + 1, ... with noise eps (B, *shape)."""
         raise NotImplementedError
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        """log p_t(z) (B,) of states z (B, *shape) at time t (), where the field begins.
+        """log p_t(z) (B,) of states z (B, *shape) at the field's first time t ().
 
         Raises FmdiffError for a field, or a source, without a known density.
         """
@@ -76,14 +76,14 @@ class Field:
         raise NotImplementedError
 
     def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
-        """Labels of samples start ... stop - 1: the chosen classes in turn, None without classes.
+        """Labels of samples start ... stop - 1: `classes` in turn, or None without classes.
 
-        Raises FmdiffError for a class the model does not have.
+        Raises FmdiffError for a class that the model does not have.
         """
         return in_turn(classes, self.classes, self.only, start, stop)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Field":
-        """The field that computes there and in that precision; a network itself is moved."""
+        """The field on this device and in this dtype. A network is moved in place."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -99,7 +99,7 @@ class Field:
 def in_turn(
     classes: Classes, count: int, labels: tuple[int, ...], start: int, stop: int
 ) -> Tensor | None:
-    """Labels of samples start ... stop - 1: the classes in turn, by default `labels` or all."""
+    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all."""
     if not count:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: this model was trained without classes")
@@ -111,7 +111,7 @@ def in_turn(
 
 
 def need_gaussian(field: Field, what: str, instead: str = "") -> None:
-    """Raises FmdiffError, naming what needs it, where eps is not normal and independent of x."""
+    """Raises FmdiffError, naming `what` needs it, unless eps is normal and independent of x."""
     if not field.gaussian:
         raise FmdiffError(
             f"{what} needs a normal source independent of x, and this model was trained with "
@@ -122,9 +122,9 @@ def need_gaussian(field: Field, what: str, instead: str = "") -> None:
 class NetField(Field):
     """A trained network as a field.
 
-    The network sees x_t and predicts its quantity at unit scale. With s = data_std, the source at
-    scale q (1 for the normal one) and (a, b) the row of a quantity, its root mean square is
-    rms = sqrt(a^2 s^2 + b^2 q^2), and
+    The network sees x_t and predicts its quantity at unit scale. Let s = data_std, let q be the
+    std of the source (1 if normal), and let (a, b) be the row of a quantity. Then its root mean
+    square is rms = sqrt(a^2 s^2 + b^2 q^2), and
 
         prediction = rms(prediction) net(x_t / rms(x_t), 1000 t, y).
 
@@ -162,7 +162,7 @@ class NetField(Field):
         return (a * a * self.data_std**2 + b * b * self.source.std**2).sqrt()
 
     def scale(self, t: Tensor) -> Tensor:
-        """What the network's output is multiplied by, shaped like t."""
+        """The factor of the network's output, shaped like t."""
         if self.precondition:
             return self.path.beta(t) * self.source.std * self.data_std / self.rms("x_t", t)
         return self.rms(self.prediction, t)
@@ -176,7 +176,7 @@ class NetField(Field):
         return x_t / self.rms("x_t", expand(t, x_t)), feature.to(x_t).expand(len(x_t))
 
     def skip(self, x_t: Tensor, t: Tensor) -> Tensor | float:
-        """What is added to the scaled output."""
+        """The term added to the scaled output."""
         if not self.precondition:
             return 0.0
         time = expand(t, x_t)
@@ -209,7 +209,7 @@ class NetField(Field):
         return lo, hi
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        """A source sample at the scale of x_t; beta eps where alpha is 0."""
+        """A source sample at the scale of x_t, which is beta eps if alpha is 0."""
         return self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
 
     def bind(self, y: Tensor) -> "NetField":
@@ -233,7 +233,7 @@ class NetField(Field):
 
 
 class Around(Field):
-    """A field around a field: all but what a subclass changes is the inner one's."""
+    """A field around a field. It passes on everything that a subclass does not change."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.path, self.branches = field, field.path, field.branches
@@ -263,9 +263,9 @@ class Around(Field):
 class Along(Around):
     """A field seen along another path: an exact change of coordinates.
 
-    All Gaussian paths share the straight one: times correspond by r = alpha / (alpha + beta), and
-    x_t / (alpha + beta) is the same point on each. `field.predict(..., "straight")` is finite
-    wherever the field is, so that is what the inner field is asked for.
+    All Gaussian paths share the straight one. Times correspond by r = alpha / (alpha + beta), and
+    x_t / (alpha + beta) is the same point on each. The inner field predicts "straight", which is
+    finite wherever the field is.
     """
 
     def __init__(self, field: Field, path: Path) -> None:
@@ -273,7 +273,7 @@ class Along(Around):
         self.path = path
 
     def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner path's time, and inner state / outer state, at the outer time u."""
+        """The inner time, and the ratio of the inner to the outer state, at the outer time u."""
         t = self.field.path.time_of_r(self.path.r(u))
         inner, outer = self.field.path, self.path
         return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
@@ -318,14 +318,14 @@ def Straight(field: Field) -> Field:
 
 
 class FunctionField(NetField):
-    """A plain function in place of a network: its answer is taken as it is.
+    """A plain function in place of a network; its result is used as it is.
 
-    fn(x_t, t) gives the quantity `kind` of x_t (B, *shape) at t, which is of shape (), or (B,)
-    where a solver is adaptive. interval: the times at which it may be asked, all where the path
-    allows it by default. Sampling starts from beta eps, or with noise of std
-    sqrt(alpha^2 data_std^2 + beta^2) where alpha is not 0.
+    fn(x_t, t) returns the quantity `kind` of x_t (B, *shape) at t. t has shape (), or (B,) if the
+    solver is adaptive. `interval` gives the times at which fn may be called, by default all that
+    the path allows. Sampling starts from beta eps, or from noise of std
+    sqrt(alpha^2 data_std^2 + beta^2) if alpha is not 0.
 
-    Raises FmdiffError for an interval outside [0, 1] and, when asked, for an answer that is no
+    Raises FmdiffError for an interval outside [0, 1] and, when called, if fn does not return a
     tensor of the shape of x_t.
     """
 
@@ -374,7 +374,7 @@ class FunctionField(NetField):
 
 
 class _Module(ModuleType):
-    """This module, which can be called: `fmdiff.field` names both it and what it mostly makes."""
+    """A module that can be called, as `fmdiff.field` is both this module and a function."""
 
     def __call__(
         self,

@@ -1,14 +1,14 @@
-"""Guidance: fields around fields, made from a field and labels before a solver sees them.
+"""Guidance: turns a field and labels into the guided field that a solver sees.
 
-Every guidance here aims at the density p(x_t) (p(x_t | y) / p(x_t))^w. With a guide that answers
-for p(x_t), the null label or a worse model,
+Every guidance here aims at the density p(x_t) (p(x_t | y) / p(x_t))^w. A guide stands for p(x_t);
+it is the null label or a worse model. With a guide
 
     v = guide + w (v(x_t, y) - guide),
 
-so w = 1 is no guidance. The formula holds for every kind, since kinds are affine in each other
-with the same coefficients on both sides. A classifier gives the same from the model alone, as
-grad log p(x_t | y) / p(x_t) = grad log p(y | x_t). Where the guide is the same network, both
-branches are asked in one batch; each counts as an evaluation, as does a classifier.
+so w = 1 means no guidance. The formula holds for every kind, since kinds are affine in each other
+with the same coefficients on both sides. A classifier gives the same without a guide, because
+grad log (p(x_t | y) / p(x_t)) = grad log p(y | x_t). If the guide is the same network, both
+branches are computed in one batch. Each counts as an evaluation, and so does a classifier.
 """
 
 import math
@@ -24,14 +24,14 @@ from fmdiff.field import EDGE, Along, Around, Classes, Field, in_turn, need_gaus
 from fmdiff.formula import Formula
 from fmdiff.path import Kind, Path, expand
 
-PERCENTILE = 0.995  # of |x| that dynamic thresholding takes for the end of the range
+PERCENTILE = 0.995  # dynamic thresholding takes this quantile of |x| for the end of the range
 
 
 class Unguided(Described):
     """guidance=none: the conditional branch alone (the whole field when there are no classes).
 
-    The base of every guidance. leader: the parameter that takes the model which leads; a YAML
-    names it by ckpt, weights and trust, and `fmdiff.loading.guidance` loads it.
+    The base class of every guidance. `leader` names the parameter that takes the guiding model. A
+    YAML gives that model by ckpt, weights and trust, for `fmdiff.loading.guidance` to load.
     """
 
     leader: str | None = None
@@ -42,7 +42,7 @@ class Unguided(Described):
     def labels(
         self, field: Field, classes: Classes, start: int, stop: int, seed: int
     ) -> Tensor | None:
-        """The labels y that samples start ... stop - 1 of the field are asked for."""
+        """The labels y of samples start ... stop - 1 of the field."""
         return field.labels(classes, start, stop, seed)
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
@@ -53,7 +53,7 @@ class Unguided(Described):
 class CFG(Unguided):
     """guidance=cfg, interval and rescale: the guide is the null label's branch (see Guided).
 
-    Raises FmdiffError for a key out of range and, when called, for a model without classes.
+    Raises FmdiffError for an option out of range and, when called, for a model without classes.
     """
 
     def __init__(
@@ -87,11 +87,9 @@ class CFG(Unguided):
 class Autoguidance(Unguided):
     """guidance=autoguidance: the guide is a worse model of the same data.
 
-    A smaller or less trained one, or other averages of the same run (Karras et al. 2024,
-    arXiv:2406.02507). It is seen along the model's path, whatever its own is, and asked for the
-    same labels if it has classes.
-
-    origin: what a message calls the guide.
+    The guide may be smaller or less trained, or use other averages of the same run (Karras et al.
+    2024, arXiv:2406.02507). It is converted to the model's path, and it gets the same labels if
+    it has classes. Messages call it `origin`.
 
     Raises FmdiffError, when called, if the guide's data have another shape or other classes.
     """
@@ -118,10 +116,9 @@ class Autoguidance(Unguided):
 
 
 class ByClassifier(Unguided):
-    """guidance=classifier: a noise-aware classifier leads a model with or without classes.
+    """guidance=classifier: a classifier of noisy data guides a model, with or without classes.
 
-    See Tilted. The classifier is trained by objective=classification. origin: what a message
-    calls it.
+    See Tilted. objective=classification trains the classifier. Messages call it `origin`.
 
     Raises FmdiffError, when called, if the classifier's data have another shape or other
     classes, and for a model whose source is not normal and independent of x.
@@ -159,7 +156,7 @@ class ByClassifier(Unguided):
 
 
 def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
-    """Where a field's network is and in which precision; that of the CPU without one."""
+    """The device and dtype of a field's network, or the CPU and float32 without a network."""
     parameter = None if field.net is None else next(field.net.parameters(), None)
     return ("cpu", torch.float32) if parameter is None else (parameter.device, parameter.dtype)
 
@@ -183,27 +180,28 @@ class Strength:
         return repr(self.value)
 
     def __eq__(self, w: object) -> bool:
-        """Whether it is the number w at every time."""
+        """Whether the scale is the number w at every time."""
         return self.value == w
 
     def __call__(self, path: Path, x: Tensor, t: Tensor) -> Tensor | float:
-        """w at t, made broadcastable against x."""
+        """The scale at t, shaped to broadcast against x."""
         if isinstance(self.value, float):
             return self.value
         return expand(self.value(t, path.r(t)), x).to(x)
 
 
 class Guided(Around):
-    """guide + w (v(x_t, y) - guide); the guide is another field or, as in classifier-free
-    guidance (Ho & Salimans 2022, arXiv:2207.12598), the same with the null label.
+    """The guided field guide + w (v(x_t, y) - guide).
 
-    Where r lies outside `interval` = [lo, hi] the conditional branch alone is asked (Kynkaanniemi
-    et al. 2024, arXiv:2404.07724; their noise levels are (1 - r) / r). With phi > 0 the estimate
-    of x becomes phi x std(conditional) / std(x) + (1 - phi) x, std over all but the batch (Lin et
-    al. 2023, arXiv:2305.08891, section 3.4).
+    The guide is another field or, in classifier-free guidance (Ho & Salimans 2022,
+    arXiv:2207.12598), the same field with the null label. If r lies outside `interval` = [lo, hi],
+    only the conditional branch is computed (Kynkaanniemi et al. 2024, arXiv:2404.07724; their
+    noise levels are (1 - r) / r). With phi > 0 the estimate of x becomes
+    phi x std(conditional) / std(x) + (1 - phi) x, where std is taken over each sample (Lin et al.
+    2023, arXiv:2305.08891, section 3.4).
     """
 
-    evaluations = 0  # rows asked of either network
+    evaluations = 0  # rows evaluated by either network
 
     def __init__(
         self,
@@ -294,12 +292,12 @@ class Guided(Around):
 class Tilted(Around):
     """score + k grad log p(y | x_t), in any kind (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
-    k = w for a field without classes, and w - 1 beside the conditional branch of one with
-    classes, so that both aim at p(x_t) p(y | x_t)^w. A classifier is blind at alpha = 0, where
-    nothing of x is left, so the field is asked from r = 0.01 on.
+    k is w for a field without classes, and w - 1 for the conditional branch of a field with
+    classes, so that both aim at p(x_t) p(y | x_t)^w. At alpha = 0 nothing of x is left for the
+    classifier to see, so the field's interval begins at r = 0.01.
     """
 
-    evaluations = 0  # rows asked of the model and of the classifier
+    evaluations = 0  # rows evaluated by the model and by the classifier
 
     def __init__(self, field: Field, y: Tensor, w: Strength, classifier: Classifier) -> None:
         super().__init__(field)
@@ -321,11 +319,11 @@ class Tilted(Around):
             return value
         score = (self.w(self.path, x_t, t) - self.offset) * self.gradient(x_t, t)
         self.evaluations += len(x_t)
-        # kinds are affine in the score: what it gains reaches them by the slope alone
+        # every kind is affine in the score, so a change of the score enters by the slope alone
         return value + self.path.convert(score, torch.zeros_like(x_t), t, "score", kind)
 
     def gradient(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """grad log p(y | x_t) (B, *shape), of a classifier along any path."""
+        """grad log p(y | x_t) (B, *shape), whatever the classifier's own path is."""
         path, theirs = self.path, self.classifier.path
         u = theirs.time_of_r(path.r(t))
         scale = (theirs.alpha(u) + theirs.beta(u)) / (path.alpha(t) + path.beta(t))
@@ -347,7 +345,7 @@ class Tilted(Around):
 
 
 def _of_estimate(field: Field, kind: Kind) -> tuple[float, float]:
-    """Where `kind` can be had from a changed estimate of x: not where no noise is left."""
+    """The interval on which `kind` follows from a changed estimate of x, which needs noise."""
     lo, hi = field.interval("x")
     if kind == "x":
         return lo, hi
@@ -357,11 +355,11 @@ def _of_estimate(field: Field, kind: Kind) -> tuple[float, float]:
 
 
 class Clipped(Around):
-    """A field of images whose estimate of x is kept in range, [-1, 1].
+    """A field of images whose estimate of x is kept in [-1, 1].
 
-    how=data: clamped. how=dynamic: clamped to [-s, s] and divided by s, s the 99.5th percentile
-    of |x| in each image, at least 1 (dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487,
-    section 2.3), which keeps strong guidance from saturating.
+    how=data clamps x. how=dynamic clamps x to [-s, s] and divides it by s, where s is the 99.5th
+    percentile of |x| in each image, at least 1. This dynamic thresholding (Saharia et al. 2022,
+    arXiv:2205.11487, section 2.3) keeps strong guidance from saturating.
     """
 
     def __init__(self, field: Field, how: str) -> None:
@@ -380,9 +378,9 @@ class Clipped(Around):
 
 
 def in_range(field: Field, clip: str) -> Field:
-    """clip=none, data or dynamic: the field itself, or Clipped.
+    """The field itself for clip=none, and Clipped for clip=data or dynamic.
 
-    Raises FmdiffError for another word, and for data that are not images.
+    Raises FmdiffError for any other clip, and for data that are not images.
     """
     choices = ("none", "data", "dynamic")
     if clip not in choices:

@@ -1,4 +1,4 @@
-"""How a field is solved: the times of the steps and what they cost, and the one loop over them."""
+"""Integration of a field: the times of the steps, their cost, and the one loop over them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fmdiff.path import Kind
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
 from fmdiff.solvers.solver import Noise, Solver, check_step
 
-STEPS = 28  # where neither steps nor nfe nor the schedule says it
+STEPS = 28  # the default if neither steps nor nfe nor the schedule decides
 Law = Callable[[Tensor], Tensor]  # a schedule, or a plain function of u in its place
 
 
@@ -27,13 +27,13 @@ def integrate(
     observe: Callable[[Tensor, Tensor], None] | None = None,
     jump: bool = False,
 ) -> Tensor:
-    """Carry the states x (B, *shape) along times (S+1,) float64: the one loop.
+    """Carry the states x (B, *shape) along times (S+1,) float64.
 
-    noise(t, s) gives the Brownian increment W_s - W_t of these samples. observe(t, x) is shown
-    every state but the first. With `jump` the caller takes one more step, of order 1, afterwards.
+    noise(t, s) gives the Brownian increment W_s - W_t of these samples. observe(t, x) is called
+    with every state but the first. `jump` says that the caller takes one more step of order 1.
 
-    Raises FmdiffError for what is no solver, and for a step that returns something else than the
-    next x and a state.
+    Raises FmdiffError if `solver` is no Solver, or if a step does not return the next x and a
+    state.
     """
     state = of_class(solver, Solver).begin(times, jump)
     for t, s in pairwise(times):
@@ -52,18 +52,18 @@ class Backward(Field):
         self.field, self.branches = field, field.branches
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        """-v at the time u = t, whatever the kind: v alone turns round with time."""
+        """-v at the time u = t, whatever the kind, since only v changes its sign with time."""
         return -self.field(x_t, -t)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a solver will do: its times, whether a jump to the estimate of x follows, its price."""
+    """The plan of a solver: its times, whether a jump to the estimate of x follows, its cost."""
 
     times: Tensor  # (S+1,) float64, increasing, in the coordinates of the field
     jump: bool
-    # network evaluations per sample, each branch of a guided step counted; None: the solver is
-    # adaptive and they are known after the run
+    # network evaluations per sample, counting each branch of guidance; None if the solver is
+    # adaptive, as they are known only after the run
     nfe: int | None
 
     @property
@@ -83,13 +83,13 @@ def plan(
 ) -> Plan:
     """Lay out `steps` intervals over the field's interval, or as many as `nfe` evaluations allow.
 
-    final=denoise: the last interval is one jump to the estimate of x. final=solver: no jump.
-    final=auto: a jump if noise is left at the end of the interval. Such a jump comes after
-    steps - 1 solver steps; one from a clean end replaces the last step. An adaptive solver crosses
-    the interval in one step, unless a trajectory is to show the `steps`.
+    final=denoise makes the last interval one jump to the estimate of x. final=solver has no jump.
+    final=auto jumps if noise is left at the end of the interval. Such a jump comes after
+    steps - 1 solver steps; a jump from a clean end replaces the last step. An adaptive solver
+    crosses the interval in one step, unless a trajectory has to show the `steps`.
 
-    Raises FmdiffError when steps and nfe are both given or not positive, when nfe does not pay for
-    one step, and for what is no solver.
+    Raises FmdiffError if steps and nfe are both given or not positive, if nfe does not pay for one
+    step, or if `solver` is no Solver.
     """
     of_class(solver, Solver)
     need_positive(steps=steps, nfe=nfe)
@@ -111,14 +111,14 @@ def plan(
 
 
 def need_positive(**numbers: int | None) -> None:
-    """Raises FmdiffError, naming the option, for a number below 1; None is left to a default."""
+    """Raises FmdiffError, naming the option, for a number below 1. None is allowed."""
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise FmdiffError(f"{name}={value}: 1 or more are needed")
 
 
 def check_steps(solver: Solver, steps: int | None) -> None:
-    """Raises FmdiffError for a number of steps given to a solver that chooses them."""
+    """Raises FmdiffError if steps are given to a solver that chooses its own."""
     if steps is not None and solver.adaptive:
         raise FmdiffError(
             f"steps={steps}: {type(solver).__name__} chooses its own by solver.rtol and "
@@ -127,7 +127,7 @@ def check_steps(solver: Solver, steps: int | None) -> None:
 
 
 def _largest(lay_out: Callable[[int], Plan], nfe: int) -> Plan:
-    """The plan of the most steps that costs at most nfe; by bisection, as more steps cost more."""
+    """The plan with the most steps that costs at most nfe. More steps cost more: it bisects."""
     best = lay_out(1)
     if (best.nfe or 0) > nfe:
         raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
@@ -173,16 +173,16 @@ def _lay_out(
 
 
 def _ending(field: Field, hi: float, final: str) -> tuple[bool, bool]:
-    """Whether noise is left at hi, and whether a jump takes it away."""
+    """Whether noise is left at hi, and whether a final jump follows."""
     noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
     return noisy, final == "denoise" or (final == "auto" and noisy)
 
 
 def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
-    """Evaluations along `times` and for the jump."""
+    """The number of evaluations along `times` and for the jump."""
     if field.branches == 1:
         return solver.nfe(len(times) - 1) + jump
-    # the price of guidance depends on the time: a rehearsal shows which times are asked
+    # the cost of guidance depends on the time, so a rehearsal finds the times of evaluation
     rehearsal = _Rehearsal(field)
     x = torch.zeros(1, 1, dtype=torch.float64)
     integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
@@ -192,7 +192,7 @@ def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
 
 
 class _Rehearsal(Around):
-    """Answers 0 in a field's place and adds up what the field would have cost."""
+    """Returns 0 in place of a field and adds up the field's cost."""
 
     cost = 0
 

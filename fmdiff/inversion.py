@@ -1,13 +1,13 @@
-r"""Inversion: data to noise by the ODE run backwards, and what can be done with it.
+r"""Inversion: the ODE run backwards, from data to noise, and its uses.
 
-encode       the state at the noise end, from x by the ODE in the time -t
-decode       the way back; what encode and decode change of x is the solver's error
-slerp        between two codes, along the sphere they lie on
-straightness of the trajectories, and how much they turn
-inpaint      a box drawn anew, given the rest
+encode       maps x to the state at the noise end, by the ODE in the time -t
+decode       maps it back to x; a round trip changes x by the solver's error
+slerp        interpolates between two codes along the sphere they lie on
+straightness measures how straight trajectories are, and how much they turn
+inpaint      draws a box of an image anew, given the rest
 
-Where a model ends with noise (hi < 1) its state there is alpha(hi) x, as for the likelihood, and
-a round trip begins and ends there.
+If a model ends with noise (hi < 1), its state there is alpha(hi) x, as for the likelihood. A
+round trip begins and ends there.
 """
 
 from collections.abc import Callable
@@ -38,16 +38,16 @@ def encode(field: Field, x: Tensor, solver: Solver, steps: int | None) -> Tensor
 def decode(
     field: Field, z: Tensor, solver: Solver, steps: int | None, observe: Observe | None = None
 ) -> Tensor:
-    """x (B, *shape) from the state z at the field's first time: x_hi / alpha(hi), no jump."""
+    """x = x_hi / alpha(hi) (B, *shape) from the state z at the field's first time. No jump."""
     times = ode_times(field, solver, steps)
     return integrate(solver, field, z, times, observe=observe) / field.path.alpha(times[-1])
 
 
 def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-    r"""[sin((1 - s) w) a + sin(s w) b] / sin w, w the angle between a and b (B, *): (S, B, *).
+    r"""Interpolate between a and b (B, *) at s (S,) in [0, 1]: (S, B, *).
 
-    Of equal norms all have that norm (Shoemake 1985). s (S,) in [0, 1]. Where a and b are
-    parallel it is the straight line.
+    [sin((1 - s) w) a + sin(s w) b] / sin w, with w the angle between a and b (Shoemake 1985),
+    keeps equal norms. If a and b are parallel, the result is the straight line.
     """
     flat = torch.stack([a, b]).flatten(2)
     unit = torch.nn.functional.normalize(flat, dim=2)
@@ -66,12 +66,12 @@ def slerp(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """Between unit vectors, along the last dimension; exact for small angles, unlike arccos."""
+    """The angle between unit vectors along the last dimension; unlike arccos, exact if small."""
     return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
 
 
 class Shape(NamedTuple):
-    """What trajectories look like, averaged over them; all 0 for straight ones."""
+    """The shape of trajectories, averaged over them. All values are 0 for straight ones."""
 
     straightness: float  # the mean over time of E |z_hi - z_lo - (hi - lo) v|^2
     relative: float  # the same over E |z_hi - z_lo|^2
@@ -80,10 +80,10 @@ class Shape(NamedTuple):
 
 
 def straightness(states: Tensor, times: Tensor) -> Shape:
-    """Of trajectories z (S + 1, B, *) at times (S + 1,), after Liu et al. 2023, arXiv:2209.03003.
+    """Shape of trajectories z (S + 1, B, *) at times (S + 1,) (Liu et al. 2023, arXiv:2209.03003).
 
-    S = (1 / (hi - lo)) integral of E |z_hi - z_lo - (hi - lo) v|^2 dt, v the mean velocity of each
-    step; the turning is the sum of the angles between one step and the next.
+    S = (1 / (hi - lo)) integral of E |z_hi - z_lo - (hi - lo) v|^2 dt, with the mean velocity v of
+    each step. The turning is the sum of the angles between one step and the next.
     """
     z = states.flatten(2).double()
     steps, h = z.diff(dim=0), times.to(z).diff()
@@ -104,9 +104,9 @@ def straightness(states: Tensor, times: Tensor) -> Shape:
 
 
 def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Which pixels lie outside box = [top, left, bottom, right]: bool (H, W).
+    """The mask (H, W), bool, of the pixels outside box = [top, left, bottom, right].
 
-    Raises FmdiffError for data that are no images, and a box that is not in them.
+    Raises FmdiffError if the data are not images, or the box is not inside them.
     """
     if len(shape) != 3:
         raise FmdiffError("inpaint= needs images, and these data are points")
@@ -133,10 +133,10 @@ def inpaint(
 ) -> Tensor:
     """x (B, C, H, W) with the pixels where the mask (H, W) is False drawn anew.
 
-    The replacement method (Song et al. 2021, arXiv:2011.13456, section 5): before each step the
-    known pixels are put on their path, alpha x + beta eps, eps the noise the sample began with. It
-    is an approximation of p(unknown | known), as what is unknown hears of the rest only through
-    the network. Sample i depends on (seed, first + i).
+    This is the replacement method (Song et al. 2021, arXiv:2011.13456, section 5). Before each
+    step it sets the known pixels to alpha x + beta eps, with the noise eps of the sample's start.
+    It approximates p(unknown | known), since the unknown pixels see the rest only through the
+    network. Sample i depends on (seed, first + i).
     """
     layout = plan(field, solver, steps)
     times, path = layout.times, field.path

@@ -5,25 +5,25 @@ arXiv:2011.13456, appendix D.2)
 
     log p_hi(x_hi) = log p_lo(x_lo) - \int_lo^hi div v(x_t, t) dt.
 
-log p_lo is the source's density at the scale of x_lo, or what an exact field knows itself. Where
-the field ends before all noise is gone (hi < 1, or beta(1) > 0) there is no density of clean data
-in the model: what is given is that of x_hi / alpha(hi), data with noise of std beta / alpha, at x:
+log p_lo is the source's density at the scale of x_lo, or an exact field's own density. If the
+field ends before all noise is gone (hi < 1, or beta(1) > 0), the model has no density of clean
+data. The result is then that of x_hi / alpha(hi), data with noise of std beta / alpha, at x:
 
-    log p(x) = log p_hi(alpha x) + d log alpha,
+    log p(x) = log p_hi(alpha x) + d log alpha.
 
-a proper density of x in which nothing is corrected; `t` and `noise` = beta / alpha say so. At
-alpha = 1, beta = 0 this is p(x) itself. Any coordinates give the same, as the volume changes of
-x_hi = alpha x and of the density at lo are those of the coordinates (alpha + beta in straight
-ones: field.Along).
+This is a proper density of x without any correction, and `t` and `noise` = beta / alpha name it.
+At alpha = 1, beta = 0 it is p(x) itself. All coordinates give the same result, because the volume
+changes of x_hi = alpha x and of the density at lo are those of the coordinates (alpha + beta in
+straight ones, see field.Along).
 
-Images are 8 bits: pixel p stands for x = p / 127.5 - 1, so its bin is 1/127.5 wide and centred
+Images have 8 bits: pixel p stands for x = p / 127.5 - 1, so its bin is 1/127.5 wide and centred
 there. With u ~ U(0, 1) for each element (Theis et al. 2016, arXiv:1511.01844)
 
     x_u = (p + u - 1/2) / 127.5 - 1,
     P(p) = \int_bin p(x) dx = 127.5^-d E_u p(x_u),    -log P(p) <= E_u[-log p(x_u)] + d log 127.5,
 
-so bits per dimension, a bound on those of the pixels, are nll / (d ln 2) + log2(127.5), d the
-number of elements. Of points they are nll / (d ln 2), and need no bins.
+so bits per dimension, a bound on those of the pixels, are nll / (d ln 2) + log2(127.5), where d is
+the number of elements. For points they are nll / (d ln 2), and there are no bins.
 """
 
 import math
@@ -45,16 +45,16 @@ from fmdiff.sampling import Sampler, default_batch_size
 from fmdiff.solvers.runge_kutta import RK4
 from fmdiff.solvers.solver import Solver
 
-EXACT = 32  # dimensions up to which divergence=auto takes every entry of the trace
-LEVELS = 127.5  # levels of a pixel in a unit of x
+EXACT = 32  # divergence=auto computes the exact trace up to this many dimensions
+LEVELS = 127.5  # pixel levels per unit of x
 
 
 class Augmented(Field):
-    """States (B, d + P) of x and P logarithms of volume: dx/dt = v, dl_j/dt = div v by probe j.
+    """States (B, d + P) of x and P log volumes: dx/dt = v and dl_j/dt = div v by probe j.
 
-    probes (P, B, *shape) give w^T (dv/dx) w for each w (Hutchinson 1990; Grathwohl et al. 2019,
-    arXiv:1810.01367), one pass backwards each; None gives P = 1 and the trace itself by d passes.
-    They are drawn before and stay the same, else the solvers' slopes would not be of one function.
+    Each w of probes (P, B, *shape) gives w^T (dv/dx) w by one backward pass (Hutchinson 1990;
+    Grathwohl et al. 2019, arXiv:1810.01367). None gives P = 1 and the exact trace by d passes. The
+    probes stay the same along the ODE, so that all slopes belong to one function.
     """
 
     def __init__(self, field: Field, probes: Tensor | None) -> None:
@@ -100,7 +100,7 @@ def need_ode(solver: Solver) -> None:
 
 
 def need_field(guidance: Unguided) -> None:
-    """Raises FmdiffError for a guidance that cannot be differentiated again, by a classifier."""
+    """Raises FmdiffError for a guidance that is not differentiable, like that by a classifier."""
     if not guidance.differentiable:
         raise FmdiffError(
             "guidance=classifier has no way back from data to noise here, as its gradient would "
@@ -109,13 +109,13 @@ def need_field(guidance: Unguided) -> None:
 
 
 class Estimates(NamedTuple):
-    """Log-likelihoods, what they cost, and of what density they are."""
+    """Log-likelihoods, their cost, and the density they belong to."""
 
     each: Tensor  # log p(x) by each probe, (n, P) float64 on the CPU; P = 1 for the exact trace
     nfe: float  # evaluations per sample
     t: float  # the path's time at which the density is given
     noise: float  # the std beta / alpha of the noise left there, in units of x
-    exact: bool  # whether the divergence is
+    exact: bool  # whether the divergence is exact
 
 
 RK4_SAMPLER = Sampler(solver=RK4())
@@ -137,11 +137,11 @@ def estimates(
 ) -> Estimates:
     """log p(x), or log p(x | y), of x (n, *shape); y (n,), None for the null label or no classes.
 
-    sampler: how the ODE is solved; no jump is taken. divergence: exact, hutchinson, or auto, exact
-    up to 32 dimensions. Probe j of sample i depends on (seed, first + i, j).
+    `sampler` solves the ODE, without a jump. `divergence` is exact, hutchinson or auto, which is
+    exact up to 32 dimensions. Probe j of sample i depends on (seed, first + i, j).
 
-    Raises FmdiffError for what has no likelihood (see Field.prior and need_ode), for unknown words
-    and for x of another shape.
+    Raises FmdiffError for a field, solver or guidance without a likelihood (see Field.prior,
+    need_ode and need_field), for unknown options and for x of another shape.
     """
     exact = _check(field, x, sampler, divergence, probe)
     d = math.prod(field.shape)
@@ -159,7 +159,7 @@ def estimates(
         lo, *_, hi = times = _through(replace(sampler, final="solver").plan(flow))
         alpha, beta = flow.path.row("x_t", hi)
         z = alpha * part
-        flow.prior(z, lo)  # refuses before the work
+        flow.prior(z, lo)  # raises before the work begins
         volumes = z.new_zeros(len(z), 1 if exact else probes)
         state = torch.cat([z.flatten(1), volumes], 1)
         augmented = Backward(Augmented(flow, vectors))
@@ -175,7 +175,7 @@ def estimates(
 
 
 def _check(field: Field, x: Tensor, sampler: Sampler, divergence: str, probe: str) -> bool:
-    """Whether the divergence is exact; FmdiffError for what `estimates` does not take."""
+    """Whether the divergence is exact. Raises FmdiffError as `estimates` does."""
     need_ode(sampler.solver)
     need_field(sampler.guidance)
     check_steps(sampler.solver, sampler.steps)
@@ -212,7 +212,7 @@ def _through(layout: Plan) -> Tensor:
 
 
 def draw(probe: str, probes: int, first: int, x: Tensor, seed: int) -> Tensor:
-    """Probes (P, B, *shape) for samples first ...: of mean 0 and covariance I."""
+    """Probes (P, B, *shape) of mean 0 and covariance I for samples first, first + 1, ..."""
     rows = first, first + len(x), tuple(x.shape[1:])
     normal = torch.stack([randomness.noise(*rows, seed, "probe", j) for j in range(probes)])
     signs = torch.where(normal < 0, -1.0, 1.0)
@@ -227,6 +227,6 @@ def dequantise(x: Tensor, seed: int, first: int = 0) -> Tensor:
 
 
 def bits_per_dim(nll: float, shape: tuple[int, ...]) -> float:
-    """Of points (d,) and of dequantised images (C, H, W), from nats per sample."""
+    """Bits per dimension of points (d,) or dequantised images (C, H, W), from nats per sample."""
     bits = nll / (math.prod(shape) * math.log(2))
     return bits + math.log2(LEVELS) if len(shape) == 3 else bits

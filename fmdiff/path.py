@@ -8,11 +8,11 @@ interest is linear in (x, eps), so it is a *row* (a, b) meaning a x + b eps:
     v   = (alpha', beta')      score = (0, -1/beta)    v_sh = (-beta, alpha)
     straight = (1, -1)
 
-`v` is the velocity (Lipman et al. 2023, arXiv:2210.02747), `score` = grad log p_t(x_t | x)
-(Vincent 2011), `v_sh` the v of Salimans & Ho 2022 (arXiv:2202.00512, appendix D), `straight`
-the velocity in straight coordinates (see field.Along). Two rows and one 2x2 solve convert any
-quantity into any other; conditional expectations given x_t convert by the same rule, because it
-is affine for fixed x_t.
+`v` is the velocity (Lipman et al. 2023, arXiv:2210.02747), `score` is grad log p_t(x_t | x)
+(Vincent 2011), `v_sh` is the v of Salimans & Ho 2022 (arXiv:2202.00512, appendix D), and
+`straight` is the velocity in straight coordinates (see field.Along). Two rows and one 2x2 solve
+convert any quantity into any other. Conditional expectations given x_t convert by the same rule,
+because it is affine for fixed x_t.
 
 Every path reaches the same straight path x_r = r x + (1 - r) eps by rescaling,
 r = alpha / (alpha + beta), x_r = x_t / (alpha + beta).
@@ -32,7 +32,7 @@ Kind = Literal["x_t", "x", "eps", "v", "score", "v_sh", "straight"]
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """t of shape () or (B,) made broadcastable against x (B, *)."""
+    """Reshape t of shape () or (B,) so that it broadcasts against x (B, *)."""
     return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
 
 
@@ -43,15 +43,13 @@ def _slope(formula: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 class Path(Described):
-    """A path is two formulas, alpha and beta; all else follows. t: any shape, values in [0, 1].
+    """A path, given by alpha(t) and beta(t). t has any shape and values in [0, 1].
 
-    A path of one's own derives from this class and defines those two; `custom.check` tells whether
-    they make a path.
+    To write your own, derive from this class and define these two; `custom.check` tests them.
     """
 
-    norm = 2  # alpha^norm + beta^norm is what a shift keeps
-    # the largest r(0) and 1 - r(1) that are allowed; 1 where the user's own rates decide
-    leftover = 0.05
+    norm = 2  # a shift keeps alpha^norm + beta^norm
+    leftover = 0.05  # the largest r(0) and 1 - r(1) allowed; 1 if the user's own rates decide
 
     def alpha(self, t: Tensor) -> Tensor:
         """The coefficient of x, shaped like t: near 0 at t = 0, 1 at t = 1."""
@@ -62,15 +60,15 @@ class Path(Described):
         raise NotImplementedError
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """The derivative of alpha; by automatic differentiation unless a path knows better."""
+        """The derivative of alpha, by automatic differentiation unless overridden."""
         return _slope(self.alpha, t)
 
     def d_beta(self, t: Tensor) -> Tensor:
-        """The derivative of beta; by automatic differentiation unless a path knows better."""
+        """The derivative of beta, by automatic differentiation unless overridden."""
         return _slope(self.beta, t)
 
     def row(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, b), each shaped like t, such that the quantity is a x + b eps."""
+        """Return (a, b), each shaped like t, such that the quantity is a x + b eps."""
         zero, one = torch.zeros_like(t), torch.ones_like(t)
         if kind == "x_t":
             return self.alpha(t), self.beta(t)
@@ -89,7 +87,7 @@ class Path(Described):
         raise ValueError(f"unknown kind {kind!r}")
 
     def mix(self, x: Tensor, eps: Tensor, t: Tensor, kind: Kind = "x_t") -> Tensor:
-        """The quantity `kind` of the pairs (x, eps), both (B, *), at t () or (B,): a x + b eps."""
+        """Return a x + b eps, the quantity `kind` of pairs (x, eps) (B, *), at t () or (B,)."""
         a, b = self.row(kind, expand(t, x))
         return a * x + b * eps
 
@@ -102,16 +100,16 @@ class Path(Described):
         target: Kind,
         floor: float = 0.0,
     ) -> Tensor:
-        """The quantity `target`, given the quantity `source` at the point x_t (B, *).
+        """Convert `value`, the quantity `source` at the point x_t (B, *), to `target`.
 
         With rows x_t = (a, b), source = (c, d), target = (p, q), Cramer's rule gives
 
             target = [(p d - q c) x_t + (q a - p b) source] / (a d - b c).
 
-        The determinant is -beta for source x, alpha for eps, and its absolute value is kept at or
+        The determinant is -beta for source x and alpha for eps. Its absolute value is kept at or
         above `floor` (0 while sampling; in a loss this is JiT's clamp, arXiv:2511.13720). The
-        score is -eps / beta, with beta floored likewise. Where a determinant vanishes the source
-        is blind (eps at alpha = 0, x at beta = 0) and the result is not finite.
+        score is -eps / beta, and its beta has the same floor. If the determinant is 0 (eps at
+        alpha = 0, x at beta = 0), the target is not determined and the result is not finite.
         """
         if source == target:
             return value
@@ -132,7 +130,7 @@ class Path(Described):
         return 2 * (self.alpha(t).log() - self.beta(t).log())
 
     def time_of_logsnr(self, logsnr: Tensor) -> Tensor:
-        """The inverse of logsnr, clamped to [0, 1]; by bisection unless a path knows better."""
+        """The inverse of logsnr, clamped to [0, 1]. By bisection unless overridden."""
         low, high = torch.zeros_like(logsnr), torch.ones_like(logsnr)
         for _ in range(60):
             middle = (low + high) / 2
@@ -146,16 +144,16 @@ class Path(Described):
         return a / (a + self.beta(t))
 
     def time_of_r(self, r: Tensor) -> Tensor:
-        """The inverse of r, clamped to [0, 1]; logit r = logsnr / 2."""
+        """The inverse of r, clamped to [0, 1]. It uses logit r = logsnr / 2."""
         return self.time_of_logsnr(2 * (r.log() - torch.log1p(-r))).clamp(0, 1)
 
 
 class Shifted(Path):
     """A path whose noise level beta/alpha is multiplied by `shift` (> 1: more noise at each t).
 
-    r becomes r / (r + shift (1 - r)); alpha^norm + beta^norm stays, so a shifted CondOT is the
-    timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23), a shifted VP variance
-    preserving.
+    r becomes r / (r + shift (1 - r)), and alpha^norm + beta^norm stays the same. So a shifted
+    CondOT is the timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23), and a shifted VP
+    still preserves the variance.
     """
 
     def __init__(self, path: Path, shift: float) -> None:
@@ -169,7 +167,7 @@ class Shifted(Path):
         return power ** (1 / p), slope / power
 
     def _scale(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What alpha and shift beta are multiplied by, and its derivative."""
+        """The common factor of alpha and shift beta, and its derivative."""
         (old, d_old), (new, d_new) = self._size(t, 1), self._size(t, self.shift)
         return old / new, old / new * (d_old - d_new)
 
@@ -249,7 +247,7 @@ class Polynomial(Path):
 class Lipman(_Linear):
     """alpha = t, beta = 1 - (1 - noise_min) t: the target path of Lipman et al. 2023, eq. 20.
 
-    It ends at noise_min instead of 0; the final jump removes that noise.
+    beta ends at noise_min instead of 0, and the final jump removes that noise.
     """
 
     leftover = 1.0
@@ -358,8 +356,8 @@ class _Exploding(Path):
 class VE(_Exploding):
     """The variance-exploding diffusion: alpha = 1, beta = noise_max^(1-t) noise_min^t.
 
-    Song et al. 2021, eq. 30. The start is N(0, noise_max^2) plus the data, the end keeps noise of
-    std noise_min, which the final jump removes.
+    Song et al. 2021, eq. 30. The path starts with noise of std noise_max around the data. It ends
+    with noise of std noise_min, which the final jump removes.
     """
 
     def __init__(self, noise_min: float = 0.01, noise_max: float = 50.0) -> None:
@@ -380,7 +378,7 @@ class VE(_Exploding):
 class EDM(_Exploding):
     """alpha = 1, beta = (noise_max^(1/rho) (1 - t) + noise_min^(1/rho) t)^rho.
 
-    The noise levels of Karras et al. 2022 (arXiv:2206.00364, eq. 5) in equal steps of time.
+    Equal steps of time give the noise levels of Karras et al. 2022 (arXiv:2206.00364, eq. 5).
     """
 
     def __init__(self, noise_min: float, noise_max: float, rho: float) -> None:

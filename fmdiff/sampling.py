@@ -1,4 +1,4 @@
-"""From a field to samples: how it is sampled, and the batches around the one loop."""
+"""Sampling: how a field is sampled, and the batches around the integration loop."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,28 +27,28 @@ Receive = Callable[[Tensor, Tensor | None], None]  # samples and labels of a bat
 
 @dataclass
 class Samples:
-    """x (n, *shape) float32 or float64, y (n,) int64 or None, and what they cost."""
+    """Samples x (n, *shape) float32 or float64, labels y (n,) int64 or None, and their cost."""
 
     x: Tensor
     y: Tensor | None
-    nfe_planned: int | None  # None: an adaptive solver
+    nfe_planned: int | None  # None for an adaptive solver
     nfe_counted: float
     plan: Plan
-    # of the first 20 images or 2,000 points: every state, start and end included, at the scale of
-    # the data (frames, n, *shape), and its time (frames,)
+    # all states (frames, n, *shape) of the first 20 images or 2,000 points at the scale of the
+    # data, start and end included, and their times (frames,)
     trajectory: tuple[Tensor, Tensor] | None = None
-    # of the same samples: the estimate of x in each interval and its time (see trajectory.Witness)
+    # their estimate of x in each interval, and its time (see trajectory.Witness)
     x_hat: tuple[Tensor, Tensor] | None = None
 
 
 def default_batch_size(shape: tuple[int, ...]) -> int:
-    """Samples at a time, a function of the shape alone so that equal seeds give equal bytes."""
+    """The batch size. It depends on the shape alone, so that equal seeds give equal bytes."""
     size = min(4096, 2**18 // torch.Size(shape).numel())
     return max(1, size // 64 * 64 or size)
 
 
 def view(field: Field, coordinates: str, path: Path | None = None) -> Field:
-    """The field in the coordinates a solver is to run in."""
+    """The field in the coordinates in which the solver runs."""
     field = field if path is None else Along(field, path)
     if coordinates == "native":
         return field
@@ -59,15 +59,15 @@ def view(field: Field, coordinates: str, path: Path | None = None) -> Field:
 class Sampler:
     """How a field is sampled.
 
-    solver, schedule, guidance and path are objects. In place of each its name will do, as
-    solver="heun", or what its YAML says, as schedule={"_target_": ..., "p": 1.5}.
+    solver, schedule, guidance and path are objects. Each may also be a name, like solver="heun",
+    or the content of its YAML, like schedule={"_target_": ..., "p": 1.5}.
 
-    steps, or the nfe they may cost; neither: 28. coordinates: straight or native, those the solver
-    runs in. final: see `plan`. path: another path than the field's own to sample along. clip:
-    none, data or dynamic, for the estimate of x of images. batch_size: samples at a time, by
-    default a function of their shape.
+    Give steps, or the nfe they may cost; the default is 28 steps. The solver runs in straight or
+    native `coordinates`. `path` replaces the field's own path. `clip` (none, data or dynamic)
+    bounds the estimate of x of images. The default `batch_size` depends on the shape of the
+    samples. For `final` see `plan`.
 
-    Raises FmdiffError for a value that is none of these.
+    Raises FmdiffError for any other value.
     """
 
     solver: Solver = HEUN
@@ -101,7 +101,7 @@ class Sampler:
                 raise FmdiffError(f"{option}={value}: {nearest(value, choices)}")
 
     def seen(self, field: Field, y: Tensor | None) -> Field:
-        """The field as the solver sees it: guided to labels y (B,), clipped, in coordinates."""
+        """The field as the solver sees it: guided to labels y (B,), clipped, in `coordinates`."""
         guided = in_range(self.guidance(field, y), self.clip)
         return view(guided, self.coordinates, self.path)
 
@@ -125,15 +125,15 @@ class Sampler:
         progress: Callable[[int], None] | None = None,
         receive: Receive | None = None,
     ) -> Samples:
-        """Draw n samples of a field; sample i depends on (seed, i), not on the batch it is in.
+        """Draw n samples of a field. Sample i depends on (seed, i), not on its batch.
 
-        n: 64 by default, or as many as eps or x_start has. first: the index i of the first. eps
-        (n, *shape): source noise in place of the seed's. x_start (n, *shape): the states to start
-        from at the first time, on the path that is sampled along. trajectory: keep the way of the
-        first samples too, at no further evaluation. receive: is handed the samples and labels of
-        each batch, on the device, in place of their being kept: Samples.x is then empty.
+        n is 64 by default, or the length of eps or x_start. `first` is the index i of the first
+        sample. eps (n, *shape) replaces the source noise of the seed. x_start (n, *shape) holds
+        the states at the first time, on the path of sampling. With `trajectory` the states of the
+        first samples are kept, at no further evaluation. `receive` gets the samples and labels of
+        each batch, on the device. They are then not kept, and Samples.x is empty.
 
-        Raises FmdiffError for n below 1, a start of another shape, and samples not finite.
+        Raises FmdiffError for n below 1, a start of another shape, or samples that are not finite.
         """
         n = self._count(field, n, eps, x_start)
         field = field.to(self.device, self.dtype)
@@ -173,10 +173,10 @@ class Sampler:
         x: Tensor | None = None,
         watch: Witness | None = None,
     ) -> Tensor:
-        """The samples `rows` of a field as the solver sees it, carried along a plan.
+        """Carry the samples `rows` of a field, as the solver sees it, along a plan.
 
-        x (B, *shape): their states at the first time, in place of those of the seed. watch: the
-        same field, when it keeps what it sees.
+        x (B, *shape) holds their states at the first time, by default those of the seed. `watch`
+        is the same field as a Witness.
         """
         field, times = watch or field, layout.times
         if x is None:
@@ -198,7 +198,7 @@ class Sampler:
         return x.to(self.device, self.dtype)
 
     def _noise(self, field: Field, rows: range, seed: int) -> Noise | None:
-        if not self.solver.stochastic:  # the path costs a draw to begin
+        if not self.solver.stochastic:  # a Brownian path costs a draw to begin
             return None
         walk = randomness.Brownian(rows.start, rows.stop, field.shape, seed)
         return lambda t, s: self._own(walk(t, s))
@@ -206,7 +206,7 @@ class Sampler:
     def _count(
         self, field: Field, n: int | None, eps: Tensor | None, x_start: Tensor | None
     ) -> int:
-        """How many samples. Raises FmdiffError for none, and for a start that does not fit."""
+        """The number of samples. Raises FmdiffError if it is 0 or the start does not fit."""
         need_positive(n=n)
         if eps is not None and x_start is not None:
             raise FmdiffError("eps and x_start are both given: choose one of them")
@@ -225,7 +225,7 @@ class Sampler:
 
 
 class _Harvest:
-    """What batches of samples leave behind."""
+    """Collects the results of the batches."""
 
     def __init__(self, receive: Receive | None) -> None:
         self.receive = receive
@@ -277,7 +277,7 @@ def generate(
     receive: Receive | None = None,
     **sampler: Any,
 ) -> Samples:
-    """Draw n samples of a field: Sampler(**sampler).draw(field, n, seed, ...), where it is told.
+    """Draw n samples of a field, by Sampler(**sampler).draw(field, n, seed, ...); see there.
 
     fmdiff.generate(field, n=64, solver="heun", steps=28, seed=0, guidance=CFG(w=2))
     """
@@ -296,9 +296,9 @@ def generate(
 
 
 def built(group: str, value: Any) -> Any:
-    """The object that a name or a YAML's keys stand for; any other value is that object.
+    """The object for a name or for the content of a YAML. Any other value is returned as it is.
 
-    Raises FmdiffError for a name that no YAML has, and for one that needs the command line.
+    Raises FmdiffError for a name without a YAML, and for one that needs the command line.
     """
     spec = spec_of(group, value) if isinstance(value, str) else value
     if not isinstance(spec, Mapping):
@@ -314,6 +314,6 @@ def built(group: str, value: Any) -> Any:
 
 
 def _moved(x: Tensor, path: Path, other: Path, t: Tensor) -> Tensor:
-    """States x of a path as those of another, at whose time t () their noise is the same."""
+    """Convert states x of `path` to states of `other` at its time t (), of equal noise level."""
     u = path.time_of_r(other.r(t))
     return x * (other.alpha(t) + other.beta(t)) / (path.alpha(u) + path.beta(u))

@@ -1,7 +1,7 @@
-"""What can be seen of a run: states, estimates of x and velocities along the way.
+"""Trajectories: the states, estimates of x and velocities along a run.
 
-All of it is shown in straight coordinates, x_t / (alpha + beta), at the scale of the data whatever
-the path's own scale is.
+All are given in straight coordinates, x_t / (alpha + beta), which have the scale of the data
+whatever the path's own scale is.
 """
 
 import torch
@@ -10,23 +10,23 @@ from torch import Tensor
 from fmdiff.field import Around, Field
 from fmdiff.path import Kind
 
-IMAGES, POINTS = 20, 2000  # samples whose way is stored
+IMAGES, POINTS = 20, 2000  # the samples whose trajectory is kept
 
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 
 
 def watch_size(shape: tuple[int, ...]) -> int:
-    """The number of samples whose way is stored, so that memory does not grow with n."""
+    """The number of samples whose trajectory is kept, so that memory does not grow with n."""
     return IMAGES if len(shape) == 3 else POINTS
 
 
 class Witness(Around):
     """A field that keeps the states of its first `rows` samples and its estimates of their x.
 
-    The estimate E[x | x_t] of an interval is the field's first answer there, converted from
-    whatever kind it is, so it costs nothing. Most solvers ask first at the state itself. A solver
-    that reuses the last interval's final answer (first same as last) shows that one. `churn` asks
-    at more noise, and the estimate then has the time of that noise.
+    The estimate E[x | x_t] of an interval is the field's first result there, converted to x, so
+    it costs nothing. Most solvers begin at the state itself. If a solver reuses the last result of
+    the interval before (first same as last), that result is taken. `churn` begins at more noise,
+    and the estimate then has the time of that noise.
     """
 
     def __init__(self, field: Field, rows: int) -> None:
@@ -47,7 +47,7 @@ class Witness(Around):
         self.now = t
         if self.last is not None:
             value, x_t, time, kind = self.last
-            # an adaptive solver's times come rounded
+            # an adaptive solver rounds its times
             if (time - t).abs().max() < 1e-6 and torch.equal(x_t, x):
                 self._estimate(value, x_t, t, kind)
 
@@ -68,9 +68,9 @@ class Witness(Around):
 
 
 def join(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
-    """States and estimates of x of all batches, a jump from times[-1] at 1; None for no estimates.
+    """Join the states and the estimates of x (None if there are none) of all batches.
 
-    An estimate that is not finite, where the quantity asked for says nothing of x, is left out.
+    A jump from times[-1] gets the time 1. Estimates that are not finite are left out.
     """
     states = torch.cat([torch.stack(batch.states) for batch in batches], 1)
     jump = torch.ones(len(states) - len(times), dtype=torch.float64)
@@ -86,20 +86,20 @@ def join(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watc
 
 @torch.no_grad()
 def velocities(field: Field, points: Tensor, times: Tensor) -> Tensor:
-    """How states of the picture at points (G, *shape) move at the field's times (F,): (F, G, *).
+    """The velocities (F, G, *) of points (G, *shape) of a picture at the field's times (F,).
 
     In straight coordinates y = x_t / (alpha + beta) and r = alpha / (alpha + beta),
 
-        dy/dr = E[x - eps | x_t],
+        dy/dr = E[x - eps | x_t].
 
-    the straight path's v, finite wherever the field is; a solver in the path's own coordinates
-    moves the picture along the same arrows. NaN at times beyond the field's interval. One batch
-    per time.
+    This is v on the straight path, and it is finite wherever the field is. A solver in the path's
+    own coordinates moves the picture along the same arrows. The result is NaN at times outside
+    the field's interval. Each time takes one batch.
     """
     low, high = field.interval("straight")
     frames = []
     for t in times:
-        if low - 1e-9 <= t <= high + 1e-9:  # the ends come rounded
+        if low - 1e-9 <= t <= high + 1e-9:  # the ends are rounded
             x_t = points * (field.path.alpha(t) + field.path.beta(t))
             frames.append(field.predict(x_t, t, "straight"))
         else:
