@@ -1,4 +1,4 @@
-"""From a YAML's `_target_` to the object: the one place where names become code."""
+"""Builds objects from the `_target_` of a YAML: the one place where names become code."""
 
 import contextlib
 import importlib
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from fmdiff.errors import FmdiffError, culprit, nearest, users
 
-# All that a `_target_` found in a file may name: a class defined in one of these modules, or in a
-# folder of them, that derives from the class beside it; and a few functions. Others would read
-# configs, command lines or files of the author's choice.
+# A `_target_` in a file may only name one of FUNCTIONS, or a class that is defined in one of these
+# modules or packages and derives from the class beside it. Other names could read configs, command
+# lines or files of the author's choice.
 CONTRACTS = {
     "fmdiff.path": "fmdiff.path.Path",
     "fmdiff.custom": "fmdiff.path.Path",
@@ -39,14 +39,14 @@ FUNCTIONS = (
     "fmdiff.exact.empirical",
     "fmdiff.exact.real_data",
 )
-ADDED = "FMDIFF_IMPORT"  # the folders of `importable`, for the other processes of a run
+ADDED = "FMDIFF_IMPORT"  # passes the folders of `importable` to the other processes of a run
 T = TypeVar("T")
 
 
 class Described:
-    """What a YAML describes shows itself as the call that makes it, as VP(rate_min=0.1, ...).
+    """Shows an object that a YAML describes as the call that makes it: VP(rate_min=0.1, ...).
 
-    The value of a parameter is the attribute of its name, or of _name where a method has the name.
+    A parameter's value is the attribute of its name, or of _name if a method has the name.
     """
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class Described:
 
 
 def of_class(thing: object, base: type[T]) -> T:
-    """The thing itself. Raises FmdiffError unless its class derives from `base`."""
+    """Return the thing itself. Raises FmdiffError unless its class derives from `base`."""
     if isinstance(thing, base):
         return thing
     maker: Any = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
@@ -66,7 +66,7 @@ def of_class(thing: object, base: type[T]) -> T:
 
 @contextlib.contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Let a `_target_` name the modules in these folders, after all that is installed."""
+    """Let a `_target_` name modules in these folders. Installed modules come first."""
     before, path = os.environ.get(ADDED), list(sys.path)
     names = [*filter(None, (before or "").split(os.pathsep)), *map(os.path.abspath, folders)]
     sys.path += [name for name in dict.fromkeys(names) if name not in sys.path]
@@ -82,17 +82,17 @@ def importable(*folders: Path) -> Iterator[None]:
 
 
 def contract(module: str) -> str | None:
-    """The class that what a file names of this module must derive from; None: it may not."""
+    """The base class of what a file may name in this module, or None if it may name nothing."""
     parts = module.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((CONTRACTS[prefix] for prefix in prefixes if prefix in CONTRACTS), None)
 
 
 def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
-    """The class or function a dotted name stands for.
+    """The class or function of a dotted name.
 
-    trust=None: the user composed the name, anything importable is taken. Otherwise the name came
-    out of a file and must be one of CONTRACTS or FUNCTIONS or have a prefix the user trusts.
+    With trust=None the user wrote the name, and anything importable is allowed. Otherwise it comes
+    from a file. Then CONTRACTS or FUNCTIONS must allow it, or it needs a prefix the user trusts.
 
     Raises FmdiffError for a name that is not allowed, does not exist or cannot be imported.
     """
@@ -107,7 +107,7 @@ def locate(target: str, trust: tuple[str, ...] | None = None) -> Any:
     if any(part.startswith("_") for part in str(target).split(".")) or not module:
         raise FmdiffError(f"_target_={target!r} is not a public dotted name like package.Class")
     part = _imported(target, module, name)
-    if not (free or _allowed(part)):  # something imported there, or of another kind
+    if not (free or _allowed(part)):  # imported there, or of another base
         raise refusal
     return part
 
@@ -118,7 +118,7 @@ def _allowed(part: Any) -> bool:
 
 
 def _imported(target: str, module: str, name: str) -> Any:
-    """NAME of a module. Raises FmdiffError that says what was looked for and where."""
+    """The attribute `name` of a module. Raises FmdiffError that says where it was searched for."""
     try:
         part = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -142,7 +142,7 @@ def _imported(target: str, module: str, name: str) -> Any:
 
 
 def _searched() -> str:
-    """Where modules are looked for: the user's folders, and all that is installed."""
+    """The places where modules are searched for: the user's folders and what is installed."""
     folders = dict.fromkeys(os.path.abspath(folder) for folder in sys.path if users(folder))
     return " or ".join([*folders, "what is installed"])
 
@@ -159,9 +159,9 @@ def _broken(target: str, error: BaseException) -> FmdiffError:
 
 
 def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
-    """The class of what `build` makes of a target: itself, or what a function says it returns.
+    """The class of what `build` makes of a target: itself, or a function's return annotation.
 
-    It is `object` for a function that does not say. Raises FmdiffError as `locate` does.
+    It is `object` for a function without one. Raises FmdiffError as `locate` does.
     """
     part = locate(target, trust)
     if not isinstance(part, type):
@@ -173,7 +173,7 @@ def kind(target: str, trust: tuple[str, ...] | None = None) -> type:
 
 
 def own_modules(tree: Any) -> list[str]:
-    """What `trust=` must say for a file with this content: the modules of the user's classes."""
+    """The `trust=` that a file with this content needs: the modules of the user's classes."""
     nodes = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
     names = [name for node in nodes for name in own_modules(node)]
     target = str(tree["_target_"]) if isinstance(tree, Mapping) and "_target_" in tree else None
@@ -185,7 +185,7 @@ def own_modules(tree: Any) -> list[str]:
 def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
     """The content of a file with the user's `trust` in place of its own.
 
-    Raises FmdiffError if it names code that a file may not.
+    Raises FmdiffError if it names code that a file may not name.
     """
     if isinstance(tree, Mapping):
         if "_target_" in tree:
@@ -201,7 +201,7 @@ def build(
     base: type = object,
     **extra: Any,
 ) -> Any:
-    """The object a mapping with `_target_` describes: its other keys are keyword arguments.
+    """Build what a mapping with `_target_` describes. Its other keys are keyword arguments.
 
     Nested mappings with a `_target_` are built first. `args` and `extra` come from the program
     (a path for an objective, a data shape for a network) and are never written in a YAML.
@@ -230,15 +230,15 @@ def build(
 
 
 def named(group: str, name: str, *args: Any, **changes: Any) -> Any:
-    """The object configs/GROUP/NAME.yaml describes, some of its keys changed.
+    """The object that configs/GROUP/NAME.yaml describes, with `changes` of its keys.
 
-    It may be asked for by a file, so only our own YAML files and what they name are taken.
+    A file may call this function, so only fmdiff's own YAML files and what they name are allowed.
     """
     return build({**spec_of(group, name), **changes}, *args, trust=())
 
 
 def spec_of(group: str, name: str) -> dict[str, Any]:
-    """What configs/GROUP/NAME.yaml says. Raises FmdiffError for a name it does not have."""
+    """The content of configs/GROUP/NAME.yaml. Raises FmdiffError if there is no such file."""
     from omegaconf import OmegaConf
 
     folder = config_folder() / group
@@ -253,6 +253,6 @@ def spec_of(group: str, name: str) -> dict[str, Any]:
 
 
 def config_folder() -> Path:
-    """Our configs: fmdiff/configs when installed, ../configs in a checkout."""
+    """The folder of configs: fmdiff/configs if installed, ../configs in a checkout."""
     package = Path(__file__).resolve().parent
     return next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())

@@ -1,4 +1,4 @@
-"""A classifier of noisy data, p(y | x_t): what guidance=classifier leads by."""
+"""A classifier of noisy data, p(y | x_t), for guidance=classifier."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from fmdiff.path import Path, expand
 class Classifier:
     """log p(y | x_t) = log softmax(net(alpha s x_t / (alpha^2 s^2 + beta^2), 1000 t))_y.
 
-    With s = data_std the network sees the linear estimate of x, divided by s. So the gradient that
-    guides vanishes with alpha, as it must. A network that sees x_t at unit scale errs there by its
-    own roughness, which guidance divides by alpha. shape is that of the data.
+    With s = data_std the network sees the linear estimate of x, divided by s. So the guiding
+    gradient vanishes with alpha, as it must. A network that sees x_t at unit scale errs there by
+    its own roughness, which guidance divides by alpha. `shape` is that of the data.
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233, section 4).
     """
 

@@ -1,9 +1,9 @@
 """Couplings: which source sample of a batch is paired with which data sample.
 
-A coupling reorders eps only, so labels stay with their x, and with labels it pairs within each
-class: otherwise the noise would tell the class, and a class's own source would not be the source
-(Tong et al. 2024, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772). Any coupling but
-the independent one gives a joint law of (x, eps) under which the score is not known.
+A coupling reorders only eps, so labels stay with their x. With labels it pairs within each class.
+Otherwise the noise would tell the class, and the source of a class would not be the source (Tong
+et al. 2024, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772). The score is known only
+for the independent coupling.
 """
 
 from abc import ABC, abstractmethod
@@ -22,10 +22,10 @@ def transport_cost(x: Tensor, eps: Tensor) -> Tensor:
 
 
 class Coupling(Described, ABC):
-    """index (B,) int64, eps[index] to be paired with x: a function of the batch, seed and step.
+    """Gives index (B,) int64, a function of batch, seed and step; eps[index] is paired with x.
 
-    x, eps (B, *shape): the global batch of a step, over all devices. y (B,): labels before any is
-    dropped, or None. A coupling of one's own derives from this class and defines `pair`.
+    x, eps (B, *shape) are the global batch of a step, over all devices. y (B,) are the labels
+    before any is dropped, or None. To write your own, derive from this class and define `pair`.
     """
 
     independent = False  # whether eps stays independent of x
@@ -54,11 +54,11 @@ class Coupling(Described, ABC):
 
     @abstractmethod
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
-        """Row of eps (n, d) for each row of x (n, d): (n,) int64."""
+        """The row of eps (n, d) for each row of x (n, d): (n,) int64."""
 
 
 class Independent(Coupling):
-    """eps as it was drawn."""
+    """Leaves eps as it was drawn."""
 
     independent = True
 
@@ -72,12 +72,12 @@ class Independent(Coupling):
 class OT(Coupling):
     """The permutation pi that minimises sum_i |x_i - eps_pi(i)|^2, exactly.
 
-    On the line it sorts. Otherwise it minimises sum_i C_i,pi(i), C = -x eps^T in float64 on the
-    CPU. A number subtracted from a row or a column of C changes the cost of every permutation by
-    the same sum. So the `potentials` are subtracted first: the optimum stays, and the search for
-    it is shorter.
+    On the line it sorts. Otherwise it minimises sum_i C_i,pi(i) for C = -x eps^T, in float64 on
+    the CPU. A number subtracted from a row or a column of C changes the cost of every permutation
+    by the same sum. So the `potentials` are subtracted first: the optimum stays, and the search
+    for it is shorter.
 
-    On one core, 256 points of the plane take 2 ms, 1024 take 45 to 65 ms.
+    On one core, 256 points of the plane take 2 ms, and 1024 take 45 to 65 ms.
     Raises FmdiffError without SciPy.
     """
 
@@ -105,9 +105,9 @@ class OT(Coupling):
 
 @torch.no_grad()
 def potentials(cost: Tensor) -> tuple[Tensor, Tensor]:
-    r"""f, g (n,), float64, nearly the dual optimum: cost_ij - f_i - g_j of its pairs is near 0.
+    r"""Nearly the dual optimum f, g (n,), float64: cost_ij - f_i - g_j is near 0 for its pairs.
 
-    cost (n, n), float32, is changed in place; float32 suffices because f and g need not be exact.
+    cost (n, n), float32, is changed in place. float32 suffices because f and g need not be exact.
     They begin as the minima of the rows, then of the columns. The remaining cost, of mean m, has
     the entropic plan
 
@@ -143,7 +143,7 @@ def potentials(cost: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Sinkhorn(Coupling):
-    r"""eps_j drawn for x_i from row i of the entropic plan P: not a permutation.
+    r"""Draws eps_j for x_i from row i of the entropic plan P, which gives no permutation.
 
     P minimises sum_ij P_ij C_ij + r sum_ij P_ij log P_ij over plans with marginals 1/n, with
     C_ij = |x_i - eps_j|^2 and r = reg mean(C) (Cuturi 2013, arXiv:1306.0895), by alternating

@@ -1,4 +1,4 @@
-"""Paths that users describe: by a YAML, by a class or by two formulas; each is checked."""
+"""Paths that users describe by a YAML, a class or two formulas. Each of them is checked."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,9 +13,9 @@ from fmdiff.path import Path, Shifted
 
 
 def from_spec(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Path:
-    """The path a YAML or a checkpoint describes; the key `shift` is understood on every path.
+    """The path that a YAML or a checkpoint describes. Every path takes the key `shift`.
 
-    Raises FmdiffError for what is no path (see `check`).
+    Raises FmdiffError if it is no path (see `check`).
     """
     keys = {name: value for name, value in spec.items() if name != "shift"}
     path, shift = checked(build(keys, trust=trust)), spec.get("shift", 1.0)
@@ -25,7 +25,7 @@ def from_spec(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> 
 def checked(path: object) -> Path:
     """The path itself. Raises FmdiffError unless it is a Path that passes `check`."""
     path = of_class(path, Path)
-    # a shift multiplies the noise level, which falls all the same
+    # a shift multiplies the noise level, which still falls
     inner = path.path if isinstance(path, Shifted) else path
     check(f"{inner!r}:", type(inner).__name__, inner.alpha, inner.beta, inner.leftover)
     return path
@@ -48,7 +48,7 @@ class Custom(Path):
 
     def beta(self, t: Tensor) -> Tensor:
         b = self._beta(t)
-        # cos(pi/2) is not 0 in floating point; its slope stays
+        # cos(pi/2) is not 0 in floating point; detach keeps the slope
         return b + (torch.where(b < torch.finfo(b.dtype).eps, 0, b) - b).detach()
 
 
@@ -59,8 +59,8 @@ def check(title: str, name: str, alpha: Coefficient, beta: Coefficient, leftover
     """Raises FmdiffError unless these coefficients carry noise to data.
 
     Both must be finite and >= 0 on [0, 1], alpha(1) must be 1, and r = alpha / (alpha + beta) must
-    increase from at most `leftover` to at least 1 - leftover. title: what a sentence about the
-    path begins with. name: that of the class.
+    increase from at most `leftover` to at least 1 - leftover. `title` begins a message about the
+    path, and `name` is the name of its class.
     """
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     a = _values(title, f"{name}.alpha(t)", alpha, t)
@@ -72,8 +72,8 @@ def check(title: str, name: str, alpha: Coefficient, beta: Coefficient, leftover
             f"(alpha = 1, beta near 0) at t = 1, and here alpha = {a[0]:.3g} and "
             f"beta = {b[0]:.3g} at 0, {a[-1]:.3g} and {b[-1]:.3g} at 1"
         )
-    lam = a.clamp(min=0).log() - b.clamp(min=0).log()  # unlike r, not rounded to 1
-    # a high power of t is 0 in floating point for a while
+    lam = a.clamp(min=0).log() - b.clamp(min=0).log()  # unlike r, it is not rounded to 1
+    # a high power of t is 0 in floating point near t = 0
     rising = (lam[1:] > lam[:-1]) | (lam[1:] == -torch.inf)
     if not rising.all():
         raise FmdiffError(
@@ -82,7 +82,7 @@ def check(title: str, name: str, alpha: Coefficient, beta: Coefficient, leftover
 
 
 def _values(title: str, call: str, formula: Callable[[Tensor], Any], t: Tensor) -> Tensor:
-    """The formula at t. Raises FmdiffError unless it is as `check` says."""
+    """The formula at t. Raises FmdiffError unless it is as `check` requires."""
     try:
         value = formula(t)
     except NotImplementedError as error:

@@ -9,8 +9,8 @@ from torch import nn
 
 from fmdiff.errors import FmdiffError
 
-POWER = "power:"  # before the width in the name of a power average
-NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; at the widest gamma = 0, a plain mean
+POWER = "power:"  # precedes the width in the name of a power average
+NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; the widest has gamma = 0, a plain mean
 
 
 def gamma(width: float) -> float:
@@ -35,13 +35,13 @@ def power(width: float) -> str:
 
 
 class Averages(nn.ModuleList):
-    """One averaged copy of `net` per decay and per relative width, always whole.
+    """One full averaged copy of `net` per decay and per relative width.
 
     After step k = 1, 2, ...: theta_ema <- d theta_ema + (1 - d) theta. For a decay, d = decay or,
     during warm-up, min(decay, (1 + k) / (10 + k)), so that a short run is averaged over its last
     tenth. For a width, d = (1 - 1/k)^(gamma + 1): the weight of step j at step t is the integral
     over [j - 1, j] of p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), whose mean and standard
-    deviation grow with t (Karras et al. 2024, section 3.1). d = 0 at k = 1 forgets the start.
+    deviation grow with t (Karras et al. 2024, section 3.1). At k = 1, d = 0 forgets the start.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Averages(nn.ModuleList):
             torch._foreach_lerp_(average, now, 1 - d)
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-        """The state dicts of a checkpoint, the raw network's and each average's."""
+        """The state dicts of a checkpoint: of the raw network and of each average, by name."""
         return {"raw": dict(net.state_dict())} | self.states()
 
     def states(self, powers: bool = False) -> dict[str, dict[str, torch.Tensor]]:
-        """The state dict of each average, or of each power average alone, by name."""
+        """The state dicts of all averages, or of the power averages alone, by name."""
         return {
             name: dict(average.state_dict())
             for name, average in zip(self.names, self, strict=True)

@@ -1,7 +1,6 @@
-"""Ground truth: fields in closed form, which stand wherever a network could.
+"""Ground truth: fields in closed form, which can replace a network everywhere.
 
-All of them hold for every path. They compute conditional expectations given x_t from the
-posterior, without dividing by beta.
+They hold for every path. They compute conditional expectations given x_t from the posterior.
 """
 
 import copy
@@ -18,7 +17,7 @@ from fmdiff.randomness import noise
 
 
 def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor:
-    """0 where a component may explain a sample of class y, -inf elsewhere: (B, K), () for all."""
+    """0 for components that may explain class y, else -inf: (B, K), or () if all of them may."""
     if y is None or labels is None:
         return torch.zeros((), dtype=torch.float64)
     y = y.to(labels.device)[:, None]
@@ -35,7 +34,8 @@ class Mixture(Field):
         E[x | x_t] = sum_k rho_k (m_k + alpha C_k u_k),   E[eps | x_t] = beta sum_k rho_k u_k,
         score = -sum_k rho_k u_k.
 
-    weights (K,), means (K, d), covs (K, d, d). Component k has the label labels[k].
+    Nothing is divided by beta. weights (K,), means (K, d), covs (K, d, d). Component k has the
+    label labels[k].
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Mixture(Field):
         return log_p, u, variances * u, a
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x_t), for labelled samples log p_t(x_t | y): (B,)."""
+        """log p_t(x_t), or log p_t(x_t | y) for labelled samples: (B,)."""
         masked = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
         return self._posterior(x_t, t)[0].logsumexp(-1) - masked.logsumexp(-1).to(x_t)
 
@@ -82,7 +82,7 @@ class Mixture(Field):
         log_p, u, cu, a = self._posterior(x_t, t)
         rho = log_p.softmax(-1)
         axes = self.axes.to(x_t)
-        # two operands: with three the (B, K, d, d) product would be formed
+        # three operands would form the (B, K, d, d) product
         u = torch.einsum("kde,bke->bd", axes, rho[..., None] * u)
         if kind == "score":
             return -u
@@ -97,7 +97,7 @@ class Mixture(Field):
         return 0.0, self.path.time_of_r(1 - 1e-6 * one).item()
 
     def sample(self, start: int, stop: int, seed: int) -> Tensor:
-        """Samples number start ... stop - 1 of a seed (n, d), float32; sample i never changes."""
+        """Samples start ... stop - 1 of a seed, (n, d) float32. Sample i is always the same."""
         uniform = torch.special.ndtr(noise(start, stop, (1,), seed, "component").double())
         masked = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
         below = masked.softmax(-1).cumsum(-1).expand(stop - start, -1)
@@ -156,8 +156,8 @@ class Empirical(Field):
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) (B,) at t () with beta > 0.
 
-        p_t is the mean of N(alpha x_i, beta^2 I) over the data, for labelled samples over the data
-        of their label.
+        p_t is the mean of N(alpha x_i, beta^2 I) over the data, or over the data of the label for
+        labelled samples.
         """
         a, b = (c.item() for c in self.path.row("x_t", t))
         size = 0.5 * self.data.shape[1] * math.log(2 * math.pi * b * b)
@@ -205,7 +205,7 @@ class Empirical(Field):
 
 
 class RealData(Field):
-    """Fresh real data as a field whose interval is the point t = 1: nothing is left to solve."""
+    """Fresh real data as a field whose interval is the point t = 1, with nothing to solve."""
 
     def __init__(self, data: Any) -> None:
         self.path, self.data = CondOT(), data

@@ -1,13 +1,12 @@
 """schedule=fitted: times optimised for one model, one solver and one number of steps.
 
-What is made small is the error at the end itself: the RMS distance, over some trajectories of the
-model, between what the solver gives and the model's own fine solution from the same noise. First
-the two exponents of the law `ratio` are searched (Nelder & Mead 1965), then the lengths of the
-steps one by one (COBYLA, Powell 1994), from the best of all that was tried, fixed laws included.
-Other noise decides at the end whether the result is better than the best fixed law; where it is
-not, that law's times are taken.
+The fit minimises the error at the end: the RMS distance, over some trajectories of the model,
+between the solver's result and the model's own fine solution from the same noise. It first
+searches the two exponents of the law `ratio` (Nelder & Mead 1965). Then it searches the lengths
+of the single steps (COBYLA, Powell 1994), from the best times so far, fixed laws included. At the
+end it compares the result with the best fixed law on other noise and takes the better one.
 
-`fmdiff sample` stores the times beside the checkpoint, for whose weights alone they are valid.
+`fmdiff sample` stores the times beside the checkpoint. They are valid for its weights alone.
 """
 
 import math
@@ -34,20 +33,20 @@ FIXED: dict[str, Law] = {
     "karras": Karras(0.002, 80.0, 7.0),
     "logsnr": LogSNR(0.002, 80.0),
 }
-LAW, LENGTHS = 25, 40  # times the solver is run in each of the two searches, at most
-RUNS = LAW + LENGTHS + len(FIXED) + 2  # and the fixed laws, and both on other noise
-FREE = 10  # lengths that are free; those of more steps are interpolated
+LAW, LENGTHS = 25, 40  # the most solver runs of each of the two searches
+RUNS = LAW + LENGTHS + len(FIXED) + 2  # with the fixed laws, and two runs on other noise
+FREE = 10  # the most free lengths; for more steps they are interpolated
 LEAST = 1e-3  # the shortest step that a search starts from, as a share of the interval
 
 
-Progress = Callable[[int], None]  # is told how many more evaluations were made
+Progress = Callable[[int], None]  # is called with the number of further evaluations
 
 
 class Fitted(Schedule):
-    """What the times are fitted to.
+    """The schedule whose times are fitted to a model.
 
-    n: trajectories, as many again decide; null: 1,024 points or 16 images. reference: steps of
-    the fine solution. seed: of their noise, which is not that of the samples of any seed.
+    n trajectories are fitted to, and as many again decide; null takes 16 to 1,024, by their size.
+    The fine solution takes `reference` steps. Noise by `seed` differs from that of all samples.
     """
 
     def __init__(self, n: int | None, reference: int, seed: int) -> None:
@@ -64,11 +63,11 @@ class Fitted(Schedule):
         )
 
     def model(self, field: Field, sampler: Sampler) -> "Model":
-        """What the times are to be fitted to."""
+        """The model that the times are fitted to."""
         return Model(field, sampler, randomness.key(self.seed, "fitted"))
 
     def trajectories(self, model: "Model") -> int:
-        """How many trajectories the times are fitted to."""
+        """The number of trajectories that the times are fitted to."""
         return self.n or max(16, min(1024, 2**13 // torch.Size(model.field.shape).numel()))
 
     def cost(self, model: "Model") -> int:
@@ -77,7 +76,7 @@ class Fitted(Schedule):
 
     @torch.no_grad()
     def fit(self, model: "Model", progress: Progress | None = None) -> dict[str, Any]:
-        """What `compare` finds on trajectories drawn for it."""
+        """Draw trajectories and return what `compare` finds on them."""
         n = self.trajectories(model)
         training = Trajectories(model, 0, n, self.reference, progress)
         test = Trajectories(model, n, 2 * n, self.reference, progress)
@@ -85,10 +84,10 @@ class Fitted(Schedule):
 
 
 def compare(model: "Model", training: "Trajectories", test: "Trajectories") -> dict[str, Any]:
-    """The fitted times or those of the fixed law that is best in training, as the test prefers.
+    """Return the fitted times, or those of the fixed law best in training if the test prefers it.
 
-    times: as schedule.times= takes them. of: fitted, or the law's name. error: the RMS distance to
-    the fine solution of both, in the test.
+    `times` are as in schedule.times=. `of` is fitted or the law's name. `error` is the RMS
+    distance of both to the fine solution, in the test.
     """
     laws = {name: model.layout(law) for name, law in FIXED.items()}
     fixed = {name: layout for name, layout in laws.items() if layout is not None}
@@ -102,7 +101,7 @@ def compare(model: "Model", training: "Trajectories", test: "Trajectories") -> d
 
 
 def search(model: "Model", training: "Trajectories", trials: list[tuple[float, Plan]]) -> Plan:
-    """The plan of the least error; the search begins at the best of the trials before."""
+    """Search for the plan of the least error, starting from the trials made before."""
     from scipy.optimize import minimize
 
     trials = list(trials)
@@ -135,7 +134,7 @@ def search(model: "Model", training: "Trajectories", trials: list[tuple[float, P
 class Model:
     """A field and its sampler, as a function of the times.
 
-    Raises FmdiffError for a solver that has no fixed steps, and for less than two steps.
+    Raises FmdiffError for a solver without fixed steps, and for fewer than two steps.
     """
 
     def __init__(self, field: Field, sampler: Sampler, seed: int) -> None:
@@ -169,7 +168,7 @@ class Model:
         return self.sampler.seen(self.field, None if y is None else y.to(self.sampler.device))
 
     def layout(self, law: Law) -> Plan | None:
-        """The plan of a law, None where it does not apply."""
+        """The plan of a law, or None if the law does not apply."""
         sampler = self.sampler
         try:
             return plan(self.flow, sampler.solver, self.base.steps, law, sampler.final)
@@ -177,12 +176,12 @@ class Model:
             return None
 
     def explicit(self, times: Tensor) -> list[float]:
-        """What schedule.times= is to be for a plan of these times."""
+        """The value of schedule.times= that gives a plan of these times."""
         ends_with_1 = self.base.jump and (self.hi < 1 or self.clean)
         return times.tolist() + [1.0] * ends_with_1
 
     def lengths(self, layout: Plan) -> np.ndarray:
-        """The lengths (S,) of all steps over [lo, hi], also of one that a jump replaces."""
+        """The lengths (S,) of all steps over [lo, hi], including one that a jump replaces."""
         times = layout.times.numpy()
         edges = np.concatenate([[self.lo], times[1:], [self.hi] * layout.jump])
         return np.diff(edges).clip(LEAST * (self.hi - self.lo))
@@ -199,7 +198,7 @@ class Model:
 class Trajectories:
     """Samples start ... stop - 1 of a model and their fine solutions.
 
-    Raises FmdiffError where a fine solution is not finite.
+    Raises FmdiffError if a fine solution is not finite.
     """
 
     def __init__(
@@ -233,7 +232,7 @@ class Trajectories:
         return x.double().cpu()
 
     def error(self, sampler: Sampler, layout: Plan) -> float:
-        """RMS distance, per coordinate, to the fine solutions; 1e6 where it is not finite."""
+        """The RMS distance per coordinate to the fine solutions, or 1e6 if it is not finite."""
         total, count = 0.0, 0
         for field, rows, truth in self.parts:
             off = self._ends(field, sampler, layout, rows) - truth

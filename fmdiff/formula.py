@@ -1,4 +1,4 @@
-"""Formulas typed by a user, read without ever running code."""
+"""Formulas typed by a user, evaluated without running code."""
 
 import ast
 import math
@@ -30,9 +30,9 @@ CONSTANTS = {"pi": math.pi, "e": math.e}
 class Formula:
     """A formula of a few variables, like "sin(pi*t/2)", as a function of tensors.
 
-    Numbers, pi, e, + - * /, `**` or `^` for powers, brackets and the functions sin cos tan exp log
-    sqrt tanh sigmoid abs. `Formula(text, ("x", "t"), "system.u")(x, t)` has the shape, type and
-    device of its arguments, which broadcast; torch.func differentiates it.
+    It may hold numbers, pi, e, + - * /, `**` or `^` for powers, brackets and the functions sin cos
+    tan exp log sqrt tanh sigmoid abs. `Formula(text, ("x", "t"), "system.u")(x, t)` has the shape,
+    dtype and device of its arguments, which broadcast. torch.func can differentiate it.
 
     Raises FmdiffError, naming `option`, for anything else.
     """
@@ -42,7 +42,7 @@ class Formula:
         if len(self.text) > LONGEST:
             raise self._error(f"is longer than {LONGEST} characters")
         try:
-            # in Python ^ binds more loosely than +, in a formula it is a power
+            # in Python ^ binds more loosely than +; in a formula it is a power
             self.tree = ast.parse(self.text.replace("^", "**").strip(), mode="eval").body
             self(*(torch.full((), 0.5) for _ in variables))
         # torch raises a RuntimeError for a number beyond float32

@@ -1,7 +1,7 @@
 """Adam for networks so small that its bookkeeping costs more than its arithmetic.
 
-torch.optim looks up parameters, gradients and moments anew in every step; here that is done once.
-The update is torch's own fused kernel, and states are exchanged with torch.optim's freely.
+torch.optim looks up parameters and moments anew in every step. Here they are looked up once. The
+update is torch's own fused kernel, and state dicts are interchangeable with torch.optim's.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 class _Lean(torch.optim.Optimizer):
-    """step() of torch.optim.Adam and AdamW with fused=true, and theirs in any other case."""
+    """A faster step() for torch.optim.Adam and AdamW with fused=true, and their own otherwise."""
 
     kernel: Callable[..., Any]  # updates all parameters of a group at once
     grad_scale: Tensor | None = None  # the fused step divides the gradients by it
@@ -66,7 +66,7 @@ class _Lean(torch.optim.Optimizer):
     def _tensors(self) -> list[Lists] | None:
         """Parameters, first and second moments and steps of each group.
 
-        None if the fused kernel cannot take them.
+        It is None if the fused kernel cannot take them.
         """
         lists: list[Lists] = []
         for group in self.param_groups:
@@ -84,12 +84,12 @@ class _Lean(torch.optim.Optimizer):
 
 
 class Adam(_Lean, torch.optim.Adam):
-    """Kingma & Ba 2015, arXiv:1412.6980; the options of torch.optim.Adam."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980), with the options of torch.optim.Adam."""
 
     kernel = staticmethod(torch._fused_adam_)
 
 
 class AdamW(_Lean, torch.optim.AdamW):
-    """Loshchilov & Hutter 2019, arXiv:1711.05101; the options of torch.optim.AdamW."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), with torch.optim.AdamW's options."""
 
     kernel = staticmethod(torch._fused_adamw_)

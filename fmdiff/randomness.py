@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, purpose, counters), never of hidden generator state.
 
-Every draw of the code base starts from one of the three functions below, so a run resumed at
-step k draws what the uninterrupted run drew, a batch is the same on 1 or N devices, and sample i
-of a seed gets the same noise whatever the batch size.
+Every draw uses the functions below. So a run resumed at step k draws what the uninterrupted run
+drew, a batch is the same on 1 or N devices, and sample i of a seed gets the same noise whatever
+the batch size.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ def generator(
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order (n,) in which epoch visits the n training examples."""
+    """The order (n,) in which an epoch visits the n training examples."""
     return torch.randperm(n, generator=generator(seed, "permutation", epoch))
 
 
 def positions(seed: int, step: int, batch_size: int, n: int) -> Tensor:
     """Indices (batch_size,) of the examples that training step `step` takes.
 
-    Step k takes places k*B ... k*B + B - 1 of the endless sequence of permuted epochs, so an
+    Step k takes places k*B ... k*B + B - 1 of the endless sequence of permuted epochs. So every
     example is seen once per epoch whatever the batch size, and a batch may straddle two epochs.
     """
     places = torch.arange(step * batch_size, (step + 1) * batch_size)
@@ -52,7 +52,7 @@ def noise(
 ) -> Tensor:
     """Standard normal noise (stop - start, *shape), float32, of samples start ... stop - 1.
 
-    Drawn on the CPU in blocks of 64 indices, each by its own generator: row i depends on
+    It is drawn on the CPU in blocks of 64 indices, each by its own generator. So row i depends on
     (seed, purpose, step, i) alone.
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
@@ -75,9 +75,9 @@ class Brownian:
 
         W = (1 - f) W_a + f W_b + sqrt(f (1 - f) (b - a)) Z_leaf.
 
-    So the joint law is exact at times of which no two are inside the same leaf, and other steps
-    see the same path. The intervals around the last time asked are kept: S increasing times cost
-    at most (DEPTH + 1) S draws, about (DEPTH + 2 - log2 S) S in equal steps.
+    So the joint law is exact at times of which no two lie inside the same leaf, and all choices of
+    steps see the same path. The intervals around the last time are kept. So S increasing times
+    cost at most (DEPTH + 1) S draws, and about (DEPTH + 2 - log2 S) S in equal steps.
 
     Raises ValueError for a time outside [0, 1].
     """
@@ -122,7 +122,7 @@ class Brownian:
             self.around.append(half)
 
     def _between(self, f: float) -> Tensor:
-        """W at the share f of the innermost interval, by its node's draw."""
+        """W at the fraction f of the innermost interval, from its node's draw."""
         a, b, w_a, w_b, node = self.around[-1]
         spread: float = (f * (1 - f) * (b - a)) ** 0.5
         return w_a + f * (w_b - w_a) + spread * self._draw(node)

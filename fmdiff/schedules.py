@@ -1,9 +1,9 @@
-"""Step schedules: where the intervals of a solver lie.
+"""Step schedules: they place the intervals of a solver.
 
-A schedule is a law `schedule(u) -> r` of u in [0, 1], increasing from 0 to 1; steps are equal in
-u, and r is straight time (with coordinates=native the path's own time). A law knows nothing of
-the field: from 0 to 1 it is stretched over the interval on which the field may be asked.
-Schedules of noise levels (karras, logsnr) and explicit times are absolute instead.
+A schedule is a law `schedule(u) -> r` that increases from 0 to 1 for u in [0, 1]. Steps are equal
+in u, and r is straight time (with coordinates=native the path's own time). A law knows nothing of
+the field and is stretched over the interval on which the field is defined. Schedules of noise
+levels (karras, logsnr) and explicit times are absolute instead.
 """
 
 import math
@@ -25,7 +25,7 @@ def _positive(option: str, value: float) -> float:
 
 
 class Schedule(Described):
-    """A law r of u, both from 0 to 1. A plain function of u will do in its place."""
+    """A law r of u, both from 0 to 1. A plain function of u can take its place."""
 
     def __call__(self, u: Tensor) -> Tensor:
         """r (any shape) at u in [0, 1], increasing in u."""
@@ -85,8 +85,8 @@ class Cosine(Schedule):
 class Shifted(Schedule):
     """r = u / (u + shift (1-u)): equal steps whose noise levels are multiplied by `shift`.
 
-    The timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23); above 1 it is dense at the
-    noise. A shift of the path is another one, and both apply.
+    This is the timestep shift of Esser et al. 2024 (arXiv:2403.03206, eq. 23). Above 1 it is dense
+    at the noise. It applies on top of a shift of the path.
     """
 
     def __init__(self, shift: float) -> None:
@@ -99,10 +99,9 @@ class Shifted(Schedule):
 class NoiseLevels(Schedule):
     """A law of the noise level beta/alpha from noise_max to noise_min: r = 1 / (1 + level).
 
-    Levels are absolute: solving starts at noise_max and stops at noise_min. Where the field may
-    not be asked at those, the law runs between the levels at which it may. The final jump takes
-    away the noise that is left at the end. It counts as a step, so `steps` is the number of
-    levels.
+    Levels are absolute: solving starts at noise_max and stops at noise_min. If the field is not
+    defined there, the law runs between the levels at which it is. The final jump removes the noise
+    left at the end. It counts as a step, so `steps` is the number of levels.
     """
 
     def __init__(self, noise_min: float, noise_max: float) -> None:
@@ -170,7 +169,7 @@ class LogSNR(NoiseLevels):
 
 
 class Explicit(Schedule):
-    """The times themselves, increasing in [0, 1]; they decide how many steps there are."""
+    """Explicit times, increasing in [0, 1]. They fix the number of steps."""
 
     def __init__(self, times: list[float]) -> None:
         numbers = all(isinstance(t, int | float) and not isinstance(t, bool) for t in times)
@@ -189,16 +188,16 @@ class Explicit(Schedule):
         return len(self._grid) - 1
 
     def __call__(self, u: Tensor) -> Tensor:
-        """The time at u = k / steps; linear in between."""
+        """The k-th time at u = k / steps, and linear in between."""
         place = u * self.steps
         k = place.floor().long().clamp(max=self.steps - 1)
         grid = self._grid.to(u)
         return torch.lerp(grid[k], grid[k + 1], place - k)
 
     def within(self, lo: float, hi: float, final: str) -> Tensor:
-        """The times (S+1,) a solver takes, without a last 1 that only the final jump can reach.
+        """The times (S+1,) of a solver, without a last 1 that only the final jump can reach.
 
-        Raises FmdiffError for times at which the field may not be asked.
+        Raises FmdiffError for times at which the field is not defined.
         """
         times = self._grid
         if times[-1] == 1 > hi and final != "solver":

@@ -1,7 +1,7 @@
-"""Sources: the law of eps, what stands at t = 0.
+"""Sources: the law of eps, the noise end of a path at t = 0.
 
-Training and sampling draw a standard normal z as always, and a source makes eps of it. Only the
-standard normal source keeps the path Gaussian, and with it the score.
+Training and sampling draw a standard normal z, and a source turns it into eps. Only the standard
+normal source keeps the path Gaussian and the score known.
 """
 
 import math
@@ -17,16 +17,16 @@ from fmdiff.randomness import key
 
 
 class Source(Described):
-    """eps = push(z), sample by sample, z standard normal (B, *shape).
+    """eps = push(z), sample by sample, for standard normal z (B, *shape).
 
-    A source of one's own derives from this class and defines `push`, and `std` where it is not 1.
+    To write your own, derive from this class and define `push`, and `std` if it is not 1.
     """
 
     gaussian = False  # whether eps is standard normal
     std: float = 1.0  # the root mean square of the elements of eps
 
     def push(self, z: Tensor) -> Tensor:
-        """eps (B, *shape) of standard normal z (B, *shape)."""
+        """eps (B, *shape) for standard normal z (B, *shape)."""
         raise NotImplementedError
 
     def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
@@ -34,7 +34,7 @@ class Source(Described):
         return self.push(z)
 
     def sample(self, z: Tensor, first: int, seed: int) -> Tensor:
-        """eps (B, *shape) of samples number first ...; row i depends on seed, first + i, z_i."""
+        """eps (B, *shape) of samples first, ... Row i depends on seed, first + i and z_i."""
         return self.push(z)
 
     def log_prob(self, eps: Tensor) -> Tensor:
@@ -48,10 +48,10 @@ class Source(Described):
         )
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise FmdiffError unless the source makes samples of this shape."""
+        """Raises FmdiffError unless the source makes samples of this shape."""
 
     def prepare(self) -> None:
-        """Fetch what is missing, once per machine."""
+        """Fetch missing data, once per machine."""
 
 
 class Normal(Source):
@@ -67,7 +67,7 @@ class Normal(Source):
 
 
 class Hypersphere(Source):
-    """eps = sqrt(d) z / |z|, d elements per sample: uniform on the sphere of radius sqrt(d)."""
+    """eps = sqrt(d) z / |z| for d elements per sample: uniform on the sphere of radius sqrt(d)."""
 
     def push(self, z: Tensor) -> Tensor:
         flat = z.flatten(1)
@@ -76,10 +76,10 @@ class Hypersphere(Source):
 
 
 class Truncated(Source):
-    """Each element standard normal given that it is within +-bound.
+    """Each element is standard normal, given that it lies within +-bound.
 
-    eps = F^{-1}(Phi(z)), F the CDF of eps, on the left half and mirrored, where no digits are
-    lost. std^2 = 1 - 2 bound phi(bound) / (2 Phi(bound) - 1).
+    eps = F^{-1}(Phi(z)), where F is the CDF of eps. It is computed on the left half, where no
+    digits are lost, and mirrored. std^2 = 1 - 2 bound phi(bound) / (2 Phi(bound) - 1).
     """
 
     def __init__(self, bound: float) -> None:
@@ -91,7 +91,7 @@ class Truncated(Source):
         self.std = math.sqrt(1 - bound * peak / self.inside)
 
     def push(self, z: Tensor) -> Tensor:
-        # erfc and not ndtr, which loses the tail
+        # erfc, because ndtr loses the tail
         left = (torch.erfc(z.double().abs() / math.sqrt(2)) * self.inside + self.outside) / 2
         size = -torch.special.ndtri(left)
         return torch.copysign(size, z).to(z.dtype).clamp(-self.bound, self.bound)
@@ -103,11 +103,11 @@ class Truncated(Source):
 
 
 class Dataset(Source):
-    """Another data set as the source, so that data are carried to data. z gives the shape alone.
+    """Another data set as the source, so that data are carried to data. z only gives the shape.
 
     `data` names a YAML of configs/data, and `only` chooses some of its labels (null: all).
-    Training takes the training data. Sampling takes the reference data, which for images are the
-    test split, again and again.
+    Training takes the training data. Sampling takes the reference data over and over, which for
+    images are the test split.
     Raises FmdiffError for an unknown data set or a label it does not have.
     """
 
@@ -125,7 +125,7 @@ class Dataset(Source):
 
     def batch(self, z: Tensor, seed: int, step: int) -> Tensor:
         self.dataset.batch_size = len(z)
-        # a seed of its own: the same data set as source and target must not give the same rows
+        # its own seed, so that one data set as source and target does not give the same rows
         rows: Tensor = self.dataset.batch(key(seed, "source"), step, device=z.device)[0]
         return rows.to(z)
 

@@ -23,22 +23,22 @@ from fmdiff.randomness import noise
 from fmdiff.solvers.runge_kutta import RK4
 from fmdiff.solvers.solver import Noise, Solver, Step
 
-REFERENCE = 1000  # Runge-Kutta steps, at least, where no exact flow is known
+REFERENCE = 1000  # the least number of Runge-Kutta steps if no exact flow is known
 Start = float | Sequence[float] | None
 
 
 class System(Field):
     """dx = u(x, t) dt on [0, t_end] from the state x0, a number or d numbers.
 
-    `origin` (d,) is None where the start is random.
+    `origin` (d,) is None if the start is random.
 
     Raises FmdiffError for an x0 of another kind or dimension.
     """
 
-    dimension: int | None = 1  # d; None: any
+    dimension: int | None = 1  # d, or None for any
     noisy: bool = False  # whether it has a Brownian term
-    has_score: bool = False  # whether it is the field of a diffusion, which SDEs can follow too
-    steps: int | None = None  # the only number of steps it can take; None: any
+    has_score: bool = False  # whether it is the field of a diffusion, so that SDEs apply too
+    steps: int | None = None  # the only number of steps it can take, or None for any
 
     def __init__(self, t_end: float, x0: Start) -> None:
         self.t_end = t_end
@@ -48,7 +48,7 @@ class System(Field):
             raise FmdiffError(f"system.x0={x0}: this system's state is {need}")
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        """u, whatever the kind: a system that is no diffusion has no other quantity."""
+        """u, whatever the kind, since only a diffusion has other quantities."""
         self.evaluations += len(x_t)
         return self.u(x_t, t)
 
@@ -59,7 +59,7 @@ class System(Field):
     def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
         """The state (B, d) at time t of the noiseless system that is at x (B, d) at time 0.
 
-        None where no formula is known.
+        It is None if no formula is known.
         """
         return None
 
@@ -70,7 +70,7 @@ class System(Field):
 
 
 def numbers(value: Any, option: str) -> Tensor:
-    """A finite number or a list of them as (d,) float64; FmdiffError for anything else."""
+    """A finite number or a list of them as (d,) float64. Raises FmdiffError otherwise."""
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     right = [isinstance(v, int | float) and not isinstance(v, bool) for v in items]
     if not items or not all(right) or not all(map(math.isfinite, items)):
@@ -81,7 +81,7 @@ def numbers(value: Any, option: str) -> Tensor:
 def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
     """The noiseless states at times (S+1,) from x (B, d) at times[0] = 0: (S+1, B, d).
 
-    By the exact flow, or by classical Runge-Kutta steps at least 20 times finer than the times.
+    It uses the exact flow, or classical Runge-Kutta steps at least 20 times finer than the times.
     """
     flow = [system.flow(x, t) for t in times]
     if states := [state for state in flow if state is not None]:
@@ -95,7 +95,7 @@ def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
 
 
 class Linear(System):
-    """u = -theta x, flow x exp(-theta t)."""
+    """u = -theta x, with the flow x exp(-theta t)."""
 
     def __init__(self, t_end: float, theta: float, x0: Start) -> None:
         super().__init__(t_end, x0)
@@ -109,7 +109,7 @@ class Linear(System):
 
 
 class Circular(System):
-    """u = omega (-x2, x1), flow: the rotation by the angle omega t."""
+    """u = omega (-x2, x1). The flow is the rotation by the angle omega t."""
 
     dimension = 2
 
@@ -126,7 +126,7 @@ class Circular(System):
 
 
 class Saddle(System):
-    """u = (theta x1, -theta x2), flow (x1 exp(theta t), x2 exp(-theta t))."""
+    """u = (theta x1, -theta x2), with the flow (x1 exp(theta t), x2 exp(-theta t))."""
 
     dimension = 2
 
@@ -142,11 +142,11 @@ class Saddle(System):
 
 
 class Formulas(System):
-    """The user's own: u one formula of x and t, or d formulas of x1 ... xd and t.
+    """A user's own system: u is one formula of x and t, or d formulas of x1 ... xd and t.
 
-    exact: the solution from x0 as one formula of t, or d of them; without it the flow is unknown.
-    Raises FmdiffError for a text that is no formula, for a wrong number of formulas, and for an
-    exact(0) that is not x0.
+    `exact` gives the solution from x0 as one formula of t, or d of them. Without it the flow is
+    unknown. Raises FmdiffError for a text that is no formula, for a wrong number of formulas, and
+    if exact(0) is not x0.
     """
 
     dimension = None
@@ -195,7 +195,7 @@ class Formulas(System):
 
 
 class Velocities(System):
-    """One velocity for each of equal steps, set by hand; the flow is their sum times h."""
+    """One velocity for each of equal steps, set by hand. The flow is the sum of the velocities times h."""
 
     def __init__(self, t_end: float, u: float | Sequence[float], x0: Start) -> None:
         super().__init__(t_end, x0)
@@ -217,8 +217,8 @@ class Velocities(System):
 class OrnsteinUhlenbeck(System):
     """dX = -theta X dt + diffusion dW.
 
-    Normal at all times, with the mean x0 exp(-theta t) and the covariance
-    diffusion^2 (exp(-theta |t - s|) - exp(-theta (t + s))) / (2 theta); for theta > 0 the
+    X is normal at all times, with the mean x0 exp(-theta t) and the covariance
+    diffusion^2 (exp(-theta |t - s|) - exp(-theta (t + s))) / (2 theta). For theta > 0 the
     stationary law is N(0, diffusion^2 / (2 theta)) (Uhlenbeck & Ornstein, 1930).
     """
 
@@ -250,7 +250,7 @@ class OrnsteinUhlenbeck(System):
 
 
 class Brownian(OrnsteinUhlenbeck):
-    """dX = diffusion dW: mean x0, covariance diffusion^2 min(s, t)."""
+    """dX = diffusion dW, with the mean x0 and the covariance diffusion^2 min(s, t)."""
 
     def __init__(self, t_end: float, diffusion: float, x0: Start) -> None:
         super().__init__(t_end, 0.0, diffusion, x0)
@@ -259,7 +259,7 @@ class Brownian(OrnsteinUhlenbeck):
 class Additive(Solver):
     """The Euler-Maruyama step x_s = x_t + h u(x_t, t) + g (W_s - W_t) of a noisy system.
 
-    g is the system's own `diffusion`, which is the same everywhere.
+    g is the constant `diffusion` of the system.
     """
 
     stochastic = True
@@ -274,8 +274,8 @@ class Additive(Solver):
 class Mixed(System):
     """The exact marginal field of a data set that is a Gaussian mixture, along CondOT.
 
-    x0: one start for all paths; None: standard normal starts, from which the state at time t has
-    the law p_t. Raises FmdiffError for t_end > 1 and for data that are no mixture.
+    x0 is one start for all paths. With None the starts are standard normal, and the state at time
+    t has the law p_t. Raises FmdiffError for t_end > 1 and for data that are not a mixture.
     """
 
     has_score = True

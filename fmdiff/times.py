@@ -1,8 +1,8 @@
-"""Laws of the training time: where in [0, 1] an objective looks.
+"""Laws of the training time t in [0, 1].
 
-A law is a density p(t) with its inverse CDF: t = quantile(u), u uniform. As everywhere, t = 0 is
-noise and t = 1 is data; papers in which time runs from data to noise give the mirrored law, which
-is named where it differs. A new law is a dataclass with `density` and a YAML in configs/time.
+A law is a density p(t) with its inverse CDF: t = quantile(u) for uniform u. As everywhere, t = 0
+is noise and t = 1 is data. Papers with the opposite time have the mirrored law; docstrings tell
+where it differs. A new law is a dataclass with `density` and a YAML in configs/time.
 """
 
 import math
@@ -22,7 +22,7 @@ Time = TypeVar("Time", Tensor, float)
 
 
 def also_of_floats(density: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Time], Time]:
-    """The density of tensors, which takes a float too and answers it with a float."""
+    """Let a density of tensors also take a float and return a float."""
 
     def either(self: Any, t: Time) -> Time:
         if isinstance(t, Tensor):
@@ -38,9 +38,9 @@ def also_of_floats(density: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, T
 class Law(ABC):
     """A law of t on [0, 1]. With `stratified`, draw i of n takes u from [i/n, (i+1)/n).
 
-    A law of one's own is a dataclass that derives from this class and defines `density`.
-    Stratified draws have the same law one by one, and a mean over a batch varies far less
-    (as Kingma et al. 2021, arXiv:2107.00630, but with an offset of its own for each draw).
+    To write your own, derive a dataclass from this class and define `density`. A batch of
+    stratified draws follows the same law as a whole, and its mean varies far less (as in Kingma
+    et al. 2021, arXiv:2107.00630, but each draw has its own offset).
     Raises FmdiffError for a key of the wrong type or range.
     """
 
@@ -75,7 +75,7 @@ class Law(ABC):
         """p(t) for t in (0, 1), a tensor of any shape or a float."""
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The inverse CDF at u in [0, 1], any shape: by default the density's, from a table."""
+        """The inverse CDF at u (any shape) in [0, 1], by default from a table of the density."""
         z, below = self._table = [c.to(u.device) for c in self._table]
         p = u.double().contiguous()
         i = torch.searchsorted(below, p).clamp(1, len(below) - 1)
@@ -111,7 +111,7 @@ class Uniform(Law):
 class LogitNormal(Law):
     """t = sigmoid(mean + std z), z standard normal (Esser et al. 2024, arXiv:2403.03206).
 
-    The paper's mean is -mean here; negative looks more at noise.
+    The paper's mean is -mean here. A negative mean draws more times near noise.
     """
 
     mean: float
@@ -136,8 +136,8 @@ class LogitNormal(Law):
 class LogNormal(LogitNormal):
     r"""ln(beta / alpha) ~ N(mean, std^2) on any path (EDM, arXiv:2206.00364, table 1).
 
-    Truncated to the noise levels the path has on [0, 1]. With z = (ln(beta/alpha) - mean) / std
-    and Z the normal mass between the path's ends,
+    The law is truncated to the path's noise levels on [0, 1]. With z = (ln(beta/alpha) - mean) /
+    std, and Z the normal mass between the path's ends,
 
         p(t) = N(z; 0, 1) / (std Z) (alpha' / alpha - beta' / beta).
 
@@ -181,7 +181,7 @@ class LogNormal(LogitNormal):
 class Cosmap(Law):
     """t = tan(pi u / 2) / (tan(pi u / 2) + 1): uniform on the Cosine path, in straight time.
 
-    p(t) = 2 / (pi - 2 pi t + 2 pi t^2), its own mirror image (Esser et al. 2024, section 3.1).
+    p(t) = 2 / (pi - 2 pi t + 2 pi t^2) is symmetric (Esser et al. 2024, section 3.1).
     """
 
     @also_of_floats
@@ -195,10 +195,10 @@ class Cosmap(Law):
 
 @dataclass(kw_only=True)
 class Mode(Law):
-    """t = u + scale (u - sin^2(pi u / 2)): the middle for scale > 0, the ends for scale < 0.
+    """t = u + scale (u - sin^2(pi u / 2)): more middle for scale > 0, more ends for scale < 0.
 
-    Its own mirror image (Esser et al. 2024, section 3.1); increasing for scale in [-1, 2/(pi-2)].
-    p(t) = 1 / (1 + scale - scale pi/2 sin(pi u)) at the u of t; scale = -1 is the arcsine law.
+    It is symmetric (Esser et al. 2024, section 3.1), and increasing for scale in [-1, 2/(pi-2)].
+    p(t) = 1 / (1 + scale - scale pi/2 sin(pi u)) at the u of t. scale = -1 is the arcsine law.
     """
 
     scale: float
@@ -224,7 +224,7 @@ class Mode(Law):
 
 @dataclass(kw_only=True)
 class UShaped(Law):
-    """p(t) = a cosh(a (t - 1/2)) / (2 sinh(a/2)), the ends more than the middle.
+    """p(t) = a cosh(a (t - 1/2)) / (2 sinh(a/2)), which favours the ends over the middle.
 
     t = 1/2 + asinh((2u - 1) sinh(a/2)) / a (Lee et al. 2024, arXiv:2405.20320).
     """
@@ -245,14 +245,14 @@ class UShaped(Law):
 
 @dataclass(kw_only=True)
 class Beta(Law):
-    """p(t) = t^(a-1) (1-t)^(b-1) / B(a, b): a < b looks more at noise."""
+    """p(t) = t^(a-1) (1-t)^(b-1) / B(a, b). a < b draws more times near noise."""
 
     a: float
     b: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("a", "b"):  # below 1/2, draws that float32 cannot tell from an end abound
+        for name in ("a", "b"):  # below 1/2, float32 cannot tell many draws from an end
             self.require(name, "a number >= 0.5", lambda v: v >= 0.5)
 
     @also_of_floats
@@ -265,7 +265,7 @@ class Beta(Law):
 class Discrete(Law):
     """t = 1 - k / steps, k = 1 ... steps, equally likely: the times of DDPM (arXiv:2006.11239).
 
-    k is the paper's step, its t. These are atoms, each of mass 1 / steps: there is no density.
+    k is the paper's step, its t. The law has atoms of mass 1 / steps each and no density.
     """
 
     steps: int
