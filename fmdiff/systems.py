@@ -195,7 +195,7 @@ class Formulas(System):
 
 
 class Velocities(System):
-    """One velocity for each of equal steps, set by hand. The flow is the sum of the velocities times h."""
+    """One velocity for each of equal steps, set by hand. The flow is their sum times h."""
 
     def __init__(self, t_end: float, u: float | Sequence[float], x0: Start) -> None:
         super().__init__(t_end, x0)

@@ -12,7 +12,7 @@ from fmdiff.models.unet import resolutions
 
 
 class ImageClassifier(Network):
-    """The way down of a U-Net, then the mean over the lowest map.
+    """The downward half of a U-Net, followed by the mean over the lowest map.
 
     x_t (B, C, H, W) of at most unit variance, t (B,) in [0, 1000] -> logits (B, classes). Level i
     has channels * multipliers[i] channels and `blocks` residual blocks.

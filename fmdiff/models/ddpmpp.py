@@ -19,10 +19,10 @@ from fmdiff.models.unet import plan
 
 
 class Block(ResBlock):
-    """The residual block, its sums divided by sqrt(2): two terms of variance 1 keep it.
+    """A residual block whose sums are divided by sqrt(2), so that they keep the variance 1.
 
     h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H', W'). A block that
-    halves or doubles the map has a 1x1 convolution on its shortcut; attention has one head.
+    halves or doubles the map has a 1x1 convolution on its shortcut. Attention has one head.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Block(ResBlock):
 
 
 def initialise(net: nn.Module) -> None:
-    """EDM's start: Xavier-uniform, smaller for the queries; what was zero stays zero."""
+    """EDM's initialisation: Xavier-uniform, smaller for attention, zero for output layers."""
     for name, part in net.named_modules():
         if isinstance(part, nn.GroupNorm):
             part.eps = 1e-6
@@ -63,11 +63,11 @@ class DDPMpp(Network):
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. Level i
-    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
-    levels whose map would be odd or below 4x4 are left out. `attention` lists the levels (0 the
-    full image, -1 the lowest map) with attention: in every block on the way down, in the last on
-    the way up; the middle always has it. The label is added to the features of time, as are the
-    `augment` labels of an augmentation, (B, augment) or None for zeros.
+    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up).
+    Levels below an odd map, or with a map below 4x4, are left out. `attention` lists the levels (0
+    is the full image, -1 the lowest map) with attention: in every block on the way down and in the
+    last on the way up. The middle always has it. The label and the `augment` labels of an
+    augmentation, (B, augment) or None for zeros, are added to the features of time.
 
     Raises FmdiffError for points and for a level that does not exist.
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.

@@ -19,7 +19,7 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
     """The number of patches down and across an image of this shape.
 
     Raises FmdiffError for points, for a patch that does not divide the image, and unless a head
-    has a multiple of 4 channels (sine and cosine, row and column).
+    has a multiple of 4 channels (for sine and cosine of row and column).
     """
     if len(shape) != 3:
         raise FmdiffError(
@@ -50,7 +50,7 @@ def tokens(x: Tensor, patch: int) -> Tensor:
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed places (rows columns, width): sin and cos of w_i column, then of w_i row.
+    """Fixed features of places (rows columns, width): sin and cos of w_i column, then of w_i row.
 
     w_i = 10000^(-i / quarter), quarter = width / 4. Source: Vaswani et al. 2017; Peebles & Xie.
     """
@@ -61,14 +61,14 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """h (1 + scale) + shift: h (B, T, width), shift and scale (B, width)."""
+    """h (1 + scale) + shift for h (B, T, width), shift and scale (B, width)."""
     return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
 
 
 def initialise(net: nn.Module) -> None:
-    """DiT's start: Xavier-uniform layers, time and label N(0, 0.02^2), zero where they modulate.
+    """DiT's initialisation: Xavier-uniform, N(0, 0.02^2) for time and label, 0 for modulation.
 
-    With the last layer zero too every block starts as the identity and the output as zero.
+    The last layer is zero too. So every block starts as the identity, and the output as zero.
     """
     for name, part in net.named_modules():
         if isinstance(part, nn.Embedding):
@@ -106,8 +106,8 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """h + g A(norm(h) (1 + a) + b), then the same with the MLP for A; g, a, b = W SiLU(condition).
 
-    h (B, T, width), condition (B, width), `where` is for the attention -> (B, T, width). W starts
-    as zero (adaLN-zero). Source: Peebles & Xie 2023.
+    h (B, T, width), condition (B, width) -> (B, T, width). `where` is passed to the attention. W
+    starts as zero (adaLN-zero). Source: Peebles & Xie 2023.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Final(nn.Module):
 
 
 def plain_norm(width: int) -> nn.LayerNorm:
-    """Layer norm without weights: the block's modulation scales and shifts."""
+    """Layer norm without weights, since the block's modulation scales and shifts."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
@@ -159,8 +159,8 @@ class DiT(Network):
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. An image
     becomes (H / patch) (W / patch) tokens of `width` channels for `depth` blocks with `heads`
-    heads; the MLP has 4 width hidden units. The network is told of an augmentation by `augment`
-    labels, (B, augment) or None for zeros.
+    heads. The MLP has 4 width hidden units. The labels of an augmentation are `augment`,
+    (B, augment) or None for zeros.
 
     Raises FmdiffError for points, for a patch that does not divide the image and for a width that
     is not a multiple of 4 heads. Source: Peebles & Xie 2023, arXiv:2212.09748.

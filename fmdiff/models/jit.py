@@ -31,15 +31,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, h: Tensor) -> Tensor:
-        # Handed over, a float32 weight keeps bfloat16 from the fused kernel, with a warning.
+        # A float32 weight as an argument keeps bfloat16 from the fused kernel, with a warning.
         return F.rms_norm(h, h.shape[-1:], eps=1e-6) * self.weight
 
 
 def rotation(rows: int, columns: int, size: int, still: int) -> Tensor:
     """cos and sin of the angles by which a token turns the size / 2 planes of a head.
 
-    (2, still + rows columns, size / 2): the `still` first tokens do not turn; for the others the
-    angles are w_i row, then w_i column, w_i = 10000^(-i / quarter), quarter = size / 4.
+    (2, still + rows columns, size / 2). The first `still` tokens do not turn. For the others the
+    angles are w_i row, then w_i column, with w_i = 10000^(-i / quarter), quarter = size / 4.
     Source: Su et al. 2021.
     """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(size // 4) / (size // 4))
@@ -50,17 +50,17 @@ def rotation(rows: int, columns: int, size: int, still: int) -> Tensor:
 
 
 def rotate(h: Tensor, turn: Tensor) -> Tensor:
-    """Each plane (h_i, h_{i + d/2}) turned: h (B, heads, T, d), turn (2, T, d / 2)."""
+    """Turn each plane (h_i, h_{i + d/2}) of h (B, heads, T, d) by turn (2, T, d / 2)."""
     cos, sin = turn
     a, b = h.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class RotaryAttention(SelfAttention):
-    """Self-attention in which queries and keys are normalised, then turned by their place.
+    """Self-attention in which queries and keys are normalised, then rotated by their place.
 
-    h (B, T, width), turn (2, T, d / 2) -> (B, T, width). q . k depends on the two places through
-    their difference alone. Source: Su et al. 2021; Henry et al. 2020.
+    h (B, T, width), turn (2, T, d / 2) -> (B, T, width). q . k depends on the two places only
+    through their difference. Source: Su et al. 2021; Henry et al. 2020.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -95,9 +95,9 @@ class JiT(Network):
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. A patch
     is pressed through `bottleneck` channels. From block `start` on (0 is the first) there are
-    `label_tokens` copies of the label's vector before the patches, each with a learned place;
-    without classes there are none. The network is told of an augmentation by `augment` labels,
-    (B, augment) or None for zeros.
+    `label_tokens` copies of the label's vector before the patches, each with a learned place.
+    Without classes there are none. The labels of an augmentation are `augment`, (B, augment) or
+    None for zeros.
 
     Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
     not a multiple of 4 heads and for a block that does not exist.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with every parameter set to zero: a branch that starts as 'no change'."""
+    """Set every parameter of the layer to zero, so that its branch starts as 'no change'."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -25,8 +25,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V, each (B, heads, T, d) and contiguous.
 
-    Any other stride silently takes a slow path. On CPUs bfloat16 is computed in float32, because
-    the backward pass of the fused kernel takes 4 times as long in bfloat16.
+    Other strides silently take a slow path. On CPUs bfloat16 is computed in float32, because the
+    backward pass of the fused kernel takes 4 times as long in bfloat16.
     """
     if v.device.type == "cpu" and v.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
@@ -57,14 +57,14 @@ class Sinusoid(nn.Module):
 class Augmentation(nn.Linear):
     """W a, for labels a (B, n) of an augmentation -> (B, width); None stands for zeros.
 
-    Without a bias untouched images, a = 0, add nothing. Source: Karras et al. 2022.
+    There is no bias, so untouched images (a = 0) add nothing. Source: Karras et al. 2022.
     """
 
     def __init__(self, labels: int, width: int) -> None:
         super().__init__(labels, width, bias=False)
 
     def forward(self, a: Tensor | None, like: Tensor) -> Tensor:  # type: ignore[override]
-        # zeros, not nothing: gradients of several processes are averaged over all parameters
+        # zeros, because several processes average the gradients of all parameters
         a = like.new_zeros(len(like), self.in_features) if a is None else a
         return super().forward(a)
 
@@ -94,8 +94,8 @@ class Conditioning(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the places of a map: h + W softmax(Q K^T / sqrt(d)) V.
 
-    (B, C, H, W) -> the same. Heads have d = gcd(head_channels, C) channels. Starts as the
-    identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
+    (B, C, H, W) -> the same. Heads have d = gcd(head_channels, C) channels. The layer starts as
+    the identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
     """
 
     def __init__(self, channels: int, head_channels: int) -> None:
@@ -116,9 +116,9 @@ class ResBlock(nn.Module):
     """conv(SiLU(norm(.))) twice around a shortcut, conditioned in between, then attention.
 
     h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W). The embedding
-    shifts the map before the second norm, or with scale_shift scales and shifts it after:
-    norm(h) (1 + a) + b. `resample`, a layer without weights, halves or doubles the map before
-    the first convolution and on the shortcut. Source: Ho et al. 2020; Dhariwal & Nichol 2021.
+    shifts the map before the second norm. With scale_shift it scales and shifts the map after the
+    norm: norm(h) (1 + a) + b. `resample`, a layer without weights, halves or doubles the map
+    before the first convolution and on the shortcut (Ho et al. 2020; Dhariwal & Nichol 2021).
     """
 
     def __init__(

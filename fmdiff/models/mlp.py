@@ -19,9 +19,9 @@ class MLP(Network):
 
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
     null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
-    fixed entries from N(0, scale^2) and is stored with the weights; the label's vector is added
-    in the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the
-    output: far from the data every quantity of a path is linear in x_t.
+    fixed entries from N(0, scale^2) and is stored with the weights. The label's vector is added in
+    the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the output,
+    since far from the data every quantity of a path is linear in x_t.
 
     Raises FmdiffError for images and for an unknown activation. Source: Tancik et al. 2020
     (Fourier features).

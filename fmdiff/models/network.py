@@ -1,4 +1,4 @@
-"""The contract of networks: what a field, a classifier and a training step call."""
+"""The contract of networks, which fields, classifiers and training steps call."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ class Network(nn.Module):
     """A network net(x_t, t, y), built with the keywords `shape` and `classes` and those of a YAML.
 
     x_t (B, *shape) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
-    is the null label) or None without classes -> (B, *shape). Deriving from this class is needed
-    only for what a plain nn.Module has not, `flat` and `logits`.
+    is the null label) or None without classes -> (B, *shape). A plain nn.Module works too; only
+    `flat` and `logits` need this class.
     """
 
-    # whether it is for points (d,), not for images (C, H, W); None: for both, the data decide
+    # True for points (d,), False for images (C, H, W), None for both as the data decide
     flat: bool | None = None
-    logits = False  # whether it answers (B, classes), as objective=classification trains it
+    logits = False  # whether it returns (B, classes), as objective=classification trains it
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction at unit scale, or the logits (B, classes)."""
@@ -37,5 +37,5 @@ def answer(net: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None)
 
 
 def answers_logits(net: nn.Module) -> bool:
-    """Whether a network classifies; a plain nn.Module predicts a quantity of the path."""
+    """Whether a network classifies. A plain nn.Module predicts a quantity of the path."""
     return isinstance(net, Network) and net.logits

@@ -96,12 +96,12 @@ class UNet(Network):
 
     x_t (B, C, H, W) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. Level i
-    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up);
-    levels whose map would be odd or below 4x4 are left out. `attention` lists the levels with
-    attention: 0 is the full image, -1 the lowest map; the middle always has it. Time has
-    `time_features` features (as many as channels when None), its vector 4 times as many. Without
-    conv_resample a map is halved by its mean and doubled by repetition, and nothing else. The
-    network is told of an augmentation by `augment` labels, (B, augment) or None for zeros.
+    has channels * multipliers[i] channels and `blocks` residual blocks (one more on the way up).
+    Levels below an odd map, or with a map below 4x4, are left out. `attention` lists the levels
+    with attention: 0 is the full image, -1 the lowest map. The middle always has it. Time has
+    `time_features` features (as many as channels when None), and its vector has 4 times as many.
+    Without conv_resample a map is only halved by its mean and doubled by repetition. The labels of
+    an augmentation are `augment`, (B, augment) or None for zeros.
 
     Raises FmdiffError for points and for a level that does not exist.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.

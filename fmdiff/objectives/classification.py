@@ -13,7 +13,7 @@ class Classification(Objective):
     """Cross entropy -log p(y | x_t), x_t = alpha x + beta eps, at every time of the path.
 
     Its minimiser is the posterior p(y | x_t) (Dhariwal & Nichol 2021, arXiv:2105.05233, section
-    4). Takes a network with `logits`; no label is dropped.
+    4). It needs a network with `logits`. No label is dropped.
     """
 
     logits = True

@@ -1,4 +1,4 @@
-"""Regression on a conditional quantity: flow matching, score matching, denoising in one rule."""
+"""Regression on a conditional quantity: flow matching, score matching and denoising."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Source
 
 PREDICTIONS = ("x", "eps", "v", "score", "v_sh")
-# of an error (B, D) and the huber constant: (B,). Only l2 has the field v as its minimiser
+# functions of an error (B, D) and the huber constant: (B,). Only l2 is minimised by the field v
 DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "l2": lambda error, c: error.square().mean(1),
     "l1": lambda error, c: error.abs().mean(1),
@@ -103,16 +103,16 @@ class FlowMatching(Objective):
         """The distance of an error (B, *shape) from 0, a mean over its elements: (B,)."""
         return DISTANCES[self._distance](error.flatten(1), self.huber)
 
-    # The same loss in the form that is fast to train with.
+    # The same loss in a form that trains faster.
 
     def terms(
         self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """All of the loss but the network's output F: it is w distance(c F(z, time, y) + g).
+        """The parts of the loss w distance(c F(z, time, y) + g) besides the network's output F.
 
-        a_theta = scale F + skipped, so c = q scale and g = q (skipped - a): z, g (B, *shape),
-        time, w (B,), c (B, 1, ...). No gradient passes here, so the terms of many steps are worked
-        out at once.
+        a_theta = scale F + skipped, so c = q scale and g = q (skipped - a). The shapes are z, g
+        (B, *shape), time, w (B,) and c (B, 1, ...). No gradient is needed here, so the terms of
+        many steps are computed at once.
         """
         field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)

@@ -1,4 +1,4 @@
-"""The contract of objectives: what a training step minimises, and the field that it trains."""
+"""The contract of objectives: the loss of a training step, and the field that it trains."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from fmdiff.source import Normal, Source
 
 
 class Objective(Described):
-    """A loss of pairs (x, eps) at time t. One's own derives from this class with `__call__` alone.
+    """A loss of pairs (x, eps) at time t. To write your own, derive a class with `__call__`.
 
     A YAML gives its own keys; path, data_std, source and coupled come from the run. data_std is
-    the standard deviation of the data, coupled whether eps depends on x.
+    the standard deviation of the data, and coupled tells whether eps depends on x.
 
     Raises FmdiffError for t_eps out of range.
     """
 
-    logits = False  # of the networks it trains; the others predict a quantity of the path
-    prediction: Kind = "v"  # the quantity that `field` takes the network to predict
+    logits = False  # whether its networks return logits, not a quantity of the path
+    prediction: Kind = "v"  # the quantity that the network predicts, for `field`
     precondition = False  # see field.NetField
 
     def __init__(
@@ -41,7 +41,7 @@ class Objective(Described):
     def __call__(
         self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> Tensor:
-        """The loss of each example (B,): x, eps (B, *shape), y (B,), t (B,) as `time` gives it."""
+        """The loss of each example (B,) for x, eps (B, *shape), y (B,) and t (B,) from `time`."""
         raise FmdiffError(
             f"objective: {type(self).__name__} must define __call__(self, net, x, y, eps, t), "
             "which returns the loss of each example"
@@ -54,7 +54,7 @@ class Objective(Described):
         classes: int = 0,
         y: Tensor | None = None,
     ) -> NetField:
-        """The network as a field of this path; None will do where only its scales matter."""
+        """The network as a field of this path. net=None suffices if only the scales matter."""
         return NetField(
             net,
             self.path,
@@ -70,23 +70,23 @@ class Objective(Described):
         )
 
     def time(self, u: Tensor) -> Tensor:
-        """Draws u in [0, 1] of a time law, shrunk into [t_eps, 1 - t_eps]."""
+        """Map draws u in [0, 1] of a time law into [t_eps, 1 - t_eps]."""
         return self.t_eps + (1 - 2 * self.t_eps) * u
 
     def terms(
         self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """What `compare` takes beside the network, each with B rows or None.
+        """The arguments of `compare` besides the network, each with B rows or None.
 
-        Training asks for the terms of many steps at once and without gradients. By default they
-        are the arguments of `__call__`; an objective may work out all that needs no network.
+        Training computes the terms of many steps at once and without gradients. By default they
+        are the arguments of `__call__`. An objective may compute here all that needs no network.
         """
         return x, y, eps, t
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
-        """The loss of each example (B,) from its terms: `__call__`, up to rounding.
+        """The loss of each example (B,) from its terms, equal to `__call__` up to rounding.
 
-        Raises FmdiffError if `__call__` returns something else.
+        Raises FmdiffError if `__call__` does not return such a loss.
         """
         loss, n = self(net, *terms), next(len(part) for part in terms if part is not None)
         if not isinstance(loss, Tensor) or loss.shape != (n,):

@@ -1,7 +1,7 @@
 """Weightings w(t) of a loss over noise levels: `objective.weighting=`.
 
-Each is the weight its paper gives to the squared error of x or of eps, under a uniform law of
-time; with loss=null that space is taken. alpha and beta come bounded by `floor`.
+Each is the weight that its paper gives to the squared error of x or eps, under a uniform law of
+time. With loss=null that space is used. `floor` bounds alpha and beta from below.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fmdiff.path import Kind
 
 
 class Level(NamedTuple):
-    """What a weighting depends on, each tensor shaped like t."""
+    """The arguments of a weighting. Each tensor is shaped like t."""
 
     snr: Tensor  # alpha^2 / beta^2
     d_logsnr: Tensor  # derivative of log snr, = 2 (alpha'/alpha - beta'/beta)
@@ -26,7 +26,7 @@ class Level(NamedTuple):
 class Weighting(NamedTuple):
     """A weight, and the quantity whose squared error it weights."""
 
-    space: Kind | None  # where its paper writes the squared error
+    space: Kind | None  # the space of the squared error in its paper
     weight: Callable[[Level], Tensor]
 
 
@@ -42,6 +42,6 @@ WEIGHTINGS: dict[str, Weighting] = {
     "sigmoid": Weighting(
         "eps", lambda at: at.d_logsnr / 2 * torch.sigmoid(at.bias - at.snr.log())
     ),
-    # g^2 / 2 times the score's error (Song et al. 2021, arXiv:2101.09258): a bound of -log p
+    # g^2 / 2 times the score's error (Song et al. 2021, arXiv:2101.09258): a bound on -log p
     "likelihood": Weighting("eps", lambda at: at.d_logsnr / 2),
 }

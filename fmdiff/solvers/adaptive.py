@@ -15,13 +15,13 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 class Dopri5(Solver):
-    """Dormand & Prince 5(4): x_s = x_t + h sum_i b_i k_i, its error h sum_i d_i k_i.
+    """Dormand & Prince 5(4): x_s = x_t + h sum_i b_i k_i, with the error h sum_i d_i k_i.
 
-    A step is kept where the error's root mean square over a sample, each entry divided by
-    atol + rtol max(|x_t|, |x_s|), is at most 1; the next step is 0.9 error^(-1/5) times as long,
-    0.2 to 10 times, not longer after a failure (Hairer, Norsett & Wanner I, II.4 and table 5.2).
-    The last slope is the next step's first. Samples do not influence each other: one that has
-    arrived waits. All rows are asked as long as one is under way, and all count.
+    A step is accepted if the root mean square of the error over a sample is at most 1, each entry
+    divided by atol + rtol max(|x_t|, |x_s|). The next step is 0.9 error^(-1/5) times as long, 0.2
+    to 10 times, and not longer after a rejection (Hairer, Norsett & Wanner I, II.4 and table 5.2).
+    The last slope is the next step's first. Samples do not influence each other. All rows are
+    evaluated, and counted, until the last one arrives.
 
     Raises Failed when a sample needs more than `max_nfe` evaluations.
     """
@@ -34,7 +34,7 @@ class Dopri5(Solver):
         (44 / 45, -56 / 15, 32 / 9),
         (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
         (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),  # b: x_s itself
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),  # b, which gives x_s
     )
     d = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
@@ -45,7 +45,7 @@ class Dopri5(Solver):
         self.rtol, self.atol, self.max_nfe = rtol, atol, max_nfe
 
     def nfe(self, steps: int) -> int:
-        """0 without a step. Raises FmdiffError otherwise, as it is not known before the run."""
+        """0 without a step. Otherwise raises FmdiffError, as the run alone tells the cost."""
         if steps:
             raise FmdiffError(
                 "Dopri5 chooses its own steps: what they cost is known after the run"
@@ -64,7 +64,7 @@ class Dopri5(Solver):
         def slope(x: Tensor, time: Tensor) -> Tensor:
             return field(x, time.to(x))
 
-        # times in float64 whatever the states are: the control is done on the CPU
+        # times are float64 whatever the states are, and steps are controlled on the CPU
         end, time = (u.double().cpu().expand(len(x)) for u in (s, t))
         if state is None:
             k = slope(x, time)
@@ -95,13 +95,13 @@ class Dopri5(Solver):
             time = torch.where(passes, torch.where(last, end, time + span), time)
             factor = (0.9 * error ** (-1 / 5)).nan_to_num(nan=0.2, posinf=10.0).clamp(0.2, 10)
             wish = span * torch.where(passes, factor, factor.clamp(max=1))
-            # what s cut short does not shorten the steps after it
+            # a step that s cut short does not shorten the steps after it
             wish = torch.where(passes & last, torch.maximum(wish, h), wish)
             h = torch.where(under_way, wish, h)
         return x, (k, h, spent)
 
     def _norm(self, value: Tensor, size: Tensor) -> Tensor:
-        """(B,) float64 on the CPU."""
+        """The scaled root mean square of each sample: (B,) float64 on the CPU."""
         scaled = value / (self.atol + self.rtol * size)
         return scaled.flatten(1).double().square().mean(1).sqrt().cpu()
 

@@ -1,17 +1,17 @@
-r"""Exponential integrators: what is linear is solved exactly, only the prediction is guessed.
+r"""Exponential integrators: they solve the linear part exactly and approximate the prediction.
 
 With lam = log(alpha/beta) and rho = beta/alpha = exp(-lam), the ODE of every Gaussian path reads
 
     x_s = (beta_s / beta_t) x_t + beta_s integral of x_hat d(1/rho)        (data form)
         = (alpha_s / alpha_t) x_t + alpha_s integral of eps_hat d rho      (noise form)
 
-over [t, s]. With the prediction held fixed both are DDIM, which is Euler in straight coordinates;
-the methods below put a polynomial in its place, through values at earlier times. Only x_hat is
-asked for, so they run to the end where v is infinite, and equal noise levels give equal samples
-whatever the coordinates. At an end where lam is infinite (alpha = 0 or beta = 0) no polynomial in
-lam exists: that step is of first order, and into beta = 0 its result is x_hat.
+over [t, s]. With the prediction held fixed both are DDIM, which is Euler in straight coordinates.
+The methods below replace it by a polynomial through values at earlier times. They need only x_hat,
+so they reach an end where v is infinite, and equal noise levels give equal samples in all
+coordinates. At an end where lam is infinite (alpha = 0 or beta = 0) no polynomial in lam exists.
+A step there is of first order, and into beta = 0 its result is x_hat.
 
-What depends on the times alone is done in Python's floats, which costs less than 0-dim tensors.
+Quantities of the times alone are Python floats, which cost less than 0-dim tensors.
 """
 
 import math
@@ -27,8 +27,8 @@ from fmdiff.solvers.multistep import Recorder
 from fmdiff.solvers.runge_kutta import RungeKutta
 from fmdiff.solvers.solver import Noise, Solver, Step
 
-# B(h) of UniPC: what stands, halved, for the first moment where two values are known. bh1 has no
-# limit, so over an infinite h it is bh2's.
+# B(h) of UniPC: with two known values B(h) / 2 replaces the first moment. bh1 has no limit, so for
+# an infinite h it takes that of bh2.
 VARIANTS: dict[str, Callable[[float], float]] = {
     "bh1": lambda h: h if math.isfinite(h) else 1.0,
     "bh2": lambda h: -math.expm1(-h),
@@ -36,7 +36,7 @@ VARIANTS: dict[str, Callable[[float], float]] = {
 
 
 def log_ratio(path: Path, t: Tensor) -> float:
-    """lam = log(alpha/beta), infinite where one of them is 0."""
+    """lam = log(alpha/beta), infinite if one of them is 0."""
     return path.logsnr(t).item() / 2
 
 
@@ -60,9 +60,8 @@ def moments(h: float, n: int) -> list[float]:
 def weights(nodes: Sequence[float], lo: float, hi: float, moments: list[float]) -> list[float]:
     """w with sum_j w_j p(nodes_j) = sum_k c_k M_k for p = sum_k c_k u^k, u = 0 at lo, 1 at hi.
 
-    lo = -inf is allowed beside the node lo itself and the node hi. The equations
-    sum_j u_j^k w_j = M_k are solved by the method of Bjorck & Pereyra 1970 (Golub & Van Loan,
-    Matrix Computations, algorithm 4.6.2).
+    lo = -inf is allowed if all nodes are lo or hi. The method of Bjorck & Pereyra 1970 (Golub &
+    Van Loan, Matrix Computations, algorithm 4.6.2) solves the equations sum_j u_j^k w_j = M_k.
     """
     u = [0.0 if z == lo else 1.0 if z == hi else (z - lo) / (hi - lo) for z in nodes]
     w, n = list(moments), len(nodes)
@@ -80,8 +79,8 @@ def weights(nodes: Sequence[float], lo: float, hi: float, moments: list[float]) 
 class DPM2(Solver):
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1): the midpoint rule in lam.
 
-    x_s = (alpha_s / alpha_t) x_t + alpha_s (rho_s - rho_t) eps_hat(x_m, m), lam_m halfway, x_m by
-    DDIM. Where lam is infinite at t or s, the midpoint rule in r instead.
+    x_s = (alpha_s / alpha_t) x_t + alpha_s (rho_s - rho_t) eps_hat(x_m, m), with lam_m halfway and
+    x_m by DDIM. If lam is infinite at t or s, the midpoint rule in r is used instead.
     """
 
     order = 2
@@ -124,18 +123,18 @@ class Node(NamedTuple):
 
 
 class State(NamedTuple):
-    """What one step leaves to the next."""
+    """The memory from one step to the next."""
 
     history: tuple[Node, ...] = ()
-    rest: int | None = None  # how many steps are still to come, if that bounds the order
+    rest: int | None = None  # the number of steps to come, if it bounds the order
     last: tuple[Tensor, Tensor, list[Node]] | None = None  # the last step's x_t, t and nodes
 
 
 class Multistep(Solver):
     """x_s from the polynomial through the predictions at the last `order` times.
 
-    lower_order_final: the order is at most the number of steps left, which is safer with few
-    steps. start: a Runge-Kutta solver takes the first order - 1 steps; null: lower order there.
+    With lower_order_final the order is at most the number of steps left, which is safer with few
+    steps. The Runge-Kutta solver `start` takes the first order - 1 steps; null takes lower orders.
     """
 
     order: int
@@ -158,7 +157,7 @@ class Multistep(Solver):
         return steps - first + (self.start.nfe(first) if self.start else 0)
 
     def begin(self, times: Tensor, jump: bool = False) -> State:
-        """The number of steps along times (S+1,), a jump included, where it bounds the order."""
+        """The number of steps along times (S+1,), a jump included, if it bounds the order."""
         return State(rest=len(times) - 1 + jump if self.lower_order_final else None)
 
     def step(
@@ -196,26 +195,26 @@ class Multistep(Solver):
         return ahead, State(history, after, (x, t, nodes))
 
     def variable(self, path: Path, t: Tensor) -> float:
-        """The polynomial's variable."""
+        """The polynomial's variable at time t."""
         return log_ratio(path, t)
 
     def value(self, path: Path, x_hat: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The prediction the polynomial goes through."""
+        """The prediction that the polynomial goes through."""
         return x_hat
 
     def advance(
         self, path: Path, x: Tensor, t: Tensor, s: Tensor, lo: float, hi: float, nodes: list[Node]
     ) -> Tensor:
-        """x_s from x_t = x and the polynomial through two nodes or more; its variable lo, hi."""
+        """x_s from x_t = x and the polynomial in [lo, hi] through two or more nodes."""
         raise NotImplementedError
 
 
 class DPMpp(Multistep):
     """DPM-Solver++ 2M and 3M (Lu et al. 2022b, arXiv:2211.01095): the data form in lam.
 
-    x_s = (beta_s / beta_t) x_t + alpha_s sum_j w_j x_hat_j, h = lam_s - lam_t, w_j from the
-    moments M_k(h). Where two values are known the paper (algorithm 2) has (1 - exp(-h))/2 for the
-    first moment. The third order has the full polynomial; the common code for 3M halves its
+    x_s = (beta_s / beta_t) x_t + alpha_s sum_j w_j x_hat_j, with h = lam_s - lam_t and w_j from
+    the moments M_k(h). With two known values the first moment is (1 - exp(-h))/2, as in the paper
+    (algorithm 2). The third order uses the full polynomial. The common code for 3M halves its
     second derivative, which leaves an error of order 2.
     """
 
@@ -239,10 +238,10 @@ class DPMpp(Multistep):
 class UniPC(DPMpp):
     """UniPC (Zhao et al. 2023, arXiv:2302.04867): a corrector for DPM-Solver++ that costs nothing.
 
-    When x_hat at the predicted x_s arrives, at the next step, the last step is redone with the
-    polynomial that goes through it too, which raises the order by one. variant: B(h) = h (bh1) or
-    1 - exp(-h) (bh2), whose half is the first moment where two values are known; with more values
-    B(h) cancels.
+    The next step evaluates x_hat at the predicted x_s. It then redoes the last step with the
+    polynomial through that value too, which raises the order by one. `variant` is B(h) = h (bh1)
+    or 1 - exp(-h) (bh2). With two known values the first moment is B(h) / 2; with more values B(h)
+    cancels.
     """
 
     def __init__(
@@ -262,8 +261,8 @@ class UniPC(DPMpp):
 class DEIS(Multistep):
     """DEIS (Zhang & Chen 2023, arXiv:2204.13902): exponential Adams-Bashforth in the noise form.
 
-    x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j w_j eps_hat_j, w_j the integral over rho of
-    Lagrange polynomials in `polynomial`: log_rho (= -lam) or rho (the paper's rhoAB).
+    x_s = (alpha_s / alpha_t) x_t + alpha_s sum_j w_j eps_hat_j. Each w_j is the integral over rho
+    of a Lagrange polynomial in `polynomial`: log_rho (= -lam) or rho (the paper's rhoAB).
     """
 
     def __init__(

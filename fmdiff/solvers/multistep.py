@@ -17,8 +17,8 @@ from fmdiff.solvers.solver import Noise, Solver, Step
 def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
     """Integrals over [t, s] of Newton's basis 1, (u - nodes_0), (u - nodes_0)(u - nodes_1), ...
 
-    One more than there are nodes; all arrays are (S,). They are what divided differences are
-    multiplied by.
+    There is one more than nodes; all arrays are (S,). They are the factors of the divided
+    differences.
     """
     at, w = np.polynomial.legendre.leggauss(len(nodes) // 2 + 1)
     u = t[:, None] + (s - t)[:, None] * (at + 1) / 2
@@ -28,11 +28,11 @@ def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.nda
     return [(s - t) / 2 * (b @ w) for b in basis]
 
 
-MANY = 13  # steps from which the limit is relaxed
+MANY = 13  # the limit is relaxed beyond this many steps
 
 
 class Row(NamedTuple):
-    """What one step needs to know of the grid."""
+    """The part of the grid that one step needs."""
 
     gaps: list[float]  # t minus each earlier node, the last one first
     ahead: list[float]  # the predictor's integrals over [t, s], by order
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """What one step leaves to the next."""
+    """The memory from one step to the next."""
 
     rows: list[Row]  # of this step and those to come
     limit: float | None
@@ -56,17 +56,17 @@ class Adams(Solver):
 
         x_s = x_t + sum_k D_k,   D_k = v[t, t', ..., t^(k-1)] \int (u - t) ... (u - t^(k-2)) du.
 
-    When the slope at the predicted x_s arrives, at the next step, the last step is redone with it
-    (the polynomial through t', t, t'', ...), and the next prediction starts from there: one
-    evaluation a step (PEC mode; Hairer, Norsett & Wanner I, III.1). Until `order` slopes are known
-    the method runs at lower order (start=null, measured order 3), or `start` is a Runge-Kutta
-    solver that takes those first steps (with RK4 the full order). lower_order_final: the order is
-    at most the number of steps left.
+    The next step evaluates the slope at the predicted x_s. It redoes the last step with it (the
+    polynomial through t', t, t'', ...), and predicts from the result. So a step takes one
+    evaluation (PEC mode; Hairer, Norsett & Wanner I, III.1). Until `order` slopes are known, the
+    method runs at lower order (start=null, measured order 3), or the Runge-Kutta solver `start`
+    takes the steps (with RK4 the full order). With lower_order_final the order is at most the
+    number of steps left.
 
-    limit: trained networks are rough and strong guidance changes v fast, and there high terms blow
-    up. So a sample's terms must fall: |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At the first
-    that does not the predictor stops, and the corrector takes of it what is allowed and stops.
-    c = limit max(1, S / 13), S steps in all: what many steps resolve is trusted more. null: the
+    Trained networks are rough and strong guidance changes v fast, which makes high terms blow up.
+    So with `limit` a sample's terms must satisfy |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At
+    the first that does not, the predictor stops; the corrector adds its allowed part and stops.
+    c = limit max(1, S / 13) for S steps in all, as many steps resolve more. limit=null is the
     classical method.
 
     Raises FmdiffError for an option out of range.
@@ -99,10 +99,10 @@ class Adams(Solver):
         return steps - first + (self.start.nfe(first) if self.start else 0)
 
     def begin(self, times: Tensor, jump: bool = False) -> State:
-        """The rows of all steps along times (S+1,); with lower_order_final a jump is one more."""
+        """The rows of all steps along times (S+1,). A jump counts for lower_order_final."""
         grid = times.double().cpu().numpy()
         steps = len(grid) - 1
-        # column j holds t^(j) of every step; where there is none yet, what is not used
+        # column j holds t^(j) of every step, and an unused value where there is none yet
         at = [np.roll(grid[:-1], j) for j in range(self.order)]
         ahead = np.stack(newton(at[: self.order - 1], grid[:-1], grid[1:]), 1)
         behind = ahead
@@ -165,9 +165,9 @@ def _sum(
     sizes: list[Any],
     partly: bool,
 ) -> Tensor:
-    """x + sum_k D_k; with a limit each sample stops at the first D_k that is too large.
+    """x + sum_k D_k. With a limit each sample stops at the first D_k that is too large.
 
-    sizes: the norm of each difference (B,). partly: of that term it takes what is allowed.
+    `sizes` holds the norm (B,) of each difference. With `partly` that D_k's allowed part is added.
     """
     x = torch.add(x, differences[0], alpha=integrals[0])
     terms = list(zip(integrals, differences, strict=False))[1:]

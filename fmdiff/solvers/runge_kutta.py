@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods: a method is its tableau."""
+"""Explicit Runge-Kutta methods, each given by its tableau."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ class RungeKutta(Solver):
 
 
 class Euler(RungeKutta):
-    """In straight coordinates this is DDIM (Song et al. 2021, arXiv:2010.02502)."""
+    """Euler's method. In straight coordinates it is DDIM (Song et al. 2021, arXiv:2010.02502)."""
 
     order = 1
     a = ()
@@ -47,7 +47,7 @@ class Euler(RungeKutta):
 
 
 class Midpoint(RungeKutta):
-    """The slope in the middle of the step, where half an Euler step leads."""
+    """Takes the slope in the middle of the step, where half an Euler step leads."""
 
     order = 2
     a = ((0.5,),)
@@ -55,7 +55,7 @@ class Midpoint(RungeKutta):
 
 
 class Heun(RungeKutta):
-    """The mean of the slopes at both ends of an Euler step."""
+    """Takes the mean of the slopes at both ends of an Euler step."""
 
     order = 2
     a = ((1.0,),)

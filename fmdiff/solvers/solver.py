@@ -19,11 +19,11 @@ Step = tuple[Tensor, Any]  # the next x (B, *shape) and the next state of the so
 
 
 class Solver(Described):
-    """Carries samples from one time to the next; what it remembers in between is its state.
+    """Carries samples from one time to the next. Its state is its memory between two steps.
 
-    order: the order of convergence, which the tests measure. asks: the kind of quantity it asks
-    the field for, which decides where it may ask. stochastic: it asks for noise, and so needs a
-    field whose source is normal. adaptive: it chooses its own steps between two times.
+    `order` is the order of convergence, which the tests measure. `asks` is the kind of quantity
+    that it evaluates, which decides the field's interval. A `stochastic` solver draws noise and
+    needs a field with a normal source. An `adaptive` one chooses its own steps between two times.
     """
 
     order: float = 1
@@ -34,16 +34,16 @@ class Solver(Described):
     def begin(self, times: Tensor, jump: bool = False) -> Any:
         """The state before the first of the steps along times (S+1,).
 
-        jump: whether one more step, to the estimate of x, follows that is not the solver's own.
+        `jump` tells whether a jump to the estimate of x follows, which is no step of the solver.
         """
         return None
 
     def step(
         self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
     ) -> Step:
-        """x (B, *shape) at time t carried to time s, both () float64, and the next state.
+        """Carry x (B, *shape) from time t to s, both () float64; return it and the next state.
 
-        noise: None where there is none to be had.
+        `noise` is None if there is none.
         """
         raise FmdiffError(
             f"{type(self).__name__} must define step(self, field, x, t, s, state, noise), "
@@ -51,7 +51,7 @@ class Solver(Described):
         )
 
     def nfe(self, steps: int) -> int:
-        """Evaluations that so many steps cost each sample; not known of an adaptive solver."""
+        """The evaluations that these steps cost each sample; unknown for an adaptive solver."""
         return steps
 
 

@@ -2,7 +2,7 @@ r"""Solvers of the SDE that has the same marginals as the field's ODE.
 
 dX = [v + g^2/2 score] dt + g dW has the marginals p_t for every g(t) >= 0: the score term cancels
 the spread that the noise adds (Song et al. 2021, arXiv:2011.13456; SiT, arXiv:2401.08740, eq. 5).
-`until`: from this time of the solver on the noise is off, and the step is one of the ODE.
+From the solver's time `until` on there is no noise, and the steps are those of the ODE.
 """
 
 import math
@@ -21,7 +21,7 @@ from fmdiff.path import Kind, Path
 from fmdiff.solvers.exponential import DPM2, ddim, log_ratio
 from fmdiff.solvers.solver import Noise, Solver, Step
 
-# the coefficient g(t) = sigma_t of the Brownian term, by name, as g^2
+# g^2 by name, where g(t) = sigma_t is the coefficient of the Brownian term
 DIFFUSIONS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "path": lambda p, t: 2 * p.beta(t) * (p.beta(t) * p.d_alpha(t) / p.alpha(t) - p.d_beta(t)),
     "beta": lambda p, t: p.beta(t),
@@ -49,11 +49,11 @@ def normals(noise: Noise | None, t: Tensor, s: Tensor, n: int = 1) -> list[Tenso
 class EulerMaruyama(Solver):
     """x_s = x_t + [v + g^2/2 score] h + g (W_s - W_t).
 
-    `diffusion` is a constant g >= 0, a name or else a formula of t for g: path (g^2 = 2 (beta^2
-    alpha'/alpha - beta beta'), the textbook reverse SDE), beta (g^2 = beta), linear (1 - t),
-    inc_dec (sin^2 pi t). Weak and strong order 1, since the noise is additive. `last` is another
+    `diffusion` is a constant g >= 0, a formula of t for g, or the name of a g^2: path (2 (beta^2
+    alpha'/alpha - beta beta'), the textbook reverse SDE), beta, linear (1 - t) or inc_dec
+    (sin^2 pi t). The weak and strong order is 1, since the noise is additive. `last` is another
     rule for the last step (SiT, section 3.3): mean leaves its noise out, euler is the ODE's step,
-    tweedie goes to x_hat, and by DDIM where beta_s is not 0.
+    and tweedie goes to x_hat, or by DDIM if beta_s is not 0.
 
     Raises FmdiffError for a diffusion that cannot be read, or is infinite inside (0, 1).
     """
@@ -117,7 +117,7 @@ class EulerMaruyama(Solver):
         ahead = x + (s - t) * path.convert(straight, x, t, "straight", "v")
         if t >= self.until or last == "euler":
             return ahead, state
-        # path is infinite where alpha = 0; as every g keeps the marginals, take none there
+        # `path` is infinite at alpha = 0; every g keeps the marginals, so g is 0 there
         g2 = self.squared(path, t).nan_to_num(nan=0.0, posinf=0.0)
         score = path.convert(straight, x, t, "straight", "score")
         ahead = ahead + (s - t) * g2 / 2 * score
@@ -138,8 +138,8 @@ class DPMppSDE(Solver):
     is exact for fixed x_hat. Order 1 with eta = 1 is ancestral sampling: a draw of x_s given x_t
     and x = x_hat (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 7, the smaller of its variances).
     Order 2 extends the line through the last two x_hat to the middle of the step in lam. eta
-    scales g^2 of the diffusion `path`; 0 is DDIM, and DPM-Solver++ 2M. Where lam is infinite at
-    t or s the order is 1; into beta_s = 0 the result is x_hat.
+    scales g^2 of the diffusion `path`. eta = 0 is DDIM and, at order 2, DPM-Solver++ 2M. If lam is
+    infinite at t or s, the order is 1. Into beta_s = 0 the result is x_hat.
     """
 
     asks: Kind = "x"
@@ -182,11 +182,11 @@ class DPMppSDE(Solver):
 class Churn(Solver):
     """The stochastic sampler of EDM (Karras et al. 2022, arXiv:2206.00364, algorithm 2).
 
-    In y = x_t / alpha and the noise level n = beta / alpha: noise is added up to (1 + c) n, with
-    c = min(s_churn / steps, sqrt(2) - 1) where s_min <= n <= s_max and else 0, its standard
-    deviation multiplied by s_noise; from there one step of Heun on dy/dn = (y - x_hat) / n. No
-    more noise is added than the path begins with. Out of alpha = 0 and into beta = 0, where that
-    slope does not exist, DPM-Solver-2 (the paper ends with an Euler step: final=denoise).
+    Let y = x_t / alpha and let n = beta / alpha be the noise level. Noise, its std multiplied by
+    s_noise, is added up to (1 + c) n, with c = min(s_churn / steps, sqrt(2) - 1) if
+    s_min <= n <= s_max and else 0, but not beyond the path's first level. Then comes one step of
+    Heun on dy/dn = (y - x_hat) / n. That slope does not exist out of alpha = 0 and into beta = 0,
+    where DPM-Solver-2 takes the step (the paper ends with an Euler step: final=denoise).
     """
 
     order = 2
@@ -226,7 +226,7 @@ class Churn(Solver):
 
         now, u, churn = level(t), t, 0.0
         if self.s_min <= now <= self.s_max and now.isfinite() and t < self.until:
-            # equal steps from 0 to 1 where their number is not known
+            # if their number is not known, assume equal steps from 0 to 1
             churn = min(self.s_churn / (state or float(1 / (s - t))), 2**0.5 - 1)
         if churn > 0:
             u = path.time_of_logsnr(-2 * ((1 + churn) * now).log())
@@ -244,11 +244,10 @@ class PredictorCorrector(Solver):
     """`corrections` steps of Langevin dynamics at t, then one step of `predictor` from t to s.
 
     x <- x + e score + sqrt(2 e) z (Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5), with
-    e = 2 (snr beta)^2. Their e = 2 (snr |z| / |score|)^2 is measured on the batch; this is its
-    value where |score| is that of the noise, |z| / beta, and depends on no sample, for a step
-    that varies with x does not keep p_t. The variance at t is then too large by the share
-    e / (2 S) of a normal law's S. Correcting before the step instead of after it never asks for a
-    score where beta = 0.
+    e = 2 (snr beta)^2. The paper measures e = 2 (snr |z| / |score|)^2 on the batch. Here |score|
+    is that of the noise, |z| / beta, so that e depends on no sample: a step that varies with x
+    does not keep p_t. The variance S of a normal law at t then becomes too large by the fraction
+    e / (2 S). The correction comes before the step, so that it needs no score where beta = 0.
     """
 
     order = 1
