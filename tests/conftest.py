@@ -11,6 +11,7 @@ from itertools import chain
 import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from omegaconf import flag_override
 
 from fmdiff import cli
@@ -110,31 +111,38 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True, scope="session")
 def compositions():
-    """Composes the same words once: a command asks Hydra for its config five times.
+    """Composes the same words once, and reads a YAML file once.
 
-    Only where all YAML files are fmdiff's own, which no test changes.
+    A command asks Hydra for its config up to five times. This holds only where all YAML files
+    are fmdiff's own, which no test changes.
     """
-    original, memo = ConfigLoaderImpl._load_configuration_impl, {}
+    compose, read = ConfigLoaderImpl._load_configuration_impl, ConfigRepository.load_config
+    ours = {"pkg://hydra.conf", "structured://", str(config_folder())}
+    configs, files = {}, {}
 
-    def load(self, config_name, overrides, run_mode, *flags, **named):
-        places = {
-            source.path.removeprefix("file://") for source in self.config_search_path.get_path()
-        }
-        ours = {"pkg://hydra.conf", "structured://", str(config_folder())}
+    def composed(self, config_name, overrides, run_mode, *flags, **named):
+        places = {s.path.removeprefix("file://") for s in self.config_search_path.get_path()}
         if places != ours or "hydra.searchpath" in str(overrides):
-            return original(self, config_name, overrides, run_mode, *flags, **named)
-        key = (config_name, tuple(overrides), run_mode, *flags, *named.items())
-        if key not in memo:
-            memo[key] = pickle.dumps(
-                original(self, config_name, overrides, run_mode, *flags, **named)
-            )
-        cfg = pickle.loads(memo[key])
+            return compose(self, config_name, overrides, run_mode, *flags, **named)
+        key = (config_name, tuple(overrides), run_mode)  # fmdiff checks the words before Hydra
+        if key not in configs:
+            cfg = compose(self, config_name, overrides, run_mode, *flags, **named)
+            configs[key] = pickle.dumps(cfg)
+        cfg = pickle.loads(configs[key])
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             cfg.hydra.runtime.cwd = os.getcwd()
         return cfg
 
+    def file(self, config_path):
+        if not {s.full_path().removeprefix("file://") for s in self.get_sources()} <= ours:
+            return read(self, config_path)
+        if config_path not in files:
+            files[config_path] = pickle.dumps(read(self, config_path))
+        return pickle.loads(files[config_path])
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigLoaderImpl, "_load_configuration_impl", load)
+        patch.setattr(ConfigLoaderImpl, "_load_configuration_impl", composed)
+        patch.setattr(ConfigRepository, "load_config", file)
         yield
 
 

@@ -47,8 +47,9 @@ def check_grammar(
             )
         return
     group = key_of(override)
-    choices = loader.get_group_options(group)
-    if choices and not setting.is_delete() and not isinstance(setting.value(), str):
+    if setting.is_delete() or isinstance(setting.value(), str) or "." in group:
+        return
+    if choices := loader.get_group_options(group):  # it takes milliseconds
         raise FmdiffError(f"{override}: {group} takes one name; {nearest(value, choices)}")
 
 

@@ -165,6 +165,7 @@ def test_nothing_is_left_in_outputs_either(command, capfd, name, words, said):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

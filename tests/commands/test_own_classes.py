@@ -62,6 +62,7 @@ def test_a_package_of_the_user_is_found(command, write, tmp_path, place):
     )
 
 
+@pytest.mark.slow
 def test_other_processes_of_the_run_find_it_too(command, write, tmp_path):
     write("ranked", folder=tmp_path / "conf")
     assert run(command, "trainer.devices=2", "data.batch_size=64") == 0

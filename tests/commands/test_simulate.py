@@ -234,6 +234,7 @@ def test_from_one_start_an_ode_reaches_one_mode_and_an_sde_both(simulate):
     assert float(rows[0]["standard_error"]) == pytest.approx(right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["heun", "euler_maruyama"])
 def test_a_mixture_has_its_own_moments_at_the_end(simulate, solver):
     folder, _ = simulate("system=gmm4", f"solver={solver}", "steps=100", "n=1000")

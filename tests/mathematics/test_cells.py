@@ -24,6 +24,7 @@ def choices(group):
 
 
 PATHS, SOLVERS = choices("path"), choices("solver")
+CHEAP = [pytest.param(path, marks=[pytest.mark.slow] * (path not in SOME)) for path in PATHS]
 CHANGES = {
     "custom": {"alpha": "t^1.5", "beta": "1-t^2"},  # its YAML's formulas are the cosine path
     "dopri5": {"rtol": 1e-2, "atol": 1e-2},  # the other solvers have 12 steps
@@ -67,9 +68,7 @@ def reference(path, prediction):
     return generate(trained(path, prediction), N, solver="rk4", steps=40).x
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.slow] * (p not in SOME)) for p in PATHS]
-)
+@pytest.mark.parametrize("path", CHEAP)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_cell_samples_the_data_at_the_price_it_said(name, prediction, path):
@@ -103,7 +102,7 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", CHEAP)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_all_of_first_order_are_euler_in_straight_coordinates(prediction, path):
     field = Straight(trained(path, prediction).to("cpu", torch.float64))

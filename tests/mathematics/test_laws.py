@@ -3,7 +3,7 @@ equation of every SDE, and one straight path behind all paths."""
 
 import pytest
 import torch
-from conftest import COVS, MEANS, PATHS, WEIGHTS, every_path
+from conftest import COVS, MEANS, PATHS, WEIGHTS, every_path, some_paths
 
 from fmdiff import generate, load
 from fmdiff.exact import Mixture
@@ -68,7 +68,7 @@ def test_gradients_of_the_marginal_and_the_conditional_loss_agree(path, kind):
 
 
 @pytest.mark.parametrize("diffusion", [*DIFFUSIONS, 0.7, 0])
-@every_path
+@some_paths
 def test_fokker_planck_equation(path, diffusion):
     """dp/dt + div(p (v + g^2/2 score)) - g^2/2 laplacian p = 0, every derivative by autodiff."""
     field, solver = mixture(path), EulerMaruyama(diffusion)

@@ -229,6 +229,7 @@ def test_kernel_distances_are_unbiased_and_covered(name, m, s):
     assert 0.75 < ratio < 1.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "s"), LAWS)
 @pytest.mark.parametrize(("measure", "n", "d"), [(sw2, 300, 1), (sw2, 300, 2), (w2, 150, 2)])
 def test_wasserstein_intervals_cover(measure, n, d, m, s):

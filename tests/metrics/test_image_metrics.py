@@ -200,6 +200,7 @@ def test_kernel_is_unbiased():
     assert abs(np.mean(values) - 22) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "much"), [(0.5, 1.2), (0, 2.6)])
 @pytest.mark.parametrize("size", [120, 60])
 def test_the_error_of_the_kernel_distance_is_that_of_fresh_samples(mean, much, size):

@@ -299,6 +299,7 @@ def test_a_signal_saves_and_the_rest_is_bit_identical(train, tmp_path, monkeypat
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_network_with_dropout_and_micro_batches_resumes_bit_identically(
     train, tmp_path, monkeypatch
