@@ -134,7 +134,8 @@ def in_small(words):
         words = words | {"source.data": "8gaussians"}
     own = [f"data.root={OWN}", "data.size=8"] if words["data"] == "folder" else []
     small = SMALL[words.get("model", "mlp")]
-    return [*(f"{k}={v}" for k, v in words.items()), "data.batch_size=2", *small, *own]
+    size = 8 if small == SMALL["mlp"] else 2
+    return [*(f"{k}={v}" for k, v in words.items()), f"data.batch_size={size}", *small, *own]
 
 
 # Every choice

@@ -152,7 +152,9 @@ def moments_of_the_error(path: Curve, kind: str, t: float):
     return (slope**2 * (joint * off**2).sum(), slope**4 * (joint * off**4).sum())
 
 
-@pytest.mark.parametrize("kind", ["v", "x", "eps"])
+@pytest.mark.parametrize(
+    "kind", ["v", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x", "eps"))]
+)
 @pytest.mark.parametrize(
     "path", [pytest.param(CondOT(), marks=pytest.mark.slow), VP()], ids=["condot", "vp"]
 )

@@ -68,7 +68,7 @@ def newest(run):
 def survive(train, tmp_path, kills, seed):
     """Kill a training so many times; in the end it is the one that was never killed."""
     rng, run = random.Random(seed), tmp_path / "run"
-    steps = ("trainer.checkpoint_every=25", f"trainer.max_steps={max(200, 60 * kills)}")
+    steps = ("trainer.checkpoint_every=25", f"trainer.max_steps={max(1000, 60 * kills)}")
     words = (*POINTS, *EVERY, *steps)
     whole = train(tmp_path / "whole", *words)
     for _ in range(kills):

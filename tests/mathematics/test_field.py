@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import MEANS, PATHS, WEIGHTS, every_path
+from conftest import MEANS, PATHS, SOME, WEIGHTS, every_path
 from torch import nn
 
 from fmdiff.errors import FmdiffError
@@ -38,7 +38,13 @@ def r_of(path, t):
 
 
 @pytest.mark.parametrize("inner", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("outer", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize(
+    "outer",
+    [
+        pytest.param(path, id=name, marks=[pytest.mark.slow] * (name not in SOME))
+        for name, path in PATHS.items()
+    ],
+)
 def test_along_another_path_is_the_field_of_that_path(inner, outer):
     """The mixture has a closed form on every path: Along must reproduce it."""
     seen, truth = Along(mixture(inner), outer), mixture(outer)

@@ -72,7 +72,7 @@ def trained(tmp_path_factory):
     return _trained(tmp_path_factory.mktemp("fitted") / "run", *words)
 
 
-@pytest.mark.parametrize("solver", ["adams", "euler"])
+@pytest.mark.parametrize("solver", ["adams", pytest.param("euler", marks=pytest.mark.slow)])
 def test_fitted_beats_every_fixed_law_on_other_noise(trained, solver):
     field, solver = load(trained), named("solver", solver)
     found = Fitted(512, 100, 0).fit(model(field, solver, nfe=5, dtype=torch.float32))

@@ -113,7 +113,11 @@ def ends(field, path, coordinates, steps=400, n=128):
     return made.x
 
 
-@pytest.mark.parametrize("path", [Cosine(), Polynomial(2)], ids=["cosine", "polynomial"])
+@pytest.mark.parametrize(
+    "path",
+    [Cosine(), pytest.param(Polynomial(2), marks=pytest.mark.slow)],
+    ids=["cosine", "polynomial"],
+)
 def test_a_change_of_path_keeps_where_samples_end(path):
     field = gmm4(CondOT())
     wanted = ends(field, None, "straight")
@@ -125,7 +129,9 @@ def test_a_change_of_path_keeps_where_samples_end(path):
     assert (coarse - wanted).abs().max() > 1e-4  # the ODE of the path itself was solved
 
 
-@pytest.mark.parametrize("coordinates", ["native", "straight"])
+@pytest.mark.parametrize(
+    "coordinates", [pytest.param("native", marks=pytest.mark.slow), "straight"]
+)
 def test_a_path_that_begins_with_data_ends_there_up_to_its_share_of_data(coordinates):
     """VP and VE begin with r(0) = alpha(0) / (alpha(0) + beta(0)) of the sample itself, so that
 

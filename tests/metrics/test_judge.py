@@ -228,6 +228,7 @@ def test_missing_and_foreign_inception_weights_are_refused(command, capfd, monke
 # --- points ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_points_against_their_data_and_against_a_file(command):
     words = ("model=data", "data=gmm4", "n=2000", *CPU, "overwrite=true", "out=result")
     assert command("evaluate", *words) == 0
