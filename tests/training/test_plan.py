@@ -135,14 +135,32 @@ def test_a_sweep_of_plans_leaves_nothing(command, capfd, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "slip"),
     [
-        ((*POINTS, "trainer.warmup=8000"), "is not over when the run ends"),
+        pytest.param(
+            (*POINTS, "trainer.warmup=8000"),
+            "is not over when the run ends",
+            marks=pytest.mark.slow,
+        ),
         ((*POINTS, "trainer.ema_warmup=false"), "remembers 6,931 steps of 8,000"),
         ((*POINTS, "trainer.max_time=1"), "the cosine never reaches 0"),
-        ((*POINTS, "trainer.max_steps=100"), "a killed run would start anew"),
-        ((*IMAGES, "data.batch_size=2000"), "more than the 1,500 training samples"),
-        ((*IMAGES, "trainer.max_steps=100"), "before it has seen all 1,500"),
+        pytest.param(
+            (*POINTS, "trainer.max_steps=100"),
+            "a killed run would start anew",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*IMAGES, "data.batch_size=2000"),
+            "more than the 1,500 training samples",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*IMAGES, "trainer.max_steps=100"),
+            "before it has seen all 1,500",
+            marks=pytest.mark.slow,
+        ),
         ((*IMAGES, "data.flip=true"), "a mirrored 2 is none"),
-        ((*IMAGES, "trainer.label_dropout=0"), "no unconditional branch"),
+        pytest.param(
+            (*IMAGES, "trainer.label_dropout=0"), "no unconditional branch", marks=pytest.mark.slow
+        ),
         ((*IMAGES, "coupling=ot"), "pairs within a class, and a batch has 0 of each"),
         (
             (*POINTS, "path=vp", "objective.loss=v", "objective.t_eps=0"),
