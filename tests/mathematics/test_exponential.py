@@ -1,6 +1,7 @@
 """Exponential integrators on exact fields: order, the ends, and diffusers' schedulers."""
 
 import functools
+import inspect
 import math
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import torch
 from conftest import every_path
 from test_solvers import Kutta, eight_gaussians, noise
 
+from fmdiff.build import build, config_folder, locate, spec_of
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Along, Straight
 from fmdiff.integration import integrate, plan
@@ -107,6 +109,33 @@ def test_measured_order(solver, order):
     slope = math.log2(errors[0] / errors[1])
     print(f"order {slope:.3f}")
     assert slope == pytest.approx(order, abs=0.15), errors
+
+
+def of_full_order(name):
+    """The solver of a YAML, without what it does at the cost of its order."""
+    spec = spec_of("solver", name)
+    keys = inspect.signature(locate(spec["_target_"])).parameters
+    classical = {"start": spec_of("solver", "rk4"), "limit": None, "lower_order_final": False}
+    return build({**spec, **{key: value for key, value in classical.items() if key in keys}})
+
+
+def fixed_steps():
+    """The YAML files of solvers of the ODE that take the steps they are given."""
+    names = sorted(path.stem for path in (config_folder() / "solver").glob("*.yaml"))
+    classes = {name: locate(spec_of("solver", name)["_target_"]) for name in names}
+    return [name for name, kind in classes.items() if not (kind.stochastic or kind.adaptive)]
+
+
+@pytest.mark.parametrize("name", fixed_steps())
+def test_every_solver_has_the_order_it_declares(name):
+    """A corrector may add to it. A new YAML is measured here by itself."""
+    solver, (field, x, truth) = of_full_order(name), exactly(0.1, 0.9)
+    errors = [
+        (integrate(solver, field, x, grid(0.1, 0.9, n)) - truth).norm().item() for n in (80, 160)
+    ]
+    slope = math.log2(errors[0] / errors[1])
+    print(f"{name}: order {slope:.3f}, declared {solver.order}")
+    assert solver.order - 0.15 < slope < solver.order + 1.15, errors
 
 
 @pytest.mark.parametrize("solver", [DPMpp(3, False), DEIS(3, "log_rho", False)])
