@@ -9,10 +9,9 @@ import warnings
 from pathlib import Path
 
 from fmdiff import __version__
-from fmdiff.commands import job
 from fmdiff.commands.table import COMMANDS
 from fmdiff.errors import PIPE, FmdiffError, nearest, shortage
-from fmdiff.machine import processes
+from fmdiff.machine import processes, signals
 from fmdiff.settings import help
 
 
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fmdiff{where}: {error}", file=sys.stderr)
         code = error.code
     except KeyboardInterrupt as error:
-        code = job.exit_code(error)
+        code = signals.exit_code(error)
     except OSError as error:  # from stdout: `fmdiff ... | head` or a full disk
         code = PIPE if isinstance(error, BrokenPipeError) else 1
         if code == 1:
@@ -56,15 +55,19 @@ def _dispatch(argv: list[str]) -> int:
     elif argv[0] not in COMMANDS:
         what = "flag before the command" if argv[0].startswith("-") else "command"
         raise FmdiffError(f"unknown {what} {argv[0]!r}; {nearest(argv[0], COMMANDS)}")
-    elif argv[1:2] == ["--worker"]:
-        return job.worker(argv[0], Path(argv[2]), *map(int, argv[3:]))
     else:
+        from fmdiff.commands import job
+
+        if argv[1:2] == ["--worker"]:
+            return job.worker(argv[0], Path(argv[2]), *map(int, argv[3:]))
         return job.launch(argv[0], argv[1:])
     return 0
 
 
 def _complete(argv: list[str]) -> int:
     """Complete the command itself, or let Hydra complete the words after it."""
+    from fmdiff.commands import job
+
     line = os.environ.get("COMP_LINE", "")
     if "query" not in argv[-1]:
         return job.launch(next(iter(COMMANDS)), argv)  # installing is the same for every command

@@ -3,8 +3,6 @@
 import errno
 import re
 import shlex
-import sysconfig
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,6 +83,8 @@ def shortage(error: BaseException, command: str) -> str | None:
 
 def users(file: str) -> bool:
     """Whether a file is the user's own, not Python's, fmdiff's or an installed package's."""
+    import sysconfig
+
     path, ours = Path(file).absolute(), Path(__file__).parent
     paths = sysconfig.get_paths()
     python = [Path(paths[n]) for n in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
@@ -98,6 +98,8 @@ def culprit(error: BaseException, anyone: bool = False) -> str | None:
 
     anyone: if no line is the user's, take the innermost line of Python code.
     """
+    import traceback
+
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename[0] != "<"]
     own = [frame for frame in frames if users(frame.filename)] or (frames if anyone else [])
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else None

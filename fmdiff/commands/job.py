@@ -35,7 +35,7 @@ class Outcome:
 
 def launch(name: str, words: list[str]) -> int:
     """Check the words of a command, and let `hydra.main` run it or show its config."""
-    from fmdiff.settings import compose, prepare
+    from fmdiff.settings import compose
 
     args, flags = compose.parse(words)
     folders = compose.config_folders(args)
@@ -43,6 +43,8 @@ def launch(name: str, words: list[str]) -> int:
         choices = help.of_choices(name, args.overrides, folders)
         print(choices or help.of_command(name, COMMANDS[name], folders))
         return 0
+    from fmdiff.settings import prepare
+
     own = compose.import_folders(args)
     with importable(*own):
         overrides, sweep = args.overrides, None
@@ -145,7 +147,7 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         log.error("fmdiff %s: %s", name, str(error) or "interrupted")
-        return exit_code(error)
+        return signals.exit_code(error)
     if isinstance(error, BrokenPipeError):
         return PIPE
     if sentence := shortage(error, name):
@@ -156,11 +158,6 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
     else:
         log.error("fmdiff %s: this is a bug", name, exc_info=error)
     return 1
-
-
-def exit_code(error: KeyboardInterrupt) -> int:
-    """128 + the number of the signal that interrupted a command."""
-    return error.code if isinstance(error, signals.SignalEnd) else 130
 
 
 def worker(name: str, folder: Path, parent: int | None = None) -> int:

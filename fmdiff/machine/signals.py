@@ -35,3 +35,8 @@ def handling(handler: Callable[[int, object], object]) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """128 + the number of the signal that interrupted a command."""
+    return error.code if isinstance(error, SignalEnd) else 130
