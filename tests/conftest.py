@@ -6,7 +6,9 @@ import contextlib
 import csv
 import logging
 import pickle
+import sys
 from itertools import chain
+from types import ModuleType
 
 import pytest
 import torch
@@ -166,10 +168,20 @@ def logging_restored():
         ours.disabled = before[3]
 
 
+def forget_modules(folder):
+    """Let modules of a user, which lie below a folder, be imported anew under the same names."""
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType):
+            places = [vars(module).get("__file__"), *(vars(module).get("__path__") or ())]
+            if any(str(place).startswith(str(folder)) for place in places):
+                del sys.modules[name]
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path, monkeypatch, tmp_path_factory):
     """Runs a command line in an empty folder, in this process; its exit code."""
     monkeypatch.chdir(tmp_path)
+    forget_modules(tmp_path_factory.getbasetemp())
     with logging_restored():
         yield lambda *words: cli.main([str(word) for word in words])
 
