@@ -90,13 +90,7 @@ class DPM2(Solver):
         return 2 * steps
 
     def step(
-        self,
-        field: Field,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: Any,
-        noise: Noise | None,
+        self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
     ) -> Step:
         path = field.path
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)

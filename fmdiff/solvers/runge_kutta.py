@@ -22,13 +22,7 @@ class RungeKutta(Solver):
         return steps * len(self.b)
 
     def step(
-        self,
-        field: Field,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: Any,
-        noise: Noise | None,
+        self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
     ) -> Step:
         h = s - t
         slopes = [field(x, t)]

@@ -152,13 +152,7 @@ class DPMppSDE(Solver):
         self.order, self.eta, self.until = order, eta, until
 
     def step(
-        self,
-        field: Field,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: Any,
-        noise: Noise | None,
+        self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
     ) -> Step:
         path = field.path
         (a_t, b_t), (a_s, b_s) = path.row("x_t", t), path.row("x_t", s)
@@ -268,13 +262,7 @@ class PredictorCorrector(Solver):
         return steps * (1 + self.corrections)
 
     def step(
-        self,
-        field: Field,
-        x: Tensor,
-        t: Tensor,
-        s: Tensor,
-        state: Any,
-        noise: Noise | None,
+        self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
     ) -> Step:
         path, size = field.path, self.snr * field.path.beta(t)
         *draws, own = normals(noise, t, s, self.corrections + 1)

@@ -164,10 +164,13 @@ def test_every_command_has_a_yaml_whose_keys_are_explained():
 CHOICES = sorted(config_folder().glob("*/*.yaml"))
 
 
-@pytest.mark.parametrize("file", CHOICES, ids=lambda file: f"{file.parent.name}={file.stem}")
+@pytest.mark.parametrize(
+    "file",
+    # the keys of an experiment are those of the groups it chooses
+    [file for file in CHOICES if file.parent.name != "experiment"],
+    ids=lambda file: f"{file.parent.name}={file.stem}",
+)
 def test_every_key_of_a_choice_is_explained(file):
-    if file.parent.name == "experiment":
-        pytest.skip("its keys are those of the groups it chooses")
     lines = [line for line in file.read_text().splitlines() if line[0].isalpha()]
     assert all("  # " in line for line in lines if not line.startswith("_target_:"))
 

@@ -332,7 +332,7 @@ def test_built_in_paths_pass_the_check(path):
     ids=repr,
 )
 def test_the_users_rates_are_not_the_checks_concern(path):
-    checked(path)
+    assert checked(path) is path
 
 
 def own(alpha=None, beta=None, base=Path):
