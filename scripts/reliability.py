@@ -1,4 +1,4 @@
-"""docs/reliability.md: what fmdiff prints to 50 bad inputs and faults, run anew (3 minutes).
+"""docs/reliability.md: the promises, and what fmdiff prints to bad inputs and faults (3 minutes).
 
 python scripts/reliability.py           all rows
 python scripts/reliability.py 26 47     these alone
@@ -13,25 +13,44 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
 import lightning.pytorch  # noqa: F401  so that no forked process has to import it
 import torch
-from faults import PROMISES, RUNS, Case, Row, prepared
+from faults import RUNS, Case, Row, prepared
+from promises import PROMISES
 from test_faults import DOCUMENT, ROWS, begin, in_process, shell
 
 from fmdiff import cli
 
 HEAD = """# Reliability
 
-What fmdiff promises, and what it does with 50 bad inputs and faults. `scripts/reliability.py` ran
-every line below in a fresh folder and wrote down the exit code and all that was printed; the
-tests, `tests/test_faults.py`, try the same lines and look for the sentences that matter. After an
-exit code of 2 they find every file as it was, and after none a traceback. `make test-faults` runs
-them, and every other test of a fault, and prints a line for each.
+What you can rely on, how it is tested, and what fmdiff prints when something goes wrong.
 
-Exit codes: 0 done, 1 it could not be done or a bug, 2 a bad input, 3 training diverged, 130, 138
-and 143 interrupted by Ctrl-C, SIGUSR1 or SIGTERM and saved, 141 nobody reads on.
+## Ten promises
+"""
+
+AFTER = """## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | it could not be done (memory, disk, another process), or there is a bug in fmdiff |
+| 2 | there is a mistake in the command or in a file |
+| 3 | the training diverged |
+| 130, 143 | Ctrl-C or SIGTERM arrived, and the run was saved |
+| 129, 138 | the terminal was closed, or SIGUSR1 arrived, and the run was saved |
+| 141 | nobody reads the output any more |
+"""
+
+TRANSCRIPT = """## What fmdiff prints to bad inputs and faults
+
+`scripts/reliability.py` ran every line below in a fresh folder and recorded what was printed and
+the exit code. `make test-faults` tries the same lines again, checks that the important words are
+still there, and runs every other test of a fault.
+
+These runs lie in every folder:
 """
 
 
@@ -75,19 +94,23 @@ def tried(row: Row, runs: Path) -> str:
 def main(numbers: list[int]) -> None:
     torch.set_num_threads(1)
     before = re.split(r"(?=^### \d+\. )", DOCUMENT.read_text(), flags=re.M) if numbers else []
-    sections = dict(zip(range(1, 51), before[1:], strict=False))
-    text = [HEAD, "## Promises\n"]
-    for promise, tests in PROMISES.items():
-        text.append(f"- {promise} " + ", ".join(f"`{test}`" for test in tests))
-    text.append("\n## Bad inputs and faults\n\nThe runs in every folder:\n\n```")
+    sections = {row.number: text for row, text in zip(ROWS, before[1:], strict=False)}
+    text = [HEAD]
+    text += [f"{i}. **{promise.title}** {promise.text}" for i, promise in enumerate(PROMISES, 1)]
+    text += ["", AFTER]
+    text.append("## How each promise is tested\n")
+    for i, promise in enumerate(PROMISES, 1):
+        text.append(f"{i}. " + ", ".join(f"`{test}`" for test in promise.tests))
+    text += ["", TRANSCRIPT, "```"]
     text += [f"$ fmdiff train {words} out={name}" for name, words in RUNS.items()]
     text.append("```\n")
     with tempfile.TemporaryDirectory() as runs:
         begin(Path(runs))
         for row in ROWS:
             if not numbers or row.number in numbers:
-                sections[row.number] = tried(row, Path(runs)) + "\n" * (row.number < 50)
-                DOCUMENT.write_text("\n".join([*text, "".join(sections.values())]))
+                sections[row.number] = tried(row, Path(runs)) + "\n" * (row is not ROWS[-1])
+                whole = "".join(sections[number] for number in sorted(sections))
+                DOCUMENT.write_text("\n".join([*text, whole]), "utf-8")
 
 
 if __name__ == "__main__":

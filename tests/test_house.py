@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -119,3 +120,14 @@ def test_hydra_internals_have_one_home():
         for node in ast.walk(tree):
             module = (isinstance(node, ast.ImportFrom) and node.module) or ""
             assert "hydra._internal" not in module or name.startswith("fmdiff.settings"), name
+
+
+@pytest.mark.slow
+def test_every_script_finds_what_it_imports():
+    code = (
+        "import runpy, sys; [runpy.run_path(path, run_name='imported') for path in sys.argv[1:]]"
+    )
+    paths = sorted(map(str, (ROOT / "scripts").glob("*.py")))
+    scripts = {"PYTHONPATH": str(ROOT / "scripts")}
+    ran = subprocess.run([sys.executable, "-c", code, *paths], env=os.environ | scripts)
+    assert paths and ran.returncode == 0

@@ -114,13 +114,13 @@ def test_fault_in_a_shell(cases, folder):
 
 
 def test_rows_are_numbered():
-    assert [row.number for row in ROWS] == list(range(1, 51))
+    assert [row.number for row in ROWS] == list(range(1, len(ROWS) + 1))
     assert all(row.cases or row.tests for row in ROWS)
 
 
 def test_the_document_says_what_is_tried():
     sections = re.split(r"^### (\d+)\. ", DOCUMENT.read_text(), flags=re.MULTILINE)
-    assert [int(number) for number in sections[1::2]] == list(range(1, 51))
+    assert [int(number) for number in sections[1::2]] == [row.number for row in ROWS]
     for row, text in zip(ROWS, sections[2::2], strict=True):
         assert text.startswith(f"{row.title}\n") and row.note in text
         rest = text
