@@ -112,10 +112,12 @@ def job(name: str, cfg: Any) -> None:
 def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
     """Call a command in its run folder and log its errors."""
     from fmdiff.runs.folder import open_run
+    from fmdiff.settings import schema
 
     function, opened, outcome = COMMANDS[name], None, Outcome()
     with signals.handling(signals.end):
         try:
+            schema.check(name, cfg)  # Hydra has composed it anew
             if cfg.get("plan"):
                 function(cfg, None)
             elif "folder" in inspect.signature(function).parameters:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs.config import leaves, seconds
-from fmdiff.settings import combinations
+from fmdiff.settings import combinations, integers
 
 
 class Rule(NamedTuple):
@@ -300,19 +300,26 @@ ABSENT = object()
 
 
 def check(command: str, cfg: DictConfig) -> None:
-    """Raises FmdiffError if a command's resolved config holds a value that no run could use."""
+    """Raises FmdiffError if a command's resolved config holds a value that no run could use.
+
+    Where an integer is asked for, 1e5 becomes 100000.
+    """
     for key in sorted(OmegaConf.missing_keys(cfg)):
         group, dot, _ = key.partition(".")
         choice = f"{group}={cfg.choices.get(group)} " if dot else ""
         raise FmdiffError(f"{key}= is needed; fmdiff {command} {choice}--help says what it is")
     for key, rule in (RULES | OWN_RULES.get(command, {})).items():
         value = _value(cfg, key)
-        if value is not ABSENT and not rule.passes(value):
+        if value is ABSENT or rule.passes(value):
+            continue
+        if not rule.passes(integers.whole(value)):
             raise FmdiffError(f"{key}={_typed(value)}: must be {rule.says}")
+        OmegaConf.update(cfg, key, integers.whole(value))
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and math.isnan(value):
             raise FmdiffError(f"{key}=nan: must be a number")
     combinations.check(command, cfg)
+    integers.of_classes(cfg)
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:

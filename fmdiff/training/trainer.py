@@ -4,7 +4,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ class Chunks:
     """The trainer's data: ranges (k, stop) of optimiser steps, cut at multiples."""
 
     def __init__(self, first: int, last: int, size: int) -> None:
-        edges = [first, *range(first // size * size + size, last, size), last]
-        self.ranges = list(pairwise(edges))
+        self.first, self.last = first, last
+        self.inner = range(first // size * size + size, last, size)
 
     def __len__(self) -> int:
-        return len(self.ranges)
+        return len(self.inner) + 1
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.ranges)
+        return pairwise(chain([self.first], self.inner, [self.last]))
 
 
 def fitter(
