@@ -7,7 +7,7 @@ A system is called like a field, `system(x, t) -> u` for x (B, d) float64 and t 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,28 +24,27 @@ from fmdiff.solvers.runge_kutta import RK4
 from fmdiff.solvers.solver import Noise, Solver, Step
 
 REFERENCE = 1000  # the least number of Runge-Kutta steps if no exact flow is known
-Start = float | Sequence[float] | None
+Start = float | Sequence[float] | Sequence[Sequence[float]] | None
 
 
 class System(Field):
-    """dx = u(x, t) dt on [0, t_end] from the state x0, a number or d numbers.
+    """dx = u(x, t) dt on [0, t_end] from the state x0, a number or d numbers, or from several.
 
-    `origin` (d,) is None if the start is random.
+    `origins` (m, d) holds the starts, and `origin` (d,) the first. Both are None if the start is
+    random.
 
     Raises FmdiffError for an x0 of another kind or dimension.
     """
 
-    dimension: int | None = 1  # d, or None for any
+    dimension: int = 1  # d
     noisy: bool = False  # whether it has a Brownian term
     has_score: bool = False  # whether it is the field of a diffusion, so that SDEs apply too
     steps: int | None = None  # the only number of steps it can take, or None for any
 
     def __init__(self, t_end: float, x0: Start) -> None:
         self.t_end = t_end
-        self.origin = None if x0 is None else numbers(x0, "system.x0")
-        if self.origin is not None and self.dimension not in (None, len(self.origin)):
-            need = "one number" if self.dimension == 1 else f"{self.dimension} numbers"
-            raise FmdiffError(f"system.x0={x0}: this system's state is {need}")
+        self.origins = None if x0 is None else start_states(x0, self.dimension)
+        self.origin = None if self.origins is None else self.origins[0]
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         """u, whatever the kind, since only a diffusion has other quantities."""
@@ -64,18 +63,47 @@ class System(Field):
         return None
 
     def starts(self, first: int, stop: int, seed: int) -> Tensor:
-        """The states at time 0 of the paths first ... stop - 1: (n, d)."""
-        assert self.origin is not None
-        return self.origin.expand(stop - first, -1)
+        """The states at time 0 of the paths first ... stop - 1: (n, d).
+
+        Several starts take turns: of m starts, path i has start i mod m.
+        """
+        assert self.origins is not None
+        return self.origins[torch.arange(first, stop) % len(self.origins)]
 
 
 def numbers(value: Any, option: str) -> Tensor:
     """A finite number or a list of them as (d,) float64. Raises FmdiffError otherwise."""
-    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    items = list(value) if _is_list(value) else [value]
     right = [isinstance(v, int | float) and not isinstance(v, bool) for v in items]
     if not items or not all(right) or not all(map(math.isfinite, items)):
         raise FmdiffError(f"{option}={value}: must be a finite number or a list of them")
     return torch.tensor(items, dtype=torch.float64)
+
+
+def start_states(x0: Start, d: int) -> Tensor:
+    """One start or several as (m, d) float64: d numbers, or a list of such lists.
+
+    For d = 1 a start may be a plain number. Raises FmdiffError for another shape.
+    """
+    items = list(x0) if _is_list(x0) else [x0]
+    nested = [_is_list(item) for item in items]
+    if any(nested) and not all(nested):
+        raise FmdiffError(f"system.x0={x0}: must be numbers, or a list of starts")
+    several = bool(items) and (all(nested) or d == 1)
+    starts = [numbers(start, "system.x0") for start in (items if several else [x0])]
+    for i, start in enumerate(starts, 1):
+        if len(start) != d:
+            has = f"start {i} has {len(start)}, and " if len(starts) > 1 else ""
+            need, like = ("one number", "[1,2]") if d == 1 else (f"{d} numbers", "[[...],[...]]")
+            raise FmdiffError(
+                f"system.x0={x0}: {has}this system's state is {need}; several starts are a list "
+                f"of states, {like}"
+            )
+    return torch.stack(starts)
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
@@ -149,8 +177,6 @@ class Formulas(System):
     if exact(0) is not x0.
     """
 
-    dimension = None
-
     def __init__(
         self,
         t_end: float,
@@ -158,19 +184,19 @@ class Formulas(System):
         x0: Start,
         exact: str | list[str] | None = None,
     ) -> None:
-        super().__init__(t_end, x0)
-        if self.origin is None:
-            raise FmdiffError("system.x0= is needed: the state at time 0")
         texts = u if isinstance(u, list) else [u]
-        d = len(texts)
-        if d != len(self.origin):
-            raise FmdiffError(
-                f"system.x0={x0} has {len(self.origin)} and system.u={u} {d} components: "
-                "give as many of one as of the other"
-            )
+        self.dimension = d = len(texts)
+        super().__init__(t_end, x0)
+        if self.origins is None:
+            raise FmdiffError("system.x0= is needed: the state at time 0")
         names = ("x", "t") if not isinstance(u, list) else (*(f"x{i + 1}" for i in range(d)), "t")
         self.formulas = [Formula(text, names, "system.u") for text in texts]
         self.exact: list[Formula] = []
+        if exact is not None and len(self.origins) > 1:
+            raise FmdiffError(
+                f"system.exact={exact} is the solution from one start, and system.x0= gives "
+                f"{len(self.origins)}: leave system.exact away"
+            )
         if exact is not None:
             texts = exact if isinstance(exact, list) else [exact]
             if len(texts) != d:
@@ -179,7 +205,7 @@ class Formulas(System):
                 )
             self.exact = [Formula(text, ("t",), "system.exact") for text in texts]
             at_zero = self._solution(torch.zeros((), dtype=torch.float64))
-            if not torch.allclose(at_zero, self.origin, rtol=1e-6, atol=1e-9):
+            if not torch.allclose(at_zero, self.origins[0], rtol=1e-6, atol=1e-9):
                 raise FmdiffError(
                     f"system.exact={exact} is {at_zero.tolist()} at t=0, system.x0={x0} is not"
                 )
@@ -243,10 +269,11 @@ class OrnsteinUhlenbeck(System):
         return self.diffusion**2 * torch.exp(-self.theta * gap) * spread
 
     def density(self, x: Tensor, t: Tensor) -> Tensor:
-        """The density (B,) of the state at time t > 0 at x (B, 1)."""
+        """The density (B,) of the state at time t > 0 at x (B, 1), a mean over the starts."""
+        assert self.origins is not None
         var = self.covariance(t, t)
-        mean = self.flow(self.starts(0, 1, 0), t)
-        return torch.exp(-((x - mean) ** 2) / (2 * var)).squeeze(1) / (2 * torch.pi * var).sqrt()
+        means = self.flow(self.origins, t).T
+        return torch.exp(-((x - means) ** 2) / (2 * var)).mean(1) / (2 * torch.pi * var).sqrt()
 
 
 class Brownian(OrnsteinUhlenbeck):
@@ -274,8 +301,9 @@ class Additive(Solver):
 class Mixed(System):
     """The exact marginal field of a data set that is a Gaussian mixture, along CondOT.
 
-    x0 is one start for all paths. With None the starts are standard normal, and the state at time
-    t has the law p_t. Raises FmdiffError for t_end > 1 and for data that are not a mixture.
+    x0 is the start of all paths, or their starts. With None the starts are standard normal, and
+    the state at time t has the law p_t. Raises FmdiffError for t_end > 1 and for data that are
+    not a mixture.
     """
 
     has_score = True

@@ -61,14 +61,15 @@ def _check(
 class Trial:
     """A system with its starts x (n, d) and the exact states at t_end, to measure errors with.
 
-    Prints a line if there is no formula for these states. Raises FmdiffError for several paths
-    from one start.
+    There is one path from each start. Prints a line if there is no formula for these states.
+    Raises FmdiffError for several paths from one start.
     """
 
     def __init__(self, settings: dict[str, Any], system: System) -> None:
         self.system, self.t_end = system, settings["t_end"]
-        self.n = settings["n"] or (100 if system.origin is None else 1)
-        if self.n > 1 and system.origin is not None:
+        starts = 100 if system.origins is None else len(system.origins)
+        self.n = settings["n"] or starts
+        if self.n != starts and system.origins is not None:
             raise FmdiffError(f"n={self.n} paths: all are the same from one start without noise")
         self.x = system.starts(0, self.n, settings["seed"])
         self.exact = finite(self.truth(self.t_end), "in the exact solution")

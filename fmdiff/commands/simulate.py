@@ -2,13 +2,13 @@
 
 steps.csv       step,t,x,u,x_next,exact,error of the first path. With d > 1 components: x1,x2,...,
                 u1,...,x_next1,...,exact1,... and the error's Euclidean norm. Of a random path:
-                step,t,x,u,noise,x_next, where noise is its standard normal number
+                step,t,x,u,noise,x_next, where noise is its standard normal number. Of several
+                starts: a column start, 1, 2, ... in the order of system.x0, before these
 errors.csv      for a list of steps: each solver's error at t_end and after one step
 equal_nfe.csv   the errors of the same solvers, of Euler and of Heun at equal NFE
-statistics.csv  of several paths: moments and shares with standard errors, and the theory
+statistics.csv  of several paths from a start: moments, shares, standard errors, and the theory
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from fmdiff import files, randomness, tables
 from fmdiff.build import build, named
-from fmdiff.commands import orders
-from fmdiff.commands.orders import Row, Table, components, finite
+from fmdiff.commands import moments, orders
+from fmdiff.commands.orders import Table, components, finite
 from fmdiff.errors import FmdiffError
 from fmdiff.integration import integrate
 from fmdiff.pictures import animate, flowplots, plots
@@ -32,8 +32,8 @@ from fmdiff.solvers.solver import Solver
 from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.systems import Additive, Mixed, OrnsteinUhlenbeck, System, truth
 
-PATHS, BATCH = 2000, 4096  # paths if they are random, and how many at a time
-FIRST = 200  # paths of which every state is stored
+PATHS, BATCH = 2000, 4096  # random paths from a start, and how many at a time
+FIRST = 200  # paths of which every state is stored, or one of each start if these are more
 FRAMES = 40
 Normals = Callable[[int, int, int], Tensor]  # step k, first, stop -> (stop - first, d)
 
@@ -59,11 +59,12 @@ def simulate(cfg: DictConfig, folder: Path) -> None:
     names.append(f"{next(iter(contents))}.png")
     plots.save(draw(), folder / names[-1])
     if settings["animation"]:
-        steps = np.unique(np.linspace(1, len(contents["steps"]) - 1, FRAMES).astype(int))
+        times = draw.args[0]
+        steps = np.unique(np.linspace(1, len(times) - 1, FRAMES).astype(int))
         bar = tqdm(steps, unit="frame", disable=None, leave=False)
         frames = [plots.render(draw(upto=int(k))) for k in bar]
         names.append("animation.gif")
-        animate.animation(frames, folder / names[-1])
+        animate.animation(frames, folder / names[-1], times=times[steps].tolist())
     for file in names:
         print(f"  {folder / file}")
 
@@ -103,31 +104,28 @@ def follow(
     """
     t_end, seed = settings["t_end"], settings["seed"]
     steps, n = _counts(settings, system, name, solver)
+    m = 1 if system.origins is None else len(system.origins)
     normals = _normals(settings, system)
     times = torch.linspace(0, t_end, steps + 1, dtype=torch.float64)
     marks = sorted({round(k * steps / 4) for k in range(1, 5)} - {0})
-    travel = partial(paths, system, times=times, n=n, seed=seed, marks=marks, normals=normals)
+    travel = partial(paths, system, times=times, n=n * m, seed=seed, marks=marks, normals=normals)
     states, at_marks, evaluations = travel(solver)
     print(
         f"{settings['choices']['system']}, solver {name}, {steps} steps of h = "
         f"{t_end / steps:.6g} to t = {t_end:g}, {evaluations:g} evaluations each, "
-        f"{n} path{'s' if n > 1 else ''}"
+        f"{n} path{'s' if n > 1 else ''}{f' from each of {m} starts' if m > 1 else ''}"
     )
-    first, exact = states[:, :1], None
+    first, exact = states[:, :m], None
     if not solver.stochastic:
         exact = finite(truth(system, first[0], times), "in the exact solution")
         if system.flow(first[0], times[0]) is None:
             print("exact: no formula is known, so it is a fine Runge-Kutta 4 solve")
     contents = {"steps": _steps(system, solver, first, times, exact, normals)}
     if n == 1:
-        print(tables.numbers(contents["steps"]))
-        if exact is not None:
-            error, size = (exact[-1] - first[-1]).norm(), exact[-1].norm()
-            share = f", {error / size:.2%} of the exact value" if size > 0 else ""
-            print(f"error at t = {times[-1]:g}: {error:.6g}{share}")
+        _print_paths(contents["steps"], first, times, exact)
     else:
         ode = travel(Euler())[1][-1] if solver.stochastic else None
-        contents["statistics"] = _statistics(system, times[marks], at_marks, ode)
+        contents["statistics"] = moments.statistics(system, times[marks], at_marks, ode)
         print(tables.numbers(contents["statistics"], limit=100))
     if isinstance(system, OrnsteinUhlenbeck) and system.theta > 0:
         variance = system.diffusion**2 / (2 * system.theta)
@@ -135,10 +133,29 @@ def follow(
     return contents, _picture(system, name, times, states, at_marks[-1], exact)
 
 
+def _print_paths(steps: Table, states: Tensor, times: Tensor, exact: Tensor | None) -> None:
+    """Print the steps of a path and its error; of paths from several starts, their ends."""
+    m, d = states.shape[1:]
+    if m == 1:
+        print(tables.numbers(steps))
+        if exact is not None:
+            error, size = (exact[-1] - states[-1]).norm(), exact[-1].norm()
+            share = f", {error / size:.2%} of the exact value" if size > 0 else ""
+            print(f"error at t = {times[-1]:g}: {error:.6g}{share}")
+        return
+    columns = [*components("x_start", d), *components("x_end", d)]
+    parts = [states[0], states[-1]]
+    if exact is not None:
+        columns += [*components("exact", d), "error"]
+        parts += [exact[-1], (exact[-1] - states[-1]).norm(dim=1, keepdim=True)]
+    rows = torch.cat(parts, 1).tolist()
+    print(tables.numbers([["start", *columns], *([i, *row] for i, row in enumerate(rows, 1))]))
+
+
 def _counts(
     settings: dict[str, Any], system: System, name: str, solver: Solver
 ) -> tuple[int, int]:
-    """The number of steps and the number of paths."""
+    """The number of steps, and the number of paths from each start."""
     noise = settings["noise"]
     if noise is not None and not solver.stochastic:
         raise FmdiffError(f"noise={noise}: solver={name} on this system takes no noise")
@@ -146,11 +163,14 @@ def _counts(
     steps = settings["steps"] or by_hand or (100 if solver.stochastic else 10)
     if by_hand and steps != by_hand:
         raise FmdiffError(f"steps={steps}, but {by_hand} numbers are given, one a step")
-    random = system.has_score or system.noisy
+    several = system.origins is not None and len(system.origins) > 1
+    random = system.noisy or (system.has_score and (solver.stochastic or not several))
     n = settings["n"] or (PATHS if random and noise is None else 1)
     if n > 1 and not (random and noise is None):
         why = "noise= is for one" if random else "all are the same from one start without noise"
         raise FmdiffError(f"n={n} paths: {why}")
+    if several and noise is not None:
+        raise FmdiffError(f"noise={noise} is for one start, and system.x0= gives several")
     return steps, n
 
 
@@ -185,9 +205,10 @@ def paths(
     """
     first_states, at_marks = [], []
     before = system.evaluations
+    size = max(BATCH, 0 if system.origins is None else len(system.origins))
     bar = tqdm(total=n, unit="path", disable=None, leave=False, delay=1)
-    for first in range(0, n, BATCH):
-        rows = range(first, min(n, first + BATCH))
+    for first in range(0, n, size):
+        rows = range(first, min(n, first + size))
         states, of_batch = _batch(system, solver, times, rows, seed, marks, normals)
         if first == 0:
             first_states = states
@@ -208,13 +229,15 @@ def _batch(
 ) -> tuple[list[Tensor], Tensor]:
     """Follow the paths `rows`: all states of the first few, and all paths at the marks."""
     x = system.starts(rows.start, rows.stop, seed)
-    states, at_marks, steps = [x[:FIRST]], list[Tensor](), iter(range(len(times)))
+    stored = max(FIRST, 0 if system.origins is None else len(system.origins))
+    stored = stored if rows.start == 0 else 1
+    states, at_marks, steps = [x[:stored]], list[Tensor](), iter(range(len(times)))
 
     def brownian(t: Tensor, s: Tensor) -> Tensor:
         return (s - t).sqrt() * normals(next(steps), rows.start, rows.stop)
 
     def observe(t: Tensor, x: Tensor) -> None:
-        states.append(x[: FIRST if rows.start == 0 else 1])
+        states.append(x[:stored])
         if len(states) - 1 in marks:
             at_marks.append(x)
 
@@ -233,81 +256,26 @@ def _steps(
     exact: Tensor | None,
     normals: Normals,
 ) -> Table:
-    """The steps of the first path (S+1, 1, d). exact: its exact states; None if random."""
+    """The steps of the first path of each start (S+1, m, d). exact: None if they are random."""
     names = ("x", "u", "noise", "x_next") if exact is None else ("x", "u", "x_next", "exact")
     columns = [part for name in names for part in components(name, states.shape[2])]
+    m = states.shape[1]
     table: Table = [["step", "t", *columns, *([] if exact is None else ["error"])]]
+    table[0][:0] = ["start"] if m > 1 else []
     zero = torch.zeros_like(states[0])
+    rows: list[Table] = [[] for _ in range(m)]
     for k in range(len(times) - 1):
         (x, x_next), t, s = states[k : k + 2], times[k], times[k + 1]
         if exact is None:
             still = solver.step(system, x, t, s, None, lambda *_: zero)[0]
             u = (still - x) / (s - t)  # the drift, a score's part included
-            values, error = [x, u, normals(k, 0, 1), x_next], []
+            values = [x, u, normals(k, 0, m), x_next]
         else:
-            values = [x, system.u(x, t), x_next, exact[k + 1]]
-            error = [(x_next - exact[k + 1]).norm().item()]
-        table.append([k + 1, t.item(), *torch.cat(values, 1)[0].tolist(), *error])
-    return table
-
-
-def _statistics(system: System, times: Tensor, states: Tensor, ode: Tensor | None) -> Table:
-    """Moments of states (M, n, d) at times (M,): value, standard error, 95 % interval, theory.
-
-    ode: the ODE's states (n, d) at the last time, for the paths of a mixture.
-    """
-    n = states.shape[1]
-    centred = (states - states.mean(1, keepdim=True)) * math.sqrt(n / (n - 1))
-    header: list = ["quantity", "value", "standard_error", "low95", "high95", "theory", "ode"]
-    if isinstance(system, OrnsteinUhlenbeck):
-        rows = _moments_over_time(system, times, states, centred)
-        return [line[:-1] for line in [header, *rows]]
-    assert isinstance(system, Mixed)
-    return [header, *_moments_of_mixture(system, times[-1], states[-1], centred[-1], ode)]
-
-
-def _mean(
-    name: str, each: Tensor, theory: float | Tensor | None, ode: Tensor | None = None
-) -> Row:
-    """The row of a quantity that is a mean over paths, each (n,)."""
-    mean, error = each.mean().item(), each.std().item() / math.sqrt(len(each))
-    ends = [mean - 1.96 * error, mean + 1.96 * error]
-    rest = [None if value is None else float(value) for value in (theory, ode)]
-    return [name, mean, error, *ends, *rest]
-
-
-def _moments_over_time(
-    system: OrnsteinUhlenbeck, times: Tensor, states: Tensor, centred: Tensor
-) -> list[Row]:
-    """The means of states (M, n, 1), and the covariances of all pairs of times."""
-    rows = []
-    for t, x in zip(times, states, strict=True):
-        rows.append(_mean(f"mean({t:g})", x[:, 0], system.flow(system.starts(0, 1, 0), t)))
-    for i, s in enumerate(times):
-        for t, c in zip(times[i:], centred[i:], strict=True):
-            name = f"variance({t:g})" if s == t else f"covariance({s:g},{t:g})"
-            rows.append(_mean(name, (centred[i] * c)[:, 0], system.covariance(s, t)))
-    return rows
-
-
-def _moments_of_mixture(
-    system: Mixed, t: Tensor, x: Tensor, centred: Tensor, ode: Tensor | None
-) -> list[Row]:
-    """Means and variances of states x (n, d) at time t, and how many are near each mode."""
-    rows, d = [], x.shape[1]
-    lawful = system.origin is None  # the law p_t follows from normal starts alone
-    mean, cov = system.moments(t)
-    for i, (a, b) in enumerate(zip(components("mean", d), components("variance", d), strict=True)):
-        rows.append(_mean(a, x[:, i], mean[i] if lawful else None))
-        rows.append(_mean(b, centred[:, i] ** 2, cov[i, i] if lawful else None))
-    weights = system.weights / system.weights.sum()
-    near = system.nearest(x, t)
-    near_by_ode = None if ode is None else system.nearest(ode, t)
-    for k, centre in enumerate(system.means.tolist()):
-        share = None if near_by_ode is None else (near_by_ode == k).double().mean()
-        name = f"share of mode [{' '.join(f'{value:g}' for value in centre)}]"
-        rows.append(_mean(name, (near == k).double(), weights[k] if lawful else None, share))
-    return rows
+            error = (x_next - exact[k + 1]).norm(dim=1, keepdim=True)
+            values = [x, system.u(x, t), x_next, exact[k + 1], error]
+        for i, numbers in enumerate(torch.cat(values, 1).tolist()):
+            rows[i].append([*([i + 1] if m > 1 else []), k + 1, t.item(), *numbers])
+    return table + [row for path in rows for row in path]
 
 
 def _picture(
@@ -324,12 +292,13 @@ def _picture(
         return system.u(torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)).numpy()
 
     grid = torch.linspace(0, system.t_end, 51, dtype=torch.float64)
-    start, last = states[0, :1], times[-1]
+    m = 1 if system.origins is None else len(system.origins)
+    starts, last = states[0, :m], times[-1]
     arrays = times.numpy(), states.numpy()
     d = states.shape[2]
     if isinstance(system, OrnsteinUhlenbeck | Mixed) and d == 1:
         band = None
-        ode = (truth(system, start, times) if exact is None else exact)[:, 0, 0].numpy()
+        ode = (truth(system, starts, times) if exact is None else exact)[..., 0].numpy()
         if isinstance(system, OrnsteinUhlenbeck):
             variance = torch.stack([system.covariance(t, t) for t in times])
             band = (ode, variance.sqrt().numpy())
@@ -340,7 +309,7 @@ def _picture(
         ends_1d = ends[:, 0].numpy()
         return partial(flowplots.paths_plot, *arrays, ends_1d, ode, density, band, name)
     if d == 2:
-        line = None if exact is None or len(ends) > 1 else truth(system, start, grid).numpy()
-        return partial(flowplots.phase_plot, *arrays, ends.numpy(), line, velocity, name)
-    fine = (grid.numpy(), truth(system, start, grid).numpy())
+        line = None if exact is None or len(ends) > m else truth(system, starts, grid).numpy()
+        return partial(flowplots.phase_plot, *arrays, ends.numpy(), line, velocity, name, starts=m)
+    fine = (grid.numpy(), truth(system, starts, grid).numpy())
     return partial(flowplots.time_plot, *arrays, fine, velocity, name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRAMES = 100  # frames of an animation
+FRAME_TIME = 60  # milliseconds
 DPI = 110  # gives a third of the pixels of a still picture
 ARROWS = 20  # arrows along the longer side
 TILE_WIDTH = 100  # pixels to which an image may be magnified
@@ -165,14 +167,18 @@ def _quiver(ax: "Axes", points: np.ndarray, vectors: np.ndarray) -> None:
 def animation(
     frames: Sequence[Image.Image],
     path: Path,
-    milliseconds: int = 60,
+    milliseconds: int = FRAME_TIME,
     hold: int = 1500,
+    times: Sequence[float] = (),
 ) -> None:
     """Write frames as a GIF, APNG or WebP, chosen by the suffix, repeating for ever.
 
     Each frame shows for `milliseconds`, and the last for `hold`. A GIF counts in hundredths of a
     second and has 256 colours, the same in all frames. The other formats are exact. A frame equal
     to the one before it prolongs that one.
+
+    times: the value of t in each frame. They are stored in the file as a comment, for the slider
+    of a report.
 
     Raises FmdiffError without frames and for another suffix.
     """
@@ -184,6 +190,7 @@ def animation(
     with files.whole(path) as file:
         frames[0].save(
             file,
+            **_comment(form, times),
             format=form,
             save_all=True,
             append_images=list(frames[1:]),
@@ -192,6 +199,18 @@ def animation(
             lossless=True,  # WebP: pixels as drawn; the other formats ignore it
             optimize=False,  # GIF: Pillow 13 mixes up some greys when it drops unused ones
         )
+
+
+def _comment(form: str, times: Sequence[float]) -> dict[str, Any]:
+    """The keyword of Pillow that stores the times in a file of this format."""
+    text = "t " + " ".join(f"{t:.6g}" for t in times)
+    if not times:
+        return {}
+    if form == "PNG":
+        info = PngInfo()
+        info.add_text("comment", text)
+        return {"pnginfo": info}
+    return {"comment" if form == "GIF" else "xmp": text.encode()}
 
 
 def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:

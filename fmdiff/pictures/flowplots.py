@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXACT = "#D55E00"  # vermilion, which differs from the blue and the grey in hue and in lightness
 COLORS = (SAMPLES, EXACT, "#009E73", "#CC79A7", "#E69F00", INK)
-LINES = 200  # paths in a picture
+NUMBERED = 20  # starts that are numbered in a picture
 
 Velocity = Callable[[np.ndarray, float], np.ndarray]  # u(x (B, d), t) -> (B, d)
 
@@ -29,9 +29,9 @@ def time_plot(
     label: str,
     upto: int | None = None,
 ) -> "Figure":
-    """Plot a path (S+1, 1, d) against t with the exact (times, states) and, for d = 1, slopes."""
+    """Plot paths (S+1, m, d) against t with the exact (times, states) and, for d = 1, slopes."""
     figure, [ax] = panels(5.2, 3.2)
-    both = np.concatenate([states[:, 0], fine[1][:, 0]])
+    both = np.concatenate([states, fine[1]])
     low, high = _box(both.reshape(-1, 1))
     if states.shape[2] == 1:
         t, x = np.meshgrid(
@@ -45,9 +45,10 @@ def time_plot(
     last = _last(upto, times)
     for i in range(states.shape[2]):
         name = "" if states.shape[2] == 1 else f" $x_{{{i + 1}}}$"
-        ax.plot(fine[0], fine[1][:, 0, i], color=COLORS[(i + 1) % 6], lw=1.2, label="exact" + name)
-        x = states[:last, 0, i]
-        ax.plot(times[:last], x, "o-", color=COLORS[i % 6], ms=3, lw=0.8, label=label + name)
+        exact = ax.plot(fine[0], fine[1][..., i], color=COLORS[(i + 1) % 6], lw=1.2)
+        lines = ax.plot(times[:last], states[:last, :, i], "o-", color=COLORS[i % 6], ms=3, lw=0.8)
+        exact[0].set_label("exact" + name)
+        lines[0].set_label(label + name)
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
     entitle(ax, f"{len(times) - 1} steps", "$t$", "$x$", legend=True)
     return figure
@@ -61,16 +62,17 @@ def phase_plot(
     velocity: Velocity,
     label: str,
     upto: int | None = None,
+    starts: int = 1,
 ) -> "Figure":
     """Plot 2-D paths over the arrows of the field, and its streamlines with the states beside it.
 
     A field that depends on time is shown at the time of the last state in the picture. ends: the
-    ends of all paths, (N, 2). exact: (F+1, 1, 2).
+    ends of all paths, (N, 2). exact: (F+1, m, 2), from the m `starts`, which have colours and,
+    up to 20, numbers; path i is from start i mod m.
     """
     last = _last(upto, times)
     t = float(times[last - 1])
-    lines = states[:, :LINES]
-    parts = [lines.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
+    parts = [states.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
     low, high = _box(np.concatenate(parts), square=True)
     figure, [left, right] = panels(7.2, 3.9, 2)
     x, y = (np.linspace(low[i], high[i], 25) for i in range(2))
@@ -80,17 +82,24 @@ def phase_plot(
     left.quiver(x[few], y[few], *np.moveaxis(u[few, few], -1, 0), color=DATA, width=0.004)
     if np.any(u):
         right.streamplot(x, y, u[..., 0], u[..., 1], color=FRAME, linewidth=0.7, arrowsize=0.7)
-    for i in range(lines.shape[1]):
-        many = lines.shape[1] > 1
-        look = {"lw": 0.5, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": 0.9}
+    many = states.shape[1] > starts
+    look = {"lw": 0.5, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": 0.9}
+    for i in range(states.shape[1]):
         name = label if i == 0 else None
-        left.plot(*lines[:last, i].T, color=SAMPLES, label=name, **look)  # type: ignore[arg-type]
+        left.plot(*states[:last, i].T, color=_of_start(i % starts), label=name, **look)  # type: ignore[arg-type]
     if exact is not None:
-        left.plot(*exact[:, 0].T, color=EXACT, lw=1.2, label="exact")
-        right.plot(*exact[:, 0].T, color=EXACT, lw=1.2)
+        for ax in (left, right):
+            lines = ax.plot(*np.moveaxis(exact, -1, 0), color=EXACT, lw=1.2)
+            lines[0].set_label("exact")
     ends = ends if last == len(times) else states[last - 1]
     size = float(np.clip(60 / np.sqrt(len(ends)), 1.5, 5))
-    right.plot(*ends.T, "o", color=SAMPLES, ms=size, mew=0, alpha=0.7)
+    for i in range(starts):
+        right.plot(*ends[i::starts].T, "o", color=_of_start(i), ms=size, mew=0, alpha=0.7)
+        if 1 < starts <= NUMBERED:
+            at = tuple(states[0, i])
+            left.annotate(
+                str(i + 1), at, (3, 3), textcoords="offset points", fontsize=7, color=INK
+            )
     for ax in (left, right):
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     entitle(left, f"paths and velocities, {len(times) - 1} steps", "$x_1$", "$x_2$", legend=True)
@@ -110,21 +119,26 @@ def paths_plot(
 ) -> "Figure":
     """Plot random 1-D paths against t with the ODE's, and the histogram of their ends.
 
-    ends: (N,), those of all paths. density: the theoretical one at the end. band: the theoretical
-    mean and standard deviation at all times (S+1,).
+    ends: (N,), those of all paths. ode: (S+1, m), from the m starts; path i is from start i mod m.
+    density: the theoretical one at the end. band: the theoretical means (S+1, m) and standard
+    deviation (S+1,) at all times.
     """
     last = _last(upto, times)
-    paths = states[:, :LINES, 0]
+    paths, m = states[..., 0], ode.shape[1]
     figure, [ax, side] = panels(6.2, 3.2, 2, ratios=(4, 1))
     low, high = _box(np.concatenate([paths.reshape(-1, 1), ode.reshape(-1, 1)]))
     if band is not None:
-        mean, deviation = band
-        below, above = mean - 2 * deviation, mean + 2 * deviation
-        ax.fill_between(times, below, above, color=FRAME, alpha=0.5, lw=0, label="mean ± 2 sd")
+        means, deviation = band
+        for i, mean in enumerate(means.T):
+            sides = mean - 2 * deviation, mean + 2 * deviation
+            name = "mean ± 2 sd" if i == 0 else None
+            ax.fill_between(times, *sides, color=FRAME, alpha=0.5, lw=0, label=name)
     alpha = float(np.clip(5 / np.sqrt(paths.shape[1]), 0.2, 0.9))
-    lines = ax.plot(times[:last], paths[:last], color=SAMPLES, lw=0.7, alpha=alpha)
-    lines[0].set_label(label)
-    ax.plot(times, ode, "--", color=EXACT, lw=1.3, label="ODE")
+    for i in range(m):
+        own = paths[:last, i::m]
+        lines = ax.plot(times[:last], own, color=_of_start(i), lw=0.7, alpha=alpha)
+        lines[0].set_label(label if i == 0 else None)
+    ax.plot(times, ode, "--", color=EXACT, lw=1.3)[0].set_label("ODE")
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
     entitle(ax, f"{paths.shape[1]} of {len(ends):,} paths", "$t$", "$X_t$", legend=True)
     if last == len(times):
@@ -166,6 +180,12 @@ def _box(points: np.ndarray, square: bool = False) -> tuple[np.ndarray, np.ndarr
         low, high = centre - size / 2, centre + size / 2
     margin = np.where(size > 0, 0.1 * size, 1.0)
     return low - margin, high + margin
+
+
+def _of_start(i: int) -> str:
+    """The colour of the paths from start i, which is not that of exact paths."""
+    colors = [color for color in COLORS if color != EXACT]
+    return colors[i % len(colors)]
 
 
 def _last(upto: int | None, times: np.ndarray) -> int:

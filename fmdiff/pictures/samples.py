@@ -62,7 +62,8 @@ def films(
     images = thin["trajectory"][0].ndim == 5
     movies = _of_images(thin) if images else _of_points(thin, data, arrows)
     for name, frames in movies.items():
-        animate.animation(frames, folder / f"{name}.{form}")
+        _, times = thin[name if name in thin else "trajectory"]
+        animate.animation(frames, folder / f"{name}.{form}", times=times.tolist())
     return [f"{name}.{form}" for name in movies]
 
 

@@ -250,6 +250,75 @@ def test_path_i_depends_on_seed_and_i_alone(simulate):
     assert one == many != other
 
 
+# Several starts
+
+
+def rotated(x, angle):
+    c, s = math.cos(angle), math.sin(angle)
+    return [c * x[0] - s * x[1], s * x[0] + c * x[1]]
+
+
+def test_particles_are_dropped_into_a_field(simulate):
+    starts = [[1.0, 0.0], [0.0, 2.0], [0.5, -0.5]]
+    words = ("system=circular", f"system.x0={starts}".replace(" ", ""), "t_end=2", "steps=40")
+    folder, said = simulate(*words, "solver=rk4", "animation=true")
+    rows = table(folder / "steps.csv")
+    assert [row["start"] for row in rows] == ["1"] * 40 + ["2"] * 40 + ["3"] * 40
+    for i, start in enumerate(starts):
+        own = rows[40 * i : 40 * (i + 1)]
+        assert [float(own[0][k]) for k in ("x1", "x2")] == start
+        end = [float(own[-1][k]) for k in ("x_next1", "x_next2")]
+        assert end == pytest.approx(rotated(start, 2.0), abs=1e-5)
+    assert "1 path from each of 3 starts" in said and len(said.splitlines()) >= 5
+    assert Image.open(folder / "animation.gif").n_frames == 40
+
+
+def test_each_start_is_followed_as_if_it_were_alone(simulate):
+    words = ("system=gmm4", "solver=heun", "steps=5")
+    both, _ = simulate(*words, "system.x0=[[1,0.5],[0,2]]")
+    rows = [list(row.values())[1:] for row in table(both / "steps.csv")]
+    alone = []
+    for start in ("[1,0.5]", "[0,2]"):
+        folder, _ = simulate(*words, "n=2", f"system.x0={start}")
+        alone += [list(row.values()) for row in table(folder / "steps.csv")]
+    np.testing.assert_allclose(np.array(rows, float), np.array(alone, float), atol=1e-12)
+
+
+def test_a_picture_shows_every_start(simulate):
+    def ink(starts):
+        folder, _ = simulate("system=linear", "system.theta=0", f"system.x0={starts}", "steps=3")
+        picture = np.asarray(Image.open(folder / "steps.png").convert("RGB")).astype(int)
+        blue = np.abs(picture - (0, 114, 178)).sum(2) < 60
+        return len({int(y) for y in np.nonzero(blue)[0] // 12})
+
+    assert ink("[-3,0,3]") > ink("[-3]")
+
+
+def test_moments_are_those_of_each_start(simulate):
+    folder, _ = simulate("system=ou", "system.x0=[2,-1]", "steps=100", "n=1500")
+    rows = table(folder / "statistics.csv")
+    assert [row["start"] for row in rows] == ["1"] * 14 + ["2"] * 14
+    for row in rows:
+        value, error, theory = (float(row[k]) for k in ("value", "standard_error", "theory"))
+        assert abs(value - theory) < 5 * error, row
+    assert float(rows[3]["theory"]) == pytest.approx(2 * math.exp(-1))
+    assert float(rows[17]["theory"]) == pytest.approx(-math.exp(-1))
+
+
+def test_a_table_of_errors_is_of_all_starts(simulate):
+    folder, said = simulate("system=circular", "system.x0=[[1,0],[0,2]]", "steps=[4,8]")
+    error = float(table(folder / "errors.csv")[0]["error"])
+    growth = np.linalg.matrix_power(np.array([[1, -0.25], [0.25, 1]]), 4)
+    off = [np.linalg.norm(growth @ x - rotated(x, 1.0)) for x in ([1, 0], [0, 2])]
+    assert error == pytest.approx(math.sqrt(np.mean(np.square(off))), rel=1e-9)
+    assert "root mean square of 2 paths" in said
+
+
+def test_an_animation_holds_its_times(simulate):
+    folder, _ = simulate("system=circular", "steps=4", "animation=true", "t_end=2")
+    assert Image.open(folder / "animation.gif").info["comment"] == b"t 0.5 1 1.5 2"
+
+
 # Files and refusals
 
 
@@ -265,6 +334,17 @@ def test_two_dimensions_and_the_animation(simulate):
     "words, says",
     [
         (("system=circular", "system.x0=[1,2,3]"), "2 numbers"),
+        (("system=circular", "system.x0=[[1,2],[3]]"), "start 2 has 1"),
+        (("system=circular", "system.x0=[[1,2],3]"), "a list of starts"),
+        (("system=circular", "system.x0=[[1,2],[3,a]]"), "system.x0=[3, 'a']"),
+        (("system=linear", "system.x0=[[1,2],[3,4]]"), "start 1 has 2"),
+        (("system=linear", "system.x0=[]"), "system.x0=[]"),
+        (("system=circular", "system.x0=[[1,2],[2,3]]", "n=3"), "n=3"),
+        (("system=ou", "system.x0=[1,2]", "noise=[1,2]"), "for one start"),
+        (
+            ("system=formula", "system.u=x", "system.x0=[1,2]", "system.exact=exp(t)"),
+            "system.exact",
+        ),
         (("system=linear", "solver=euler_maruyama"), "solver=euler_maruyama"),
         (("system=ou", "solver=heun"), "solver=heun"),
         (("system=ou", "solver=euler_maruyama", "solver.diffusion=3"), "system.diffusion"),
