@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import filterfalse
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from fmdiff.errors import FmdiffError
 
 POWER = "power:"  # precedes the width in the name of a power average
+STATISTICS = ("running_mean", "running_var")  # what torch's normalisation layers keep of batches
 NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; the widest has gamma = 0, a plain mean
 
 
@@ -34,6 +36,33 @@ def power(width: float) -> str:
     return f"{POWER}{float(width)}"
 
 
+Place = tuple[nn.Module, str]  # a layer, and the name of one of its buffers
+
+
+def buffers(net: nn.Module) -> list[Place]:
+    """The places of all buffers that a checkpoint of the network stores.
+
+    A layer may put another tensor there at any step, so the tensors are looked up anew.
+    """
+    stored = net.state_dict(keep_vars=True)
+    return [
+        (layer, name)
+        for prefix, layer in net.named_modules()
+        for name, _ in layer.named_buffers(recurse=False)
+        if f"{prefix}.{name}".removeprefix(".") in stored
+    ]
+
+
+def tensors(places: list[Place]) -> list[torch.Tensor]:
+    """The tensors at these places, as they are now."""
+    return [layer._buffers[name] for layer, name in places]  # type: ignore[misc]
+
+
+def averaged(place: Place) -> bool:
+    """Whether the buffer is averaged like a weight: the statistics of a normalisation layer."""
+    return place[1] in STATISTICS and tensors([place])[0].is_floating_point()
+
+
 class Averages(nn.ModuleList):
     """One full averaged copy of `net` per decay and per relative width.
 
@@ -42,6 +71,10 @@ class Averages(nn.ModuleList):
     tenth. For a width, d = (1 - 1/k)^(gamma + 1): the weight of step j at step t is the integral
     over [j - 1, j] of p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), whose mean and standard
     deviation grow with t (Karras et al. 2024, section 3.1). At k = 1, d = 0 forgets the start.
+
+    Buffers: the STATISTICS of normalisation layers are averaged like weights, as they belong to
+    the activations of the weights that are averaged. All others are copied from the network: a
+    count cannot be averaged, and neither can a unit vector as spectral norm keeps it.
     """
 
     def __init__(
@@ -55,6 +88,10 @@ class Averages(nn.ModuleList):
         self.names = [*map(str, decays), *map(power, widths)]
         # looking the parameters up takes longer than averaging those of a small network
         self.lists: list[list[torch.Tensor]] = [list(average.parameters()) for average in self]
+        # the places of the network's buffers and of each average's
+        models = (net, *self)
+        self.statistics = [list(filter(averaged, buffers(model))) for model in models]
+        self.copies = [list(filterfalse(averaged, buffers(model))) for model in models]
 
     def shares(self, k: int) -> list[float]:
         """d of every average at step k, the share of its old value."""
@@ -63,10 +100,21 @@ class Averages(nn.ModuleList):
 
     @torch.no_grad()
     def update(self, weights: Iterable[torch.Tensor], k: int) -> None:
-        """Take the parameters of the network after its k-th step (k >= 1) into every average."""
-        now = list(weights)
-        for d, average in zip(self.shares(k), self.lists, strict=True):
+        """Take the network after its k-th step (k >= 1) into every average.
+
+        weights: its parameters. Its buffers are looked up.
+        """
+        now, shares = list(weights), self.shares(k)
+        for d, average in zip(shares, self.lists, strict=True):
             torch._foreach_lerp_(average, now, 1 - d)
+        if self.statistics[0]:
+            now, *means = map(tensors, self.statistics)
+            for d, average in zip(shares, means, strict=True):
+                torch._foreach_lerp_(average, now, 1 - d)
+        if self.copies[0]:
+            now, *copies = map(tensors, self.copies)
+            for average in copies:
+                torch._foreach_copy_(average, now)
 
     def named(self, net: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """The state dicts of a checkpoint: of the raw network and of each average, by name."""

@@ -171,6 +171,9 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
             f"{ranges_text(reach(checkpoint, run)[1])}"
         )
     names = [power(w) for w in widths]
+    like, raw = checkpoint.weights[names[0]], checkpoint.weights.get("raw", {})
+    # buffers are copied, not averaged (see `fmdiff.ema.Averages`), if they equal the network's
+    copied = {key for key, value in raw.items() if torch.equal(value, like[key])}
     total: dict[str, Tensor] = {}
     for file, row in zip(files, factors.reshape(len(files), -1).tolist(), strict=True):
         weights = checkpoint.weights if file is None else read(file)["weights"]
@@ -178,7 +181,7 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
             raise FmdiffError(f"{option}: {file} lacks {missing[0]}, which the checkpoint holds")
         for name, factor in zip(names, row, strict=True):
             for key, value in weights[name].items():
-                if value.is_floating_point():
+                if value.is_floating_point() and key not in copied:
                     total[key] = total.get(key, 0) + factor * value.double()
     log.info(
         "%s: reconstructed from %d snapshots, its profile to within %.2g %%",
@@ -186,5 +189,4 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
         len(files) - 1,
         100 * off.item(),
     )
-    like = checkpoint.weights[names[0]]
     return {k: total[k].to(v.dtype) if k in total else v for k, v in like.items()}

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from fmdiff.build import build
-from fmdiff.ema import Averages
+from fmdiff.ema import Averages, buffers, tensors
 from fmdiff.errors import Diverged
 from fmdiff.machine import precision
 from fmdiff.machine.clock import Clock
@@ -47,6 +47,9 @@ class Training(pl.LightningModule):
         self.data, self.tally = batches.data, batches.tally
         self.classifies = objective.logits  # a classifier gives no samples
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
+        # without averages: what `field` copies the network to; some networks cannot be deep-copied
+        # once they have been called
+        self.twin = None if len(self.averages) else copy.deepcopy(net).eval().requires_grad_(False)
         self.seed, self.step, self.skips = settings["seed"], 0, 0
         # states of a resumed run, until the optimiser and the scaler exist
         self.optimizer_state: dict | None = None
@@ -60,9 +63,11 @@ class Training(pl.LightningModule):
     def field(self) -> Any:
         """The averaged network as a field or, for objective=classification, as a classifier.
 
-        It is the first of several averages. Without averages it is the network itself.
+        It is the first of several averages. Without averages it is a copy of the network.
         """
-        net = self.averages[0] if len(self.averages) else copy.deepcopy(self.net).eval()
+        if self.twin is not None:
+            self.twin.load_state_dict(self.net.state_dict())
+        net = self.averages[0] if self.twin is None else self.twin
         return self.objective.field(net, self.data.shape, self.data.classes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -83,6 +88,9 @@ class Training(pl.LightningModule):
         )
         if self.scaler_state:
             self.scaler.load_state_dict(self.scaler_state)
+        # what a forward pass may change in a step that is then skipped
+        skips = options.skip_nonfinite or self.scaler.is_enabled()
+        self.buffers_to_restore = buffers(self.net) if skips else []
         if precision.by_pixel(options.channels_last, self.net, device):
             self.net.to(memory_format=torch.channels_last)
         self.mean_loss: Callable[..., Tensor] = self.eager_loss
@@ -131,9 +139,12 @@ class Training(pl.LightningModule):
             group["lr"] = self.learning_rate(k)
         if self.drops:
             torch.manual_seed(key(self.seed, "dropout", k, self.global_rank))
+        before = [buffer.clone() for buffer in tensors(self.buffers_to_restore)]
         total, length = self.gradient(parts)
         loss, norm = torch.stack([total, length]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            for now, then in zip(tensors(self.buffers_to_restore), before, strict=True):
+                now.copy_(then)
             self.skip(k, loss, norm)
             return
         if loss > self.spike_above:
