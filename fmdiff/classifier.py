@@ -15,6 +15,8 @@ class Classifier:
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233, section 4).
     """
 
+    sha256: str = ""  # of its checkpoint's spec and these weights
+
     def __init__(
         self, net: nn.Module, path: Path, data_std: float, shape: tuple[int, ...], classes: int
     ) -> None:

@@ -37,6 +37,7 @@ class Field:
     shape: tuple[int, ...]
     classes: int = 0
     only: tuple[int, ...] = ()  # the labels the data were restricted to; empty means all
+    sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
     branches: int = 1  # the most model evaluations that one call costs
     evaluations: int = 0

@@ -13,7 +13,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
-from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.content import Checkpoint, identity
 from fmdiff.runs.find import find
 
 # defaults for checkpoints that were written before these parts could be chosen
@@ -117,6 +117,7 @@ def restore(
         )
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.only = tuple(spec["data"]["source"].get("only") or ())
+        field.sha256 = identity(spec, state)
     except (FmdiffError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a forged checkpoint raises many kinds of exception
@@ -132,7 +133,7 @@ class Subject(NamedTuple):
 
     field: Field
     data: Any  # the data set that the field stands for, or None
-    about: dict[str, Any] | None  # the checkpoint's path, step, weights and average
+    about: dict[str, Any] | None  # the checkpoint's path, step, weights, average and sha256
 
 
 def subject(settings: dict[str, Any], data: bool = False) -> Subject:
@@ -147,7 +148,7 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
         trust, weights = tuple(settings["trust"]), settings["weights"]
         field = _sampling(restore(content, weights, trust, file.parent))
         about = {"path": str(file), "step": content.step, "weights": weights}
-        about["average"] = content.name_of(weights)
+        about |= {"average": content.name_of(weights), "sha256": field.sha256}
         needed = data or len(field.shape) == 1
         source = build(content.spec["data"]["source"], trust=trust) if needed else None
         return Subject(field, source, about)

@@ -34,6 +34,7 @@ def conclude(
         plots.save(_neighbours(judge, pixels), folder / "neighbours.png")
     for warning in dict.fromkeys(judge.warnings):
         print(f"note: {warning}")
+    more["reference_sha256"] = judge.digest()
     results.write(folder, command, settings, metrics, judge.warnings, **more)
 
 
@@ -48,8 +49,24 @@ def _neighbours(judge: ImageMetrics, pixels: Tensor) -> Any:
     return plots.grid(pairs.numpy(), words, len(order))
 
 
-def compare(before: Mapping[str, dict[str, Any]], now: Mapping[str, Metric]) -> None:
-    """Print the metrics of a results.json beside those of its repetition."""
-    for name, metric in now.items():
-        if name in before:
-            print(f"  {name}: {before[name]['value']:.6g} then, {metric.value:.6g} now")
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Print the metrics of a results.json beside those of its repetition, a later results.json.
+
+    Says so if they are of other weights, another reference or other samples.
+    """
+    for name, metric in now["metrics"].items():
+        if name in before["metrics"]:
+            then, value = before["metrics"][name]["value"], metric["value"]
+            print(f"  {name}: {_number(then)} then, {_number(value)} now")
+    for what, option in (("reference_sha256", "against"), ("samples_sha256", "samples")):
+        if what in before and before[what] != now.get(what):
+            path = f"={before['config'][option]}" if before["config"].get(option) else ""
+            print(f"note: {option}{path} has another content now than then")
+    then, later = before.get("checkpoint") or {}, now.get("checkpoint") or {}
+    if any(name in then and then[name] != later.get(name) for name in ("step", "sha256")):
+        steps = f"step {then.get('step')} then, step {later.get('step')} now"
+        print(f"note: ckpt={then.get('path')} holds another model now than then: {steps}")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"

@@ -1,5 +1,6 @@
 """fmdiff evaluate: compares samples with real data, or a field with the exact one."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from fmdiff.commands import arguments, grid
 from fmdiff.commands.conclude import compare, conclude
 from fmdiff.commands.field_errors import field_errors
 from fmdiff.commands.grid import Cell, Draw, Row
+from fmdiff.commands.origin import origin
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
@@ -22,7 +24,8 @@ from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import results
 from fmdiff.metrics.judge import Judge, judge
-from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.reference import content_hash
+from fmdiff.randomness import generator
 from fmdiff.sampling import Samples
 from fmdiff.settings import schema
 
@@ -50,20 +53,19 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     if where.type == "cpu" and settings["threads"]:
         torch.set_num_threads(settings["threads"])
     if exact:
-        metrics = field_errors(settings, where, folder, POINTS)
+        field_errors(settings, where, folder, POINTS)
     else:
-        metrics_of = _files if settings["samples"] else _model
-        metrics = metrics_of(settings, where, folder)
+        (_files if settings["samples"] else _model)(settings, where, folder)
     if processes.rank():
         return
     if before is not None:
-        compare(before["metrics"], metrics)
+        compare(before, json.loads((folder / results.NAME).read_text()))
     if not exact:
         print(f"  {folder / 'results.json'}")
 
 
-def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[str, Metric]:
-    """The metrics of the samples in the files of samples=."""
+def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
+    """Judge the samples in the files of samples=, or n of them chosen by the seed."""
     path = Path(settings["samples"]).expanduser()
     if not path.exists():
         raise FmdiffError(f"samples={path} does not exist: give a .npz or a folder of images")
@@ -77,18 +79,24 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
     shape = (x.shape[3], *x.shape[1:3]) if images else tuple(x.shape[1:])
     classes = 0 if y is None else int(y.max()) + 1
     jury = judge(settings, None, shape, classes, settings["seed"], where)
+    jury.check(n)
+    sha256 = content_hash(*(part for part in (x, y) if part is not None))
+    if n < len(x):
+        rows = torch.randperm(len(x), generator=generator(settings["seed"], "samples"))[:n]
+        print(f"n={n:,} of the {len(x):,} samples of {path}, chosen by seed={settings['seed']}")
+        x, y = x[rows], None if y is None else y[rows]
     for start in range(0, n, 1000):
         stop = min(start + 1000, n)
         jury.add(x[start:stop], None if y is None else y[start:stop])
     metrics = jury.results()
     print(results.as_text(metrics))
-    pixels = x[:n] if images else None
-    conclude(folder, "evaluate", settings, jury, metrics, pixels, samples=str(path))
-    return metrics
+    pixels = x if images else None
+    of = {"samples": str(path), "samples_sha256": sha256}
+    conclude(folder, "evaluate", settings, jury, metrics, pixels, **of)
 
 
-def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[str, Metric]:
-    """The metrics of samples of ckpt= or model=; of a grid, those of its first cell."""
+def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
+    """Judge samples of ckpt= or model=. The metrics of a grid are those of its first cell."""
     devices = settings["devices"]
     with processes.after_rank_0():
         stage = set_up(settings, where, POINTS, IMAGES)
@@ -96,6 +104,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
         arguments.use_threads(stage, devices)
         about = stage.data, stage.field.shape, stage.field.classes, settings["seed"]
         jury = judge(settings, *about, where, spread=True)
+        jury.check(stage.n)
     evaluation = Evaluation(stage, jury, folder)
     with processes.group("evaluate", folder, devices, where):
         rows = evaluation.rows()
@@ -103,27 +112,28 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> dict[
         raise FmdiffError("no setting of the grid could be sampled; the lines above say why")
     first = rows[0]
     if processes.rank():
-        return first.metrics
+        return
     more: dict[str, Any] = {"checkpoint": stage.about, "nfe_counted": first.nfe}
     jury.warnings[:0] = _warnings(stage)
     if len(evaluation.cells) > 1:
         more["grid"] = [row.as_dict() for row in rows]
         grid.conclude(rows, folder)
     conclude(folder, "evaluate", settings, jury, first.metrics, evaluation.pixels, **more)
-    return first.metrics
 
 
 class Evaluation:
     """Draws and judges the samples of the cells of a grid, one after the other.
 
-    Draws that an earlier run left in the folder are not repeated.
+    Draws that an earlier run left in the folder are not repeated if they have the same origin.
     """
 
     def __init__(self, stage: Stage, jury: Judge, folder: Path) -> None:
         seed, repeats = stage.settings["seed"], stage.settings["repeats"]
         self.stage, self.jury, self.folder = stage, jury, folder
         self.cells, self.seeds = grid.cells(stage.settings), range(seed, seed + repeats)
-        self.draws = grid.read(folder)
+        self.several = len(self.cells) * len(self.seeds) > 1
+        self.of = origin(stage, jury) if self.several else {}
+        self.draws = grid.read(folder, self.of) if self.several else {}
         self.pixels: Tensor | None = None  # images of the last draw
 
     def rows(self) -> list[Row]:
@@ -157,11 +167,12 @@ class Evaluation:
         """The Draw of a cell with a seed, from an earlier run if possible."""
         key = grid.key_of(cell, seed)
         if key in self.draws:
+            self.jury.warnings += self.draws[key].warnings
             bar(len(share))
         else:
             self.draws[key] = self._judge(cell, seed, share, bar)
-            if processes.rank() == 0 and len(self.cells) * len(self.seeds) > 1:
-                grid.write(self.folder, self.draws)
+            if processes.rank() == 0 and self.several:
+                grid.write(self.folder, self.of, self.draws)
         return self.draws[key]
 
     def _judge(self, cell: Cell, seed: int, share: range, bar: Bar) -> Draw:
@@ -197,7 +208,7 @@ class Evaluation:
         nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
         metrics = {name: metric.as_dict() for name, metric in self.jury.results().items()}
         self.pixels = torch.cat(pixels) if pixels else None
-        return Draw(nfe, seconds, metrics)
+        return Draw(nfe, seconds, metrics, warnings=list(dict.fromkeys(self.jury.warnings)))
 
 
 def _warnings(stage: Stage) -> list[str]:

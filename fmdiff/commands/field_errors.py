@@ -18,10 +18,8 @@ HEADER = ("t", "E|m - u|^2", "+-", "relative", "E|m - c|^2", "E|c - u|^2")
 WIDTHS = (6, 12, 9, 9, 12, 12)
 
 
-def field_errors(
-    settings: dict[str, Any], where: torch.device, folder: Path, points: int
-) -> dict[str, Metric]:
-    """Write errors.csv, errors.png and results.json, and print the table. Returns the metrics.
+def field_errors(settings: dict[str, Any], where: torch.device, folder: Path, points: int) -> None:
+    """Write errors.csv, errors.png and results.json, and print the table.
 
     points: the default number of pairs. Raises FmdiffError for data without a closed form.
     """
@@ -43,7 +41,6 @@ def field_errors(
     plots.save(figure, folder / "errors.png")
     for name in ("errors.csv", "results.json", "errors.png"):
         print(f"  {folder / name}")
-    return metrics
 
 
 def _print(rows: list[Errors], metrics: dict[str, Metric]) -> None:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fmdiff import files, tables
 from fmdiff.build import config_folder
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.machine import processes
 from fmdiff.metrics import results
 from fmdiff.metrics.metric import Metric
 from fmdiff.pictures import plots, quality
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
     seconds: float
     metrics: dict[str, dict[str, Any]]
     refused: str | None = None  # the reason why the cell cannot be sampled
+    warnings: Sequence[str] = ()  # about the metrics
 
     def as_metrics(self) -> dict[str, Metric]:
         """The metrics as objects."""
@@ -100,19 +102,36 @@ def key_of(cell: Cell, seed: int) -> str:
     return json.dumps([cell, seed])
 
 
-def read(folder: Path) -> dict[str, Draw]:
-    """The draws that an earlier run of the same settings left in this folder."""
+def read(folder: Path, of: dict[str, str]) -> dict[str, Draw]:
+    """The draws in this folder whose origin is `of` (see `origin.origin`).
+
+    Prints why draws in the folder cannot be used.
+    """
+    file = folder / CELLS
     try:
-        content = json.loads((folder / CELLS).read_text())
-        return {key: Draw(**draw) for key, draw in content.items()}
-    except (OSError, ValueError, TypeError):
+        content = json.loads(file.read_text())
+        before = content.get("of")
+        draws = {key: Draw(**draw) for key, draw in content["draws"].items()} if before else {}
+        others = [name for name in of if before and before.get(name) != of[name]]
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        reason = "cannot be read"
+    else:
+        if before and not others:
+            return draws
+        reason = f"holds figures of another {' and another '.join(others)}"
+        if not before:
+            reason = "does not say what its figures were computed from, as an earlier fmdiff"
+    if processes.rank() == 0:
+        print(f"{file} {reason}: all are computed anew")
+    return {}
 
 
-def write(folder: Path, draws: dict[str, Draw]) -> None:
-    """Write the draws, for an interrupted grid to continue from."""
-    content = json.dumps({key: draw._asdict() for key, draw in draws.items()})
-    files.write_text(folder / CELLS, content)
+def write(folder: Path, of: dict[str, str], draws: dict[str, Draw]) -> None:
+    """Write the draws and their origin, for an interrupted grid to continue from."""
+    content = {"of": of, "draws": {key: draw._asdict() for key, draw in draws.items()}}
+    files.write_text(folder / CELLS, json.dumps(content))
 
 
 def words(cell: Cell) -> str:

@@ -50,6 +50,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
 
             about = stage.data, stage.field.shape, stage.field.classes
             judge = judges.judge(settings, *about, settings["seed"], where, spread=True)
+            judge.check(stage.n)
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
     view = sampler.seen(stage.field, y)
     layout = sampler.plan(view, settings["trajectory"])

@@ -7,20 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.fitted import Fitted, Model
 from fmdiff.guidance import Unguided
-from fmdiff.machine.precision import FastNet
 from fmdiff.machine.progress import Bar
-from fmdiff.runs.content import digest
 from fmdiff.sampling import Sampler
 from fmdiff.schedules import Explicit
 
-GROUPS = ("solver", "guidance", "path", "schedule", "coordinates", "final", "clip")
+GROUPS = ("solver", "guidance", "path", "schedule", "coordinates", "final", "clip", "precision")
 
 
 def with_times(
@@ -84,21 +80,9 @@ def _explicit(sampler: Sampler, times: list[float]) -> Sampler:
     return replace(sampler, schedule=Explicit(times), steps=None, nfe=None)
 
 
-def checksum(field: Field, guidance: Unguided | None = None) -> str:
-    """SHA-256 of the weights of a field and of its guiding model."""
-    total = hashlib.sha256(_weights(field.net))
-    for leader in (guidance.guide, guidance.classifier) if guidance else ():
-        if leader is not None:
-            inner = hashlib.sha256(_weights(leader.net))
-            total.update(inner.hexdigest().encode())
-    return total.hexdigest()
-
-
-def _weights(net: torch.nn.Module | None) -> bytes:
-    """The digests of a network's tensors in float32, one after the other."""
-    net = net.net if isinstance(net, FastNet) else net
-    tensors = net.state_dict().values() if net is not None else ()
-    return "".join(digest(tensor.float()) for tensor in tensors).encode()
+def checksum(field: Field, guidance: Unguided) -> str:
+    """The SHA-256 of the model that a field was loaded from and, after it, its guiding model's."""
+    return "/".join(part.sha256 for part in (field, guidance.guide, guidance.classifier) if part)
 
 
 def _file_name(key: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ class Stage:
     where: torch.device
     field: Field
     data: Data | None
-    about: dict[str, Any] | None  # the checkpoint's path, step, weights, average
+    about: dict[str, Any] | None  # the checkpoint's path, step, weights, average, sha256
     n: int  # samples
     size: int  # samples at a time
 

@@ -157,7 +157,10 @@ class Data(ABC):
 
     @abstractmethod
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
-        """The first n samples that are never trained on (fewer if there are fewer)."""
+        """n samples that are never trained on, always the same (fewer if there are fewer).
+
+        They are a random choice, whatever the order of the data.
+        """
 
     @abstractmethod
     def sample(self, start: int, stop: int, seed: int) -> Batch:

@@ -126,7 +126,8 @@ class Images(Data):
 
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
         images, labels = self.test
-        return self.with_labels(from_uint8(images[:n]), labels[:n], device)
+        order = torch.randperm(len(labels), generator=generator(0, "held_out"))[:n]
+        return self.with_labels(from_uint8(images[order]), labels[order], device)
 
     @property
     def references(self) -> int:  # type: ignore[override]

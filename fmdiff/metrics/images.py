@@ -1,7 +1,9 @@
 """Metrics of images in one pass. Only the features of the images are kept."""
 
 import contextlib
+import hashlib
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from fmdiff.randomness import generator
 
 BATCH = 250  # images given to an extractor at a time
 BOOTSTRAPPED = 256  # up to this dimension, a Frechet interval costs seconds
+FLOORS = 9  # random sets of held-out images whose median is the floor
 SPAN = 10_000  # real images that span the manifold of precision and recall
 SURE = 0.9  # the confidence above which a sample counts as clearly of a class
 NAMES = (
@@ -42,6 +45,7 @@ NAMES = (
     "classes",
 )
 OF_CLASSES = ("is", "agreement", "confidence", "classes")
+LEAST = {"fid": 2, "kid": 2, "precision": 4, "recall": 4, "memorisation": 2}  # images needed
 OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
 
 
@@ -53,6 +57,7 @@ class Real(NamedTuple):
     features: Tensor | None  # (m, d); None if only their moments are known
     labels: Tensor | None = None
     pixels: Tensor | None = None  # uint8 (m, H, W, C)
+    sha256: str = ""  # of the images with their labels, or of their moments
 
 
 def features_of(
@@ -85,13 +90,16 @@ def real_images(
         "data": name,
         "split": split,
         "count": len(pixels),
-        "pixels": reference.pixels_hash(pixels.permute(0, 3, 1, 2)),
+        "pixels": reference.content_hash(pixels.permute(0, 3, 1, 2)),
     }
+    sha256 = facts["pixels"]
+    if labels is not None:
+        sha256 += reference.content_hash(labels)
     file = reference.cached(**facts, extractor=extractor)
     if extractor.sha256:
         try:
             stored = reference.load(file, extractor, features=True, **facts)
-            return Real(text, stored, stored.features, labels, pixels)
+            return Real(text, stored, stored.features, labels, pixels, sha256)
         except FmdiffError:  # the file is missing or damaged: compute them again
             pass
     features = features_of(extractor, pixels, progress)
@@ -101,7 +109,7 @@ def real_images(
         whole = reference.Reference(moments.mean, moments.cov, **facts, **own, features=features)
         with contextlib.suppress(OSError):
             reference.save(file, whole)
-    return Real(text, moments, features, labels, pixels)
+    return Real(text, moments, features, labels, pixels, sha256)
 
 
 class ImageMetrics:
@@ -110,7 +118,7 @@ class ImageMetrics:
     fid: the Frechet distance, under the name that the extractor gives it (fd_mnist, ...; only
     Inception's is called fid). kid: the kernel distance. is: the Inception Score of the
     extractor's own classes. precision and recall, together precision_recall. memorisation: see
-    `manifold.memorisation`; `held_out` are features of real images that were not trained on.
+    `manifold.memorisation`; `held_out` are real images that were not trained on.
     agreement: the share of samples that are classified as the class they were drawn for.
     confidence: the share classified with a probability of 0.9 or more. classes: half the sum of
     the absolute differences between the class shares of samples and reference.
@@ -125,7 +133,7 @@ class ImageMetrics:
         names: Sequence[str],
         extractor: Features,
         real: Real,
-        held_out: Tensor | None = None,
+        held_out: Real | None = None,
         seed: int = 0,
         spread: bool = False,
     ) -> None:
@@ -151,6 +159,7 @@ class ImageMetrics:
         self.names, self.extractor, self.real = list(dict.fromkeys(names)), extractor, real
         self.held_out, self.seed, self.spread = held_out, seed, spread
         self.warnings: list[str] = []
+        self.floors: dict[int, list[float]] = {}  # by the number of images
         self.clear()
 
     def clear(self) -> None:
@@ -159,6 +168,24 @@ class ImageMetrics:
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.neighbours: tuple[Tensor, Tensor] | None = None  # after `results`: indices, distances
+
+    def check(self, n: int) -> None:
+        """Raises FmdiffError if n images, or those of the reference, are too few."""
+        counts = {"n": n}
+        if self.real.features is not None:
+            counts["the number of real images"] = len(self.real.features)
+        for what, count in counts.items():
+            for name, least in LEAST.items():
+                if name in self.names and count < least:
+                    raise FmdiffError(
+                        f"{what} is {count}, and metrics=[{name}] needs {least} at least"
+                    )
+
+    def digest(self) -> str:
+        """A SHA-256 of the reference, of the held-out images and of the extractor."""
+        held_out = self.held_out.sha256 if self.held_out else ""
+        parts = (self.real.sha256, held_out, self.extractor.name, self.extractor.sha256)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     @property
     def columns(self) -> list[str]:
@@ -205,15 +232,28 @@ class ImageMetrics:
             self.warnings.append(f"{self.extractor.distance}: {warning}")
         value = frechet_distance(samples.moments, real)
         more: dict[str, Any] = {}
-        if self.held_out is not None and len(self.held_out) >= n:
-            fresh = Moments(self.extractor.dimension).add(self.held_out[:n])
-            more["floor"] = frechet_distance(fresh, real)
+        if floors := self._floors(n):
+            more |= {"floor": statistics.median(floors), "extra": {"floor_sets": len(floors)}}
         if self.extractor.dimension <= BOOTSTRAPPED and n >= 10 * self.extractor.dimension:
             estimate = frechet_interval(samples.features, real, seed=self.seed)
             # the distance at infinitely many samples cannot be below 0
             bounds = max(estimate.low, 0.0), max(estimate.high, 0.0)
             more |= {"se": estimate.error, "interval": bounds}
         return {self.extractor.distance: self._metric(value, n, **more)}
+
+    def _floors(self, n: int) -> list[float]:
+        """FD of random sets of n held-out images; none if there are fewer images."""
+        rows = None if self.held_out is None else self.held_out.features
+        if rows is None or len(rows) < n:
+            return []
+        if n not in self.floors:
+            count = FLOORS if len(rows) > n else 1
+            orders = [
+                torch.randperm(len(rows), generator=generator(k, "floor")) for k in range(count)
+            ]
+            sets = [Moments(self.extractor.dimension).add(rows[order[:n]]) for order in orders]
+            self.floors[n] = [frechet_distance(one, self.real.moments) for one in sets]
+        return self.floors[n]
 
     def _kid(self, samples: "Pool") -> dict[str, Metric]:
         kernel = kernel_distance(samples.features, self._features())
@@ -254,7 +294,8 @@ class ImageMetrics:
 
     def _memorisation(self, samples: "Pool") -> dict[str, Metric]:
         assert self.held_out is not None
-        near = memorisation(samples.features, self._features(), self.held_out)
+        assert self.held_out.features is not None
+        near = memorisation(samples.features, self._features(), self.held_out.features)
         self.neighbours = near.neighbour, near.distance
         extra = {
             k: v for k, v in near._asdict().items() if k not in ("neighbour", "distance", "share")

@@ -22,6 +22,7 @@ from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import measures, measures_of, point_metrics
 
 SPLITS = ("train", "test")
+STANDING = 1024  # points that stand for a data set in a digest
 
 
 class Judge(Protocol):
@@ -41,6 +42,12 @@ class Judge(Protocol):
 
     def clear(self) -> None:
         """Forget the samples, but not the reference."""
+
+    def check(self, n: int) -> None:
+        """Raises FmdiffError if n samples are too few for these metrics."""
+
+    def digest(self) -> str:
+        """A SHA-256 of everything that the samples are compared with."""
 
 
 class PointMetrics:
@@ -72,6 +79,19 @@ class PointMetrics:
     def clear(self) -> None:
         """Forget the samples, but not the reference."""
         self.points: list[Tensor] = []
+
+    def check(self, n: int) -> None:
+        """Raises FmdiffError for fewer than 4 samples, or fewer than 4 points of the file."""
+        if n < 4 or (self.reference is not None and len(self.reference) < 4):
+            raise FmdiffError(f"n={n}: metrics of points need 4 samples and 4 points at least")
+
+    def digest(self) -> str:
+        """A SHA-256 of the file's points, or of as many of the data set's as stand for it."""
+        points = self.reference
+        if points is None:
+            assert self.data is not None
+            points = self.data.sample(0, STANDING, self.seed)[0]
+        return statistics.content_hash(points)
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add points (B, d). Their classes are not used."""
@@ -149,7 +169,7 @@ def judge(
         return PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
     extractor = _extractor(settings["features"], real.data or data, shape).to(device)
     names = settings["metrics"] or _usual(real, classes, extractor)
-    held_out = None
+    held_out: Real | None = None
     if real.statistics is not None:
         reference = _statistics(real.statistics, extractor)
     elif real.samples is not None:
@@ -158,7 +178,7 @@ def judge(
         images: Any = real.data
         reference = split_features(extractor, images, real.split)
         if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
-            held_out = split_features(extractor, images, SPLITS[real.split == "train"]).features
+            held_out = split_features(extractor, images, SPLITS[real.split == "train"])
     judge = ImageMetrics(names, extractor, reference, held_out, seed, spread)
     if settings["against"] and data is not None and _name(real.data) != _name(data):
         judge.warnings.append(
@@ -207,7 +227,9 @@ def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
 def _statistics(path: Path, extractor: Features) -> Real:
     stored = statistics.load(path, extractor, features="features" in files.npz_names(path))
     text = f"the statistics {path.name}" + (f" of {stored.count:,} images" if stored.count else "")
-    return Real(text, stored, stored.features)
+    return Real(
+        text, stored, stored.features, sha256=statistics.content_hash(stored.mean, stored.cov)
+    )
 
 
 def split_features(extractor: Features, data: Images, split: str) -> Real:

@@ -4,7 +4,7 @@
     sigma     (d, d), float64: mean and covariance of the features; the keys of pytorch-fid and
               EDM, so that each reads the other's files
     data, split, count, pixels
-              name, split and number of images, and `pixels_hash` of them
+              name, split and number of images, and `content_hash` of them
     extractor, sha256
               name of the feature extractor and hash of its weights
     features  (count, d) float32, where stored: for KID, precision and recall, neighbours
@@ -12,7 +12,10 @@
 All but the first two may be absent. Absent entries are not compared.
 """
 
+import contextlib
 import hashlib
+import inspect
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +52,26 @@ class Reference:
         return {name: getattr(self, name) for name in FACTS}
 
 
-def pixels_hash(pixels: Tensor) -> str:
-    """SHA-256 of the shape and bytes of images uint8 (N, C, H, W), in their order."""
-    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
-    digest.update(pixels.cpu().contiguous().numpy().data)
+def content_hash(*parts: Tensor) -> str:
+    """SHA-256 of the shape and bytes of tensors, images uint8 (N, C, H, W) say, in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(tuple(part.shape)).encode())
+        digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def cached(data: str, split: str, count: int, pixels: str, extractor: Features) -> Path:
     """The file in the cache: ~/.cache/fmdiff/statistics/DATA-SPLIT-COUNT-EXTRACTOR-HASH.npz.
 
-    HASH is made from the pixels' hash and the extractor's, so other images or other weights have
-    another file. $XDG_CACHE_HOME takes the place of ~/.cache.
+    HASH is made from the pixels' hash and from the extractor's weights, attributes and source, so
+    other images and other features have another file. $XDG_CACHE_HOME takes the place of ~/.cache.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    digest = hashlib.sha256(f"{pixels}/{extractor.sha256}".encode()).hexdigest()[:16]
+    about = json.dumps(vars(extractor), skipkeys=True, default=lambda value: type(value).__name__)
+    with contextlib.suppress(TypeError, OSError):  # a class without a source file
+        about += inspect.getsource(type(extractor))
+    digest = hashlib.sha256(f"{pixels}/{extractor.sha256}/{about}".encode()).hexdigest()[:16]
     name = f"{data}-{split}-{count}-{extractor.name}-{digest}.npz"
     return cache / "fmdiff" / "statistics" / name
 

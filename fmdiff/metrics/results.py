@@ -11,10 +11,14 @@ sample metrics=, evaluate and evaluate against=exact all write this one form:
 
 and, where they apply:
 
-    checkpoint   path, step, weights and average of the model
+    checkpoint   path, step, weights and average of the model, and the SHA-256 of what was loaded
+    reference_sha256
+                 of everything that the samples are compared with
     nfe_counted  network evaluations per sample
     grid         [{settings, nfe_counted, seconds, metrics}], one for each setting
     samples      the file or folder of samples=
+    samples_sha256
+                 of its content
     kind, rows   for against=exact: the quantity compared, and its errors at each time
 """
 
@@ -72,6 +76,8 @@ def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
         text += f", n={metric.n:,}"
         if metric.floor is not None:
             text += f", real data {metric.floor:.4g}"
+            if "floor_sets" in metric.extra:
+                text += f" (the median of {metric.extra['floor_sets']} random sets)"
         if metric.reference:
             text += f", against {metric.reference}"
         lines.append(text)
@@ -109,6 +115,8 @@ def write(
     nfe_counted: float | None = None,
     grid: list[dict[str, Any]] | None = None,
     samples: str | None = None,
+    samples_sha256: str | None = None,
+    reference_sha256: str | None = None,
     kind: str | None = None,
     rows: Sequence[Mapping[str, float]] | None = None,
 ) -> Path:
@@ -118,6 +126,8 @@ def write(
         "nfe_counted": nfe_counted,
         "grid": grid,
         "samples": samples,
+        "samples_sha256": samples_sha256,
+        "reference_sha256": reference_sha256,
         "kind": kind,
         "rows": rows,
     }

@@ -13,6 +13,7 @@ A checkpoint file is `torch.save` of one dict of plain containers and tensors:
 
 import ctypes
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ def _check(content: Mapping[str, Any], form: Mapping[str, Any], parent: str = ""
             raise FmdiffError(f"this checkpoint is not as fmdiff writes it: {key} is {part!r:.60}")
         if isinstance(kind, dict):
             _check(part, kind, f"{key}.")
+
+
+def identity(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a model: of its spec, and of the names and values of its weights."""
+    parts = [json.dumps(spec, sort_keys=True, default=str)]
+    parts += [f"{name} {digest(weights[name])}" for name in sorted(weights)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def digest(tensor: Tensor) -> str:

@@ -36,6 +36,7 @@ def judge_of(module: Training, device: torch.device) -> Judge | None:
         keys = {name: settings.get(name) for name in ("features", "against")}
         keys["metrics"] = options.metrics
         instance = judge(keys, data, data.shape, data.classes, 0, device)
+        instance.check(options.metrics_n)
     names = instance.columns if instance is not None else ()
     if options.best and options.best not in names:
         raise FmdiffError(

@@ -12,7 +12,7 @@ import torch
 
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.frechet import Moments, frechet_distance
-from fmdiff.metrics.reference import Reference, cached, load, pixels_hash, save
+from fmdiff.metrics.reference import Reference, cached, content_hash, load, save
 
 EXTRACTOR = SimpleNamespace(name="tiny", sha256="ab" * 32, dimension=6)
 FACTS = {
@@ -215,8 +215,10 @@ def test_the_cache_has_a_file_for_each_extractor_and_each_set(monkeypatch, tmp_p
 def test_the_hash_is_of_shape_order_and_bytes():
     pixels = torch.arange(48, dtype=torch.uint8).view(4, 1, 3, 4)
     exact = hashlib.sha256(b"(4, 1, 3, 4)" + bytes(range(48))).hexdigest()
-    assert pixels_hash(pixels) == exact
+    assert content_hash(pixels) == exact
     others = (pixels.flip(0), pixels.view(4, 1, 4, 3), pixels[:3], pixels + 1)
-    assert len({exact, *map(pixels_hash, others)}) == 5
+    assert len({exact, *map(content_hash, others)}) == 5
     # a view of other strides has the bytes of its elements in order
-    assert pixels_hash(pixels.transpose(2, 3)) == pixels_hash(pixels.transpose(2, 3).contiguous())
+    assert content_hash(pixels.transpose(2, 3)) == content_hash(
+        pixels.transpose(2, 3).contiguous()
+    )
