@@ -510,10 +510,15 @@ def test_references_are_the_test_split_in_an_order_of_the_seed():
     data = numbered()
     _, y = data.sample(0, 10, seed=0)
     assert sorted(y.tolist()) == list(range(10)) and y.tolist() != list(range(10))
-    assert data.held_out(4)[1].tolist() == [0, 1, 2, 3]
     with pytest.raises(FmdiffError, match=r"n=11 .* has 10"):
         data.sample(5, 11, seed=0)
     assert numbered(conditional=False).batch(0, 0)[1] is None
+
+
+def test_held_out_images_are_a_random_choice_and_always_the_same():
+    """The first images of a split may all be of one class."""
+    few, whole = (numbered().held_out(n)[1].tolist() for n in (4, 10))
+    assert few == whole[:4] != [0, 1, 2, 3] and sorted(whole) == list(range(10))
 
 
 def test_digits():
