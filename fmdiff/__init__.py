@@ -7,9 +7,14 @@ log_p = fmdiff.log_prob(field, samples.x)
 """
 
 import importlib
+import logging
 from typing import Any
 
+from fmdiff.errors import one_line
+
 __version__ = "0.1.0"
+
+logging.getLogger("fmdiff").addFilter(one_line)
 
 # name -> module; torch is imported only when one of them is first used
 _PUBLIC = {

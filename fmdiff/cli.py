@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmdiff import __version__
 from fmdiff.commands.table import COMMANDS
-from fmdiff.errors import PIPE, FmdiffError, nearest, shortage
+from fmdiff.errors import PIPE, FmdiffError, nearest, screens, shortage
 from fmdiff.machine import processes, signals
 from fmdiff.settings import help
 
@@ -24,8 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     for stream in ("stdout", "stderr"):  # the shell may have closed them
         if getattr(sys, stream) is None:
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     processes.adopt_srun()
+    with screens():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    """Run a command line and print the error that ends it. Returns the exit code."""
     try:
         code = _dispatch(argv)
         sys.stdout.flush()

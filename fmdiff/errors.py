@@ -1,10 +1,18 @@
-"""The errors that a user can cause or must know of. Others are bugs and keep a traceback."""
+"""The errors that a user can cause or must know of. Others are bugs and keep a traceback.
 
+Texts from elsewhere, such as names of files and classes, are printed by `printable` or `visible`:
+no control character of theirs reaches a terminal.
+"""
+
+import contextlib
 import errno
+import logging
 import re
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 # exit code -> the outcome of a command
 OUTCOMES = {
@@ -19,16 +27,33 @@ OUTCOMES = {
 PIPE = 128 + 13  # the exit code when nobody reads what is printed: SIGPIPE
 
 
+def printable(value: object) -> str:
+    """A value as text on one line. Characters that cannot be printed become Python escapes.
+
+    These are control characters with line ends, marks that turn the direction of writing around,
+    spaces other than the usual one, and what is no character.
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def visible(text: str) -> str:
+    """Text of several lines, printable but for line ends, tabs and spaces that break no line."""
+    return re.sub(r"[^\n\t\xa0]+", lambda part: printable(part[0]), text)
+
+
 class FmdiffError(Exception):
     """A bad input. The message names the option, its value and what is allowed. Exit 2.
 
-    It is one sentence on one line. Characters that cannot be printed become Python escapes.
+    It is one sentence on one line, made `printable`.
     """
 
     code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 class Failed(FmdiffError):
@@ -122,3 +147,46 @@ def word(key: str, value: object) -> str:
         return f"{key}={text}"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{escaped}"')
+
+
+# What is printed
+
+
+def one_line(record: logging.LogRecord) -> bool:
+    """Make the message of a log record printable. It is the filter of fmdiff's logger."""
+    record.msg, record.args = printable(record.getMessage()), None
+    return True
+
+
+class Screen:
+    """A text stream whose texts are made visible. Progress bars still return to the line's start.
+
+    Everything else is the stream's own.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        self.stream.write("\r".join(map(visible, text.split("\r"))))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts one after the other."""
+        for line in lines:
+            self.write(line)
+
+
+@contextlib.contextmanager
+def screens() -> Iterator[None]:
+    """Make all that is printed to stdout and stderr visible."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (s if isinstance(s, Screen) else Screen(s) for s in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -1,9 +1,14 @@
-"""Formats rows as a table for a terminal, a CSV file or a Markdown file."""
+"""Formats rows as a table for a terminal, a CSV file or a Markdown file.
+
+A cell takes one line whatever it holds: see `errors.printable`.
+"""
 
 import csv
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+
+from fmdiff.errors import printable
 
 WIDTH = 99  # columns of a terminal
 
@@ -19,7 +24,7 @@ def aligned(
     left: how many of the first columns are aligned to the left, like words. The others are aligned
     to the right, like numbers. None aligns all to the left. widths: the columns' least widths.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     least = widths or [0] * len(cells[0])
     widths = [
         max(width, *map(len, column))
@@ -62,12 +67,14 @@ def described(rows: Mapping[str, str], indent: str = "  ", widest: int = 32) -> 
 def as_csv(rows: Sequence[Sequence[object]]) -> str:
     """Format rows of cells as CSV text. The first row is the header."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    cells = ([printable(c) if isinstance(c, str) else c for c in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
 
 
 def as_markdown(rows: Sequence[Sequence[object]]) -> str:
     """Format rows of cells as a Markdown table. The first row is the header."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines) + "\n"

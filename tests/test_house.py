@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmdiff.build import config_folder, locate
+from fmdiff.data import decode
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fmdiff"
@@ -113,6 +114,38 @@ def test_the_mathematics_stands_alone():
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def calls(tree: ast.Module) -> list[tuple[str, ast.Call]]:
+    """The calls in a file with the name or the dotted name of what is called."""
+    return [(ast.unparse(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_utf_8_by_name(path):
+    """Without a name the machine's locale would decide."""
+    for name, call in calls(TREES[path]):
+        method = name.rpartition(".")[2]
+        words = [word.value for word in call.args if isinstance(word, ast.Constant)]
+        named = "utf-8" in words or any(k.arg == "encoding" for k in call.keywords)
+        if method in ("read_text", "write_text") and "." in name:
+            assert named or name.startswith("files."), f"{path}:{call.lineno}"
+        elif method in ("open", "fdopen") and name != "os.open":
+            of_file = not call.args or words or name == "open"  # not a member of an archive
+            binary = any("b" in str(word) for word in words)
+            assert named or binary or not of_file, f"{path}:{call.lineno}"
+
+
+def test_pictures_are_opened_in_one_place():
+    """Pillow would run other programs for some formats, and fill the memory."""
+    homes = [
+        (name, [k.arg for k in call.keywords])
+        for name, tree in MODULES.items()
+        for function, call in calls(tree)
+        if function.endswith("Image.open")
+    ]
+    assert homes == [("fmdiff.data.decode", ["formats"])]
+    assert not {"EPS", "FITS", "WMF"} & set(decode.FORMATS)
 
 
 def test_hydra_internals_have_one_home():

@@ -109,7 +109,7 @@ def read(folder: Path, of: dict[str, str]) -> dict[str, Draw]:
     """
     file = folder / CELLS
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(files.read_text(file, folder))
         before = content.get("of")
         draws = {key: Draw(**draw) for key, draw in content["draws"].items()} if before else {}
         others = [name for name in of if before and before.get(name) != of[name]]

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmdiff import tables
+from fmdiff import files, tables
 from fmdiff.build import importable
 from fmdiff.commands.table import COMMANDS, REPORTED
-from fmdiff.errors import OUTCOMES, PIPE, Diverged, FmdiffError, Interrupted, culprit, shortage
+from fmdiff.errors import (
+    OUTCOMES,
+    PIPE,
+    Diverged,
+    FmdiffError,
+    Interrupted,
+    culprit,
+    screens,
+    shortage,
+)
 from fmdiff.machine import processes, signals
 from fmdiff.settings import help
 
@@ -52,11 +61,12 @@ def launch(name: str, words: list[str]) -> int:
             overrides, _, sweep = prepare.prepare(name, args)
         code = _hydra(name, [*flags, *overrides], own)
     if sweep:
-        code = max(code, print_sweep(sweep))
-        if sweep.name.startswith(prepare.PLANNED):
-            shutil.rmtree(sweep, ignore_errors=True)
+        code = max(code, print_sweep(sweep.folder))
+        if sweep.folder.name.startswith(prepare.PLANNED):
+            shutil.rmtree(sweep.folder, ignore_errors=True)
         else:
-            update_report(name, sweep)
+            update_report(name, sweep.folder)
+        sweep.close()
     return code
 
 
@@ -67,7 +77,7 @@ def _hydra(name: str, words: list[str], folders: list[Path]) -> int:
     from fmdiff.settings import compose
 
     def task(cfg: Any) -> None:
-        with importable(*folders):  # a launcher may run this in another process
+        with importable(*folders), screens():  # a launcher may run this in another process
             job(name, cfg)
 
     run = hydra.main(str(compose.config_folder()), name, **compose.VERSION_BASE)(task)
@@ -103,8 +113,8 @@ def job(name: str, cfg: Any) -> None:
     if sweep:
         out = None if cfg.get("plan") else cfg.get("out")
         line = (settings.job.num, " ".join(overrides), code, out)
-        with (Path(settings.sweep.dir) / JOBS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with files.append(Path(settings.sweep.dir) / JOBS) as file:
+            file.write(json.dumps(line).encode() + b"\n")
     if code and (not sweep or code >= 128):  # a signal that stops a job stops the sweep
         raise SystemExit(code)
 
@@ -193,7 +203,7 @@ def print_sweep(sweep: Path) -> int:
     file = sweep / JOBS
     if not file.is_file():
         return 1  # no job ended, and the reason has been logged
-    jobs = sorted(json.loads(line) for line in file.read_text().splitlines())
+    jobs = sorted(json.loads(line) for line in files.read_text(file, sweep).splitlines())
     rows = [("job", "result", "folder", "overrides")]
     for number, words, code, folder in jobs:
         rows.append((str(number), OUTCOMES.get(code, str(code)), folder or "", words))

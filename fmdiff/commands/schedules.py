@@ -49,7 +49,7 @@ def with_times(
         print(f"{file} is of other weights, those of step {entry['step']}: fitted anew")
     entry = fit(schedule, model) | {"step": about["step"], "checksum": sums, "for": key}
     try:
-        file.parent.mkdir(exist_ok=True)
+        files.make_folder(file.parent)
         with files.whole(file) as part:
             part.write(json.dumps(entry, indent=2).encode() + b"\n")
         print(f"stored in {file}")
@@ -105,7 +105,7 @@ def _words(spec: dict[str, Any]) -> list[str]:
 def _stored(file: Path) -> dict[str, Any] | None:
     """The result of an earlier fit; None if there is none that can be read."""
     try:
-        entry = json.loads(file.read_text())
+        entry = json.loads(files.read_text(file, file.parent.parent))
         Explicit(entry["times"])
         return {name: entry[name] for name in ("step", "checksum", "times")}
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from fmdiff.data import files
 from fmdiff.data.decode import SUFFIXES, File, pixels_of, reason, walk
 from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError
-from fmdiff.files import sync, write_text
+from fmdiff.files import read_text, sync, write_text
 from fmdiff.machine.progress import Bar
 
 log = logging.getLogger("fmdiff")
@@ -283,7 +283,7 @@ def head(file: BinaryIO, n: int, shape: tuple[int, ...]) -> None:
 def load(where: Path) -> Converted | None:
     """The array of a cache folder, mapped into memory; None if it is missing or damaged."""
     try:
-        about: dict[str, Any] = json.loads((where / "about.json").read_text())
+        about: dict[str, Any] = json.loads(read_text(where / "about.json"))
         # "c" is copy on write: the tensor is writable and the file stays as it is
         images = np.load(where / "images.npy", mmap_mode="c", allow_pickle=False)
         levels = torch.tensor(about["levels"])

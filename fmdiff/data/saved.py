@@ -15,8 +15,9 @@ from fmdiff.errors import FmdiffError
 def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | None]:
     """Read images uint8 (N, H, W, C) or points float32 (N, d), and labels int64 or None.
 
-    A .npz holds them as `arr_0` (and `labels`). A folder holds image files of one size, read in
-    the order of their names. They are grey, C = 1, if all files are grey and channels = 1.
+    A .npz holds them as `arr_0` (and `labels`). A folder holds image files of one size, in itself
+    or in its folders, read in the order of their names. They are grey, C = 1, if all files are
+    grey and channels = 1.
     Raises FmdiffError, naming `option`, for anything else.
     """
     if path.is_dir():
@@ -39,9 +40,8 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
 
 
 def _folder(path: Path, option: str, channels: int) -> Tensor:
-    """The pictures in a folder or, if it holds none itself, in the folders below it."""
+    """The pictures in a folder and in the folders below it."""
     pictures = decode.walk(path, option)
-    pictures = [file for file in pictures if not file.top] or pictures
     if not pictures:
         raise FmdiffError(f"{option}={path} holds no images ({', '.join(decode.SUFFIXES)})")
     images: list[np.ndarray] = []

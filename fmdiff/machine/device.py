@@ -32,7 +32,7 @@ def memory() -> int:
     """The bytes of main memory of this machine, or of its control group if that is limited."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))
     return whole
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fmdiff import files
 from fmdiff.errors import Died, FmdiffError
 from fmdiff.machine import signals
 
@@ -224,7 +225,7 @@ class Others:
         self.first_lost: int | None = None  # the rank that failed first
         words = [sys.executable, "-m", "fmdiff", command, "--worker", str(folder)]
         for number in range(1, count):
-            with self._log(number).open("w") as output:
+            with files.blank(self._log(number)) as output:
                 self.processes[number] = subprocess.Popen(
                     [*words, str(os.getpid())],
                     env=os.environ | {"RANK": str(number), "LOCAL_RANK": str(number)},

@@ -48,7 +48,7 @@ class Inception(Features):
         self, weights: str | None = None, download: bool = False, check: bool = True
     ) -> None:
         path = find(weights, download)
-        content = path.read_bytes()
+        content = files.read_bytes(path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         if check and self.sha256 != SHA256:
             raise FmdiffError(

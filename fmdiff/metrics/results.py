@@ -151,7 +151,7 @@ def recipe(file: Path) -> dict[str, Any]:
     Raises FmdiffError for a file that cannot be read or that fmdiff evaluate did not write.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(files.read_text(file))
         if "format" not in content and content["against"] == "exact":
             content = _upgraded(content)
         repeatable = content["format"] == FORMAT and content["command"] == "evaluate"

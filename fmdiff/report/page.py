@@ -8,6 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fmdiff.data import decode
+from fmdiff.errors import visible
+from fmdiff.files import read_bytes
+
 LIMIT = 5_800_000  # bytes of pictures in a page; as text they take 4/3 of that
 LARGE = 2_000_000  # bytes of one picture
 ACROSS = 1000  # pixels to which larger pictures are reduced
@@ -19,7 +23,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 def text(value: Any) -> str:
     """Any value as HTML text."""
-    return escape(str(value))
+    return escape(visible(str(value)))
 
 
 @dataclass
@@ -48,13 +52,11 @@ class Album:
 
     def still(self, path: Path, name: str) -> Picture | None:
         """Embed a picture, reduced if it is large. Returns None and adds a note if it fails."""
-        from PIL import Image
-
         try:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as picture:
+            data = read_bytes(path, path.parent)
+            with decode.picture(io.BytesIO(data)) as picture:
                 picture.verify()
-            with Image.open(io.BytesIO(data)) as picture:
+            with decode.picture(io.BytesIO(data)) as picture:
                 if len(data) > min(LARGE, self.room):
                     picture.thumbnail((ACROSS, 4 * ACROSS))
                     return self._take(_webp(picture), "webp", picture.size, name)
@@ -65,13 +67,10 @@ class Album:
 
     def film(self, path: Path, name: str) -> Picture | None:
         """Embed an animation with its last frame, or that frame alone if there is no room."""
-        from PIL import Image
-
         try:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as picture:
-                frames: Any = picture  # Pillow has no type for animations
-                frames.seek(frames.n_frames - 1)
+            data = read_bytes(path, path.parent)
+            with decode.picture(io.BytesIO(data)) as picture:
+                picture.seek(decode.frames(picture) - 1)
                 last = picture.convert("RGB")
             still = self._take(_webp(last), "webp", last.size, name)
         except Exception as error:
@@ -240,7 +239,7 @@ def section(title: str, *parts: str) -> str:
 
 def page(title: str, above: str, body: str, below: str) -> str:
     """The whole document. title is plain text, and the rest is HTML."""
-    style, script = ((Path(__file__).parent / f"page.{kind}").read_text() for kind in CODE)
+    style, script = ((Path(__file__).parent / f"page.{kind}").read_text("utf-8") for kind in CODE)
     return f"""<!doctype html>
 <html lang="en">
 <head>

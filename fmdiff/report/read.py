@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fmdiff.errors import OUTCOMES, FmdiffError
+from fmdiff.files import inside, read_text
 from fmdiff.runs.config import load_config
 from fmdiff.runs.folder import JOBS
 
@@ -104,14 +105,15 @@ def read_run(folder: Path, label: str | None = None) -> Run:
             run.notes.append(f"{name or folder} cannot be read: {_reason(error)}")
 
     def config(path: Path) -> None:
-        run.config_text = path.read_text(errors="replace")
+        run.config_text = read_text(path, folder, "replace")
         run.config = _config(folder)
 
     def overrides(path: Path) -> None:
-        run.overrides = [line for line in path.read_text().splitlines() if line.strip()]
+        text = read_text(path, folder, "replace")
+        run.overrides = [line for line in text.splitlines() if line.strip()]
 
     def environment(path: Path) -> None:
-        run.environment = mapping(json.loads(path.read_text()))
+        run.environment = mapping(json.loads(read_text(path, folder)))
 
     def metrics(path: Path) -> None:
         run.metrics, damaged = read_metrics(path)
@@ -119,14 +121,15 @@ def read_run(folder: Path, label: str | None = None) -> Run:
             run.notes.append(f"metrics.csv: {damaged} damaged lines are left out")
 
     def log(path: Path) -> None:
-        text = path.read_text(errors="replace")
+        text = read_text(path, folder, "replace")
         lines = dict.fromkeys(f"{m[2].lower()}: {m[3]}" for m in LOGGED.finditer(text))
         run.warnings += list(lines)[-WARNINGS:]
         if counts := re.findall(r"; ([\d,]+) parameters; writing to", text):
             run.parameters = int(counts[-1].replace(",", ""))
 
     def pictures(path: Path) -> None:
-        matches = [(STEP.fullmatch(file.name), file) for file in path.iterdir()]
+        own = [file for file in path.iterdir() if inside(file, folder)]
+        matches = [(STEP.fullmatch(file.name), file) for file in own]
         run.pictures = sorted((int(match[1]), file) for match, file in matches if match)
 
     attempt("config.yaml", config)
@@ -147,13 +150,17 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 def read_sweep(folder: Path) -> list[Run]:
     """The jobs of a sweep in their order. A job without a folder has an outcome alone."""
     runs = []
-    for line in (folder / JOBS).read_text(errors="replace").splitlines():
+    for line in read_text(folder / JOBS, folder, "replace").splitlines():
         try:
             number, words, code, out = json.loads(line)
             place = folder / str(number)
             if not place.is_dir() and out:
                 place = Path(out).expanduser()
-            run = read_run(place, str(number))
+            if inside(place, folder):
+                run = read_run(place, str(number))
+            else:
+                note = f"{place} lies elsewhere and is not read: fmdiff report runs=[FOLDER,...]"
+                run = Run(place, str(number), notes=[note])
             run.overrides = run.overrides or str(words).split(" ")
             run.outcome = OUTCOMES.get(code, str(code)) if isinstance(code, int) else str(code)
         except Exception as error:
@@ -172,18 +179,18 @@ def read_metrics(path: Path) -> tuple[dict[str, Curve], int]:
     """The curves of finite numbers in metrics.csv, and the number of damaged lines."""
     curves: dict[str, Curve] = {}
     damaged = 0
-    with path.open(newline="", errors="replace") as file:
-        rows = csv.reader(line.replace("\0", "") for line in file)
-        head = next(rows, [])
-        for row in rows:
-            step = finite(row[0]) if row and head[:1] == ["step"] else None
-            if step is None or len(row) != len(head):
-                damaged += 1
-                continue
-            for name, text in zip(head[1:], row[1:], strict=True):
-                value = finite(text)
-                if value is not None:
-                    curves.setdefault(name, []).append((step, value))
+    text = read_text(path, path.parent, "replace").replace("\0", "")
+    rows = csv.reader(text.splitlines())
+    head = next(rows, [])
+    for row in rows:
+        step = finite(row[0]) if row and head[:1] == ["step"] else None
+        if step is None or len(row) != len(head):
+            damaged += 1
+            continue
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            value = finite(cell)
+            if value is not None:
+                curves.setdefault(name, []).append((step, value))
     return curves, damaged
 
 
@@ -194,7 +201,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _results(run: Run, folder: Path) -> list[Result]:
     """The samples and evaluations in the folder itself and in its samples/DATE_TIME."""
-    folders = [folder, *(path for path in folder.glob("samples/*") if path.is_dir())]
+    inner = (path for path in folder.glob("samples/*") if inside(path, folder) and path.is_dir())
+    folders = [folder, *inner]
     names = ("sample.json", "results.json", "grid.png", "scatter.png")
     dated = []
     for folder in folders:
@@ -207,7 +215,7 @@ def _results(run: Run, folder: Path) -> list[Result]:
         for name in ("sample.json", "results.json"):
             try:
                 if (folder / name).is_file():
-                    content = mapping(json.loads((folder / name).read_text()))
+                    content = mapping(json.loads(read_text(folder / name, folder)))
                     setattr(result, name.removesuffix(".json"), content)
             except Exception as error:
                 place = (folder / name).relative_to(run.folder)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from fmdiff import __version__
+from fmdiff.data import decode
 from fmdiff.report.charts import Line, chart, in_words, short
 from fmdiff.report.page import (
     Album,
@@ -91,10 +92,8 @@ def look_of(run: Run) -> str:
     """The style of a run's pictures: "drawn" for figures on white, "pixels" for image grids."""
     if any((result.folder / "scatter.png").exists() for result in run.results):
         return "drawn"
-    from PIL import Image
-
     try:
-        with Image.open(run.pictures[-1][1]) as picture:
+        with decode.open_picture(run.pictures[-1][1]) as picture:
             return "drawn" if "dpi" in picture.info else "pixels"  # only figures have a resolution
     except Exception:  # a damaged picture, or none
         return "pixels"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fmdiff.ema import POWER, WIDEST, Averages, gamma, power
 from fmdiff.errors import FmdiffError
+from fmdiff.files import inside, make_folder
 from fmdiff.runs.checkpoint import read, write
 from fmdiff.runs.content import Checkpoint
 
@@ -29,8 +30,8 @@ log = logging.getLogger("fmdiff")
 
 
 def snapshots(run: Path) -> dict[int, Path]:
-    """The snapshots in a run folder by step, the earliest first."""
-    files = (run / FOLDER).glob("*.pt")
+    """The snapshots in a run folder by step, the earliest first. Links out of it are left out."""
+    files = (file for file in (run / FOLDER).glob("*.pt") if inside(file, run))
     return dict(sorted((int(file.stem), file) for file in files if file.stem.isdigit()))
 
 
@@ -39,7 +40,7 @@ def save(run: Path, step: int, averages: Averages) -> None:
 
     Its extension differs from that of checkpoints, which `ckpt=` looks for. Raises OSError.
     """
-    (run / FOLDER).mkdir(exist_ok=True)
+    make_folder(run / FOLDER)
     states = averages.states(powers=True)
     content = {"step": step, "widths": averages.widths, "weights": states}
     write(run / FOLDER / f"{step:07d}.pt", content)

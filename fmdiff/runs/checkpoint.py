@@ -51,9 +51,8 @@ def write(path: str | Path, content: dict) -> None:
         checksums[key] = digest(tensor)
     plain |= {"format": FORMAT, "version": VERSION, "checksums": checksums}
     files.sweep(path)
-    temporary = files.temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with files.whole(path) as file:
             try:
                 torch.save(plain, file)
             except RuntimeError as error:
@@ -61,13 +60,10 @@ def write(path: str | Path, content: dict) -> None:
                 first = error.__context__
                 raise first if isinstance(first, OSError) else error from None
             files.sync(file)
-        with temporary.open("rb") as file:
-            _check_archive(temporary, file)
-        files.put(temporary, path)
+            file.seek(0)
+            _check_archive(Path(file.name), file)
     except Damaged as error:
         raise OSError(errno.EIO, f"written but not read back ({error})", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def link_last(numbered: Path) -> None:
@@ -77,14 +73,13 @@ def link_last(numbered: Path) -> None:
     """
     last = numbered.with_name(LAST)
     temporary = files.temporary(last)
-    temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(numbered, temporary)
-        except OSError:
-            shutil.copyfile(numbered, temporary)
-            with temporary.open("rb+") as file:
-                files.sync(file)
+        os.link(numbered, temporary)
+    except OSError:
+        with numbered.open("rb") as source, files.whole(last) as file:
+            shutil.copyfileobj(source, file)
+        return
+    try:
         files.put(temporary, last)
     finally:
         # renaming one link of a file onto another of the same file succeeds and leaves both
@@ -102,7 +97,7 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
     if path.suffix == safetensors.SUFFIX:
         return safetensors.read(path, map_location)
     try:
-        file = path.open("rb")
+        file = files.open_regular(path)
     except OSError as error:
         raise FmdiffError(f"checkpoint {path} cannot be opened: {error.strerror}") from error
     with file:

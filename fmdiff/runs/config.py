@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from fmdiff.errors import FmdiffError
+from fmdiff.files import read_text
 
 ABSENT = "(absent)"
 
@@ -20,10 +21,10 @@ def load_config(folder: Path) -> DictConfig | None:
     Raises FmdiffError for a file that cannot be read or is not a config.
     """
     try:
-        cfg = OmegaConf.load(folder / "config.yaml")
+        cfg = OmegaConf.create(read_text(folder / "config.yaml", folder))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise FmdiffError(f"{folder / 'config.yaml'} cannot be read: {error}") from error
     if not isinstance(cfg, DictConfig):
         raise FmdiffError(f"{folder / 'config.yaml'} is not a config")

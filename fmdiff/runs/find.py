@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from fmdiff.errors import FmdiffError
+from fmdiff.files import inside
 from fmdiff.runs import checkpoint
 from fmdiff.runs.checkpoint import LAST, NUMBERED
 from fmdiff.runs.content import Damaged
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("fmdiff")
 
 
 def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
@@ -35,7 +36,7 @@ def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
     if good is None:
         what = "is a folder without checkpoints" if path.exists() else "does not exist"
         raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
-    logger.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
+    log.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
     return good[0]
 
 
@@ -53,7 +54,7 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             damages.append(str(error))
             continue
         for damage in damages:
-            logger.warning("%s; falling back to %s", damage, path)
+            log.warning("%s; falling back to %s", damage, path)
         return path, content
     if damages:
         raise FmdiffError(f"no checkpoint in {folder} can be read: {damages[0]}")
@@ -62,11 +63,17 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a run folder, and last.ckpt unless it links to one."""
-    numbered = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name)]
-    last = folder / LAST
-    if last.exists() and not any(last.samefile(p) for p in numbered):
-        numbered.append(last)
-    return numbered
+    paths = [p for p in folder.glob("*.ckpt") if NUMBERED.fullmatch(p.name) or p.name == LAST]
+    for path in paths:
+        if not inside(path, folder):
+            log.warning("%s is passed over: it is a link that leads out of the folder", path)
+    own = [path for path in paths if path.is_file() and inside(path, folder)]
+    numbered = [path for path in own if path.name != LAST]
+    return numbered + [
+        path
+        for path in own
+        if path.name == LAST and not any(path.samefile(other) for other in numbered)
+    ]
 
 
 def _step(path: Path) -> float:

@@ -5,11 +5,15 @@ overrides         the overrides of the command line, one a line
 environment.json  versions, machine and command
 COMMAND.log       the messages of the command
 .lock             locked by the process that writes here; holds its id
+
+A run folder may come from someone else. Its owner chooses where it lies, by a link if need be, and
+links inside it are not followed for writing.
 """
 
 import contextlib
 import fcntl
 import functools
+import io
 import json
 import logging
 import os
@@ -27,11 +31,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff import files
-from fmdiff.errors import FmdiffError, word
+from fmdiff.errors import FmdiffError, visible, word
 from fmdiff.runs.config import load_config
 from fmdiff.runs.resume import OUTPUTS, RESULTS, check_free, check_resume, resume_folder
 
 LOCK, REPLACED = ".lock", ".replaced"
+INNER = (REPLACED, "samples", "averages", "schedules", "tensorboard", "wandb")  # inner folders
 JOBS = "jobs.jsonl"  # in the folder of a sweep, one line per finished job
 PACKAGES = ("fmdiff", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
 log = logging.getLogger("fmdiff")
@@ -62,21 +67,32 @@ def new_folder(parent: Path) -> Path:
     raise FmdiffError(f"{parent} has no room for another folder of {stamp}")
 
 
-def claim_sweep(folder: Path) -> Path:
-    """Make the folder of a sweep and delete the job outcomes of an earlier sweep in it.
+def claim_sweep(folder: Path) -> "Run":
+    """Make the folder of a sweep, lock it, and delete the job outcomes of an earlier sweep in it.
 
-    Raises FmdiffError if it cannot be written to.
+    Raises FmdiffError if it is in use, cannot be written to, or if a job's folder is a link.
     """
+    sweep = _claim(folder, folder.parent)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / JOBS).unlink(missing_ok=True)
+        if links := [path for path in folder.glob("[0-9]*") if path.is_symlink()]:
+            raise _link(links[0])
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return folder
+    return sweep
 
 
 def _unwritable(folder: Path, error: OSError) -> FmdiffError:
-    return FmdiffError(f"out={folder} cannot be written to: {error.strerror}")
+    inner = Path(error.filename) if error.filename else folder
+    where = f" ({inner.name})" if folder in inner.parents else ""
+    return FmdiffError(f"out={folder} cannot be written to: {error.strerror}{where}")
+
+
+def _link(path: Path) -> FmdiffError:
+    return FmdiffError(
+        f"{path} is a link, and in a run folder fmdiff writes through none: remove it or put what "
+        "it leads to in its place"
+    )
 
 
 @dataclass
@@ -114,7 +130,10 @@ class Run:
 
     def _undo(self, replaced: Path) -> None:
         for path, before in self.beginning.items():
-            path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+            path.unlink(missing_ok=True)
+            if before is not None:
+                with files.blank(path) as file:
+                    file.write(before)
         _move(replaced, self.folder)
         for path in self.new_folders:
             with contextlib.suppress(OSError):  # another run may use it by now
@@ -124,7 +143,7 @@ class Run:
 def _move(source: Path, target: Path) -> None:
     """Move the results in one folder to another."""
     for old in [path for pattern in RESULTS for path in source.glob(pattern)]:
-        target.mkdir(exist_ok=True)
+        files.make_folder(target)
         old.replace(target / old.name)
 
 
@@ -160,10 +179,11 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
             _move(run.folder, run.folder / REPLACED)
         run.earlier = set(run.folder.iterdir()) - {run.folder / LOCK}
         for path in (run.folder / name for name in (*texts, LOCK, f"{command}.log")):
-            run.beginning[path] = path.read_bytes() if path in run.earlier else None
+            run.beginning[path] = files.read_bytes(path) if path in run.earlier else None
         for name, text in texts.items():
             files.write_text(run.folder / name, text)
-        run.handler = _log_to(run.folder / f"{command}.log")
+        run.handler = LogFile(run.folder / f"{command}.log")
+        logging.getLogger().addHandler(run.handler)
     except OSError as error:
         run.close(discard=True)
         raise _unwritable(run.folder, error) from error
@@ -172,14 +192,31 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
     return run
 
 
-def _log_to(path: Path) -> logging.Handler:
-    """Also write log messages to a file, until the handler is removed. Raises OSError."""
-    handler = logging.FileHandler(path)
-    # on a full disk this would print a traceback per line, and the screen has the line
-    handler.handleError = lambda record: None  # type: ignore[method-assign]
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    return handler
+class LogFile(logging.StreamHandler):
+    """Writes log messages at the end of a file, with control characters as escapes."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises OSError."""
+        raw: Any = files.append(path)
+        if files.shared(raw):
+            raw.close()
+            with files.whole(path) as copy:
+                copy.write(files.read_bytes(path))
+            raw = files.append(path)
+        super().__init__(io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return visible(super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Do nothing: a full disk would give a traceback per line, and the screen has the line."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()
+        super().close()
 
 
 def _parent(cfg: DictConfig) -> Path:
@@ -202,23 +239,27 @@ def _claim(folder: Path | None, parent: Path) -> Run:
         new_folders[0] = folder = new_folder(parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
+        board = (folder / "tensorboard").rglob("*")  # of its files Lightning chooses the names
+        for path in (folder / LOCK, *(folder / name for name in INNER), *board):
+            if path.is_symlink():
+                raise _link(path)
+        lock = files.append(folder / LOCK)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
         # the system releases the lock when the process ends in any way
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
         lock.close()
+        holder = files.read_text(folder / LOCK, folder, "replace").strip() or "another process"
         raise FmdiffError(
             f"{folder} is in use by {holder}: wait for it or choose another"
         ) from None
     except OSError as error:
         log.warning("%s cannot be locked (%s): start no second run in it", folder, error.strerror)
-    lock.truncate(0)
-    print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+    if not files.shared(lock):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return Run(folder, lock, new_folders)
 
 

@@ -15,11 +15,38 @@ log = logging.getLogger("fmdiff")
 
 
 def rows_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv up to a step. Empty if there is no such file."""
-    if not (path.is_file() and step):
+    """The rows of a metrics.csv up to a step. Empty if there is no such file.
+
+    Damaged lines, as a power cut may leave them, are left out with a warning. A file that cannot
+    be read counts as missing, with a warning.
+    """
+    if not step:
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    try:
+        lines = files.read_text(path, path.parent, "replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("%s cannot be read, its rows are lost: %s", path, error.strerror)
+        return []
+    head, *cells = [next(csv.reader([line]), []) for line in lines] or [[]]
+    rows = [
+        dict(zip(head, row, strict=True))
+        for line, row in zip(lines[1:], cells, strict=True)
+        if line.endswith("\n") and len(row) == len(head) and all(map(_is_number, row))
+    ]
+    rows = [row for row in rows if row.get("step", "").isdigit()]
+    if len(rows) < len(cells):
+        log.warning("%s: %d damaged lines are left out", path, len(cells) - len(rows))
+    return [row for row in rows if int(row["step"]) <= step]
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell holds a number or nothing."""
+    try:
+        return cell == "" or float(cell) is not None
+    except ValueError:
+        return False
 
 
 class Rows:
@@ -43,8 +70,8 @@ class Rows:
         """Add the pending rows to the file: all of them or, with a warning, none."""
         data = self._lines(self.pending)
         try:
-            with self.path.open("ab", buffering=0) as file:
-                size = file.tell()
+            with files.append(self.path) as file:
+                size = file.seek(0, os.SEEK_END)
                 if file.write(data) < len(data):
                     file.truncate(size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -60,7 +60,7 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     from safetensors.torch import load
 
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size]) if size <= len(data) - 8 else {}
         tensors = load(data)

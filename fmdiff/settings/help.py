@@ -46,11 +46,13 @@ Tab completion: {INSTALL}"""
 def of_command(name: str, function: Callable, folders: list[Path]) -> str:
     """The text of `fmdiff NAME --help`. folders: those of fmdiff's and the user's YAML files."""
     groups = _groups(name, folders)
-    keys = _commented((folders[0] / f"{name}.yaml").read_text())
+    keys = _commented((folders[0] / f"{name}.yaml").read_text("utf-8"))
     for group, choice in groups.items():
         default = folders[0] / group / f"{choice}.yaml"
-        if default.is_file() and "_target_" not in default.read_text():  # plain keys of no object
-            keys |= _commented(default.read_text(), f"{group}.")
+        if default.is_file() and "_target_" not in default.read_text(
+            "utf-8"
+        ):  # plain keys of no object
+            keys |= _commented(default.read_text("utf-8"), f"{group}.")
     summary, examples = _doc(function)
     choices = {
         f"{group}={choice}": " ".join(_choices(group, folders)) for group, choice in groups.items()
@@ -79,7 +81,7 @@ def of_choices(name: str, words: list[str], folders: list[Path]) -> str | None:
     Raises FmdiffError for a group or a choice that does not exist.
     """
     groups = _groups(name, folders)
-    keys = _commented((folders[0] / f"{name}.yaml").read_text(), defaults=False)
+    keys = _commented((folders[0] / f"{name}.yaml").read_text("utf-8"), defaults=False)
     sections = []
     for word in words:
         key, _, choice = word.lstrip("+~").partition("=")
@@ -93,7 +95,7 @@ def of_choices(name: str, words: list[str], folders: list[Path]) -> str | None:
 
 def _groups(name: str, folders: list[Path]) -> dict[str, str]:
     """{group: default choice} of a command."""
-    text = (folders[0] / f"{name}.yaml").read_text()
+    text = (folders[0] / f"{name}.yaml").read_text("utf-8")
     return dict(re.findall(r"^  - ([a-z]\w*): (\w+)$", text, re.MULTILINE))
 
 
@@ -109,7 +111,7 @@ def _section(group: str, choice: str, folders: list[Path]) -> str:
     if choice not in choices:
         raise FmdiffError(f"unknown {group} {choice!r}; {nearest(choice, choices)}")
     files = (folder / group / f"{choice}.yaml" for folder in reversed(folders))
-    text = next(file for file in files if file.is_file()).read_text()
+    text = next(file for file in files if file.is_file()).read_text("utf-8")
     whole = "# @package _global_" in text  # it sets keys of the command and other groups
     rows, summary = {}, " ".join(re.findall(r"^# (?!@)(.+)$", text, re.MULTILINE))
     for key, value, comment in _entries(text):
@@ -133,7 +135,7 @@ def _described(target: str) -> str:
     for folder in (Path(__file__).parents[2], *map(Path, sys.path)):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         if file.is_file():
-            for node in ast.parse(file.read_text()).body:
+            for node in ast.parse(file.read_text("utf-8")).body:
                 if isinstance(node, ast.ImportFrom) and name in {a.name for a in node.names}:
                     return _described(f"{node.module}.{name}")
                 if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:

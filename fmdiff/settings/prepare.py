@@ -11,7 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fmdiff.errors import FmdiffError
-from fmdiff.runs.folder import claim_sweep, new_folder
+from fmdiff.files import read_text
+from fmdiff.runs.folder import Run, claim_sweep, new_folder
 from fmdiff.runs.resume import OUTPUTS
 from fmdiff.settings.combinations import kind_of
 from fmdiff.settings.compose import Composer, groups
@@ -25,12 +26,13 @@ class Prepared(NamedTuple):
     """A command line ready to run.
 
     overrides: those typed, and those that follow from them. configs: those of a job, or of the
-    first CHECKED_JOBS of a sweep; empty if a config is only shown. sweep: the folder of a sweep.
+    first CHECKED_JOBS of a sweep; empty if a config is only shown. sweep: the folder of a sweep,
+    locked.
     """
 
     overrides: list[str]
     configs: list[DictConfig]
-    sweep: Path | None
+    sweep: Run | None
 
 
 def counterpart(
@@ -80,9 +82,12 @@ def saved_overrides(overrides: list[str]) -> list[str]:
     run = keys.get("resume", "")
     folder = keys.get("out", "") if run in ("true", "True", "last") else run
     file = Path(folder).expanduser() / "overrides"
-    if not folder or not os.path.isfile(file):  # unlike file.is_file(), it accepts any text
+    if not folder or not os.path.lexists(file):
         return []
-    lines = file.read_text().splitlines()
+    try:
+        lines = read_text(file, file.parent).splitlines()
+    except (OSError, ValueError) as error:
+        raise FmdiffError(f"{file} cannot be read: {error}") from error
     again = [o for o in lines if key_of(o) not in {*keys, "out", "resume", "overwrite"}]
     for override in again:
         if "_target_" in override or key_of(override).partition("/")[0].startswith("hydra"):

@@ -1,6 +1,5 @@
 """Metrics of samples during training, and the checkpoint that is best by one of them."""
 
-import csv
 import logging
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from fmdiff.machine import processes
 from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.results import MORE
 from fmdiff.runs import checkpoint
+from fmdiff.runs.rows import rows_up_to
 from fmdiff.sampling import generate
 from fmdiff.training.checkpoints import content
 from fmdiff.training.module import Training
@@ -60,13 +60,11 @@ class SampleMetrics(Hooks):
         self.values: dict[str, float] = {}
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
-        file = self.folder / "metrics.csv"
-        if self.by is None or not (module.step and file.is_file()):
+        if self.by is None:
             return
-        with file.open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                if row.get(self.by) and int(row["step"]) <= module.step:
-                    self.best = min(self.best, self._rank(float(row[self.by])))
+        for row in rows_up_to(self.folder / "metrics.csv", module.step):
+            if value := row.get(self.by):
+                self.best = min(self.best, self._rank(float(value)))
 
     def after_batch(self, trainer: pl.Trainer, module: Training) -> None:
         due = module.step % self.every == 0 or module.step == self.last

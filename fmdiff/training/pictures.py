@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from lightning import pytorch as pl
 
+from fmdiff import files
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
@@ -44,7 +45,7 @@ class Pictures(Hooks):
         else:
             real = module.data.held_out(2000)[0].numpy()
             picture = plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
-        self.folder.mkdir(exist_ok=True)
+        files.make_folder(self.folder)
         plots.save(picture, self.folder / f"step_{module.step:07d}.png")
         writer = board(trainer)
         if writer is not None:

@@ -84,14 +84,14 @@ def test_grey_files_alone_are_one_channel_unless_three_are_asked_for(tmp_path):
     assert x.shape[-1] == 3 and as_set(x) == as_set(folder_pixels(root, channels=3))
 
 
-def test_folders_of_classes_are_looked_into_if_no_picture_lies_beside_them(tmp_path):
+def test_pictures_in_a_folder_and_in_its_folders_are_read_together(tmp_path):
     for k in range(3):
         pictures(tmp_path / "mine" / f"class {k}", ("rgb.png", "lossy.jpg", "held.jpg"))
     assert as_set(saved.read(tmp_path / "mine", "against")[0]) == as_set(
         folder_pixels(tmp_path / "mine")
     )
-    save(tmp_path / "mine" / "a.png", noise(4, 4, 3))
-    assert saved.read(tmp_path / "mine", "against")[0].shape == (1, 4, 4, 3)
+    save(tmp_path / "mine" / "a.png", noise(8, 8, 3))
+    assert saved.read(tmp_path / "mine", "against")[0].shape == (10, 8, 8, 3)
 
 
 def test_pictures_of_several_sizes_are_refused_by_name(tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoint files survive kills, full disks and flipped bytes, and never run code."""
 
 import errno
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -345,16 +346,20 @@ def test_a_file_that_does_not_read_back_is_not_kept(old, monkeypatch):
 
 
 def test_only_temporaries_of_dead_writers_are_swept(tmp_path):
-    child = multiprocessing.get_context("fork").Process(target=os.getpid)
-    child.start()
-    child.join()
-    dead, own = child.pid, os.getpid()
-    stale = [f"0000001.ckpt.tmp-{dead}", f"model.tmp-{dead}", f"x.ckpt.tmp-{own}"]
-    kept = [f"a.ckpt.tmp-{os.getppid()}", f"notes.tmp-{dead}", "a.ckpt.tmp-0", "a.ckpt.tmp-x"]
-    for name in stale + kept:
+    """Files of other names, another process's unfinished file and a link stay."""
+    code = "15a0c3" * 2 + "beef"
+    stale = [f"0000001.ckpt.tmp-{code}", f"model.tmp-{code}"]
+    others = [f"notes.tmp-{code}", "a.ckpt.tmp-0", "thesis.ckpt.tmp-4711", f"a.ckpt.tmp-{code}0"]
+    for name in stale + others:
         (tmp_path / name).write_bytes(b"half")
-    checkpoint.write(tmp_path / "model", content())
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "model"])
+    (tmp_path / f"link.ckpt.tmp-{code}").symlink_to(tmp_path / "a.ckpt.tmp-0")
+    live = f"live.ckpt.tmp-{code}"
+    with (tmp_path / live).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        checkpoint.write(tmp_path / "model", content())
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [*others, live, f"link.ckpt.tmp-{code}", "model"]
+    )
 
 
 def test_link_last(tmp_path, monkeypatch):
