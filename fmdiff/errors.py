@@ -20,6 +20,7 @@ OUTCOMES = {
     1: "failed",
     2: "user error",
     3: "diverged",
+    129: "interrupted",
     130: "interrupted",
     138: "interrupted",
     143: "interrupted",
@@ -73,7 +74,7 @@ class Died(Failed):
 
 
 class Interrupted(FmdiffError):
-    """A signal arrived and the run was saved. Exit 128 + the signal's number (130, 138, 143)."""
+    """A signal arrived and the run was saved. Exit 128 + the signal's number."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -183,6 +183,8 @@ def worker(name: str, folder: Path, parent: int | None = None) -> int:
             COMMANDS[name](load_config(folder), folder)
         except (Interrupted, Diverged):  # all ranks have agreed on it
             return 0
+        except Exception as error:
+            return _log(name, error, None)
         finally:
             processes.leave()
     return 0

@@ -292,7 +292,15 @@ def _torchrun_rank() -> int | None:
 def _store() -> Any:
     import torch.distributed
 
-    return next(torch.distributed.rendezvous("env://"))[0]
+    try:
+        return next(torch.distributed.rendezvous("env://"))[0]
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise FmdiffError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']} is in use on this machine; choose another, "
+            "as by torchrun --master_port=N"
+        ) from error
 
 
 def _share_folder(folder: Path | None) -> str:
