@@ -156,6 +156,8 @@ def open_run(cfg: DictConfig, command: str, overrides: Sequence[str] = ()) -> Ru
     results of other settings, is in use or cannot be written to.
     """
     rank = _torchrun_rank()
+    if rank is not None:
+        _store()  # it may fail, and nothing is written yet
     if rank:
         run = Run(Path(_share_folder(None)))
         cfg.merge_with(load_config(run.folder))
