@@ -22,7 +22,7 @@ from fmdiff.errors import (
     screens,
     shortage,
 )
-from fmdiff.machine import processes, signals
+from fmdiff.machine import processes, progress, signals
 from fmdiff.settings import help
 
 log = logging.getLogger("fmdiff")
@@ -125,7 +125,7 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
     from fmdiff.settings import schema
 
     function, opened, outcome = COMMANDS[name], None, Outcome()
-    with signals.handling(signals.end):
+    with signals.handling(signals.end), progress.pulse(name):
         try:
             schema.check(name, cfg)  # Hydra has composed it anew
             if cfg.get("plan"):

@@ -1,5 +1,6 @@
 """Logs the training and validation loss: the progress bar, metrics.csv and the logger."""
 
+import contextlib
 import logging
 import math
 import statistics
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fmdiff.machine.clock import PARTS
 from fmdiff.machine.cost import operations, peak
+from fmdiff.machine.progress import Activity, note
 from fmdiff.randomness import generator
 from fmdiff.runs.rows import Rows, rows_up_to
 from fmdiff.training.judged import SampleMetrics
@@ -39,6 +41,7 @@ class Log(Hooks):
     def __init__(self, folder: Path, options: TrainerOptions, metrics: SampleMetrics) -> None:
         self.path, self.options, self.metrics = folder / "metrics.csv", options, metrics
         self.bar: Any = None
+        self.progress = Steps(self)
         # held-out x, y, eps and t, after they have been drawn
         self.validation: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
         # the share of the device's peak rate at one sample a second; None if unknown
@@ -71,6 +74,9 @@ class Log(Hooks):
                 disable=None,
                 dynamic_ncols=True,
             )
+        self.module = module
+        self.progress.on_screen = self.options.progress and self.bar.disable
+        self.progress.begin()
 
     def before(self, step: int) -> list[dict[str, Any]]:
         """The rows up to this step, without values that were due only at the end of that run."""
@@ -102,7 +108,8 @@ class Log(Hooks):
             values |= self.validate(module)
         values |= self.metrics.take()
         if self.bar is not None:
-            self.bar.update(module.step - self.bar.n)
+            with contextlib.suppress(OSError):  # the terminal is closed, and SIGHUP will follow
+                self.bar.update(module.step - self.bar.n)
         if values:
             self.report(trainer, module, values)
 
@@ -162,20 +169,17 @@ class Log(Hooks):
         if trainer.logger:
             figures = {**values, "samples_per_second": speed, **clock}
             trainer.logger.log_metrics(figures, step=module.step)
-        self.tell(module.step, values, speed, now - self.begin)
+        losses = {k: values[k] for k in ("loss", "val_loss") if k in values}
+        self.tell(module.step, losses, speed)
 
-    def tell(self, step: int, values: Mapping[str, float], speed: float, seconds: float) -> None:
-        """Show the losses beside the progress bar or, without a terminal, in a line."""
-        text = ", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "val_loss") if k in values)
-        last = self.options.max_steps
+    def tell(self, step: int, losses: Mapping[str, float], speed: float) -> None:
+        """Show the losses beside the progress bar and, now and then, in a line."""
         if self.bar is not None and not self.bar.disable:
-            self.bar.set_postfix_str(text)
-        elif self.options.progress and (
-            step % (10 * self.options.log_every) == 0 or "val_loss" in values
-        ):
-            left = (last - step) * seconds / max(1, step - self.first)
-            line = "step %d/%d: %s, %.0f samples/s, %.0f s left"
-            log.info(line, step, last, text, speed, left)
+            text = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+            with contextlib.suppress(OSError):
+                self.bar.set_postfix_str(text)
+        if step % (10 * self.options.log_every) == 0 or "val_loss" in losses:
+            note(self.progress.text(losses, speed), self.progress.on_screen)
 
     @torch.no_grad()
     def validate(self, module: Training) -> dict[str, float]:
@@ -219,5 +223,35 @@ class Log(Hooks):
 
     def close(self) -> None:
         """End the progress bar."""
+        self.progress.finish()
         if self.bar is not None:
-            self.bar.close()
+            with contextlib.suppress(OSError):
+                self.bar.close()
+
+
+class Steps(Activity):
+    """How far a training is, in a line: step, loss, speed and the time left."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def line(self) -> str:
+        """The line between two rows of metrics.csv, with the mean loss since the last one."""
+        module, log = self.log.module, self.log
+        loss = module.tally.mean(module.tally.loss)
+        seconds = time.perf_counter() - log.begin
+        speed = (module.step - log.first) * module.data.batch_size / seconds
+        return self.text({"loss": loss} if math.isfinite(loss) else {}, speed)
+
+    def text(self, losses: Mapping[str, float], speed: float) -> str:
+        """The line. speed: samples a second."""
+        step, last, first = self.log.module.step, self.log.options.max_steps, self.log.first
+        seconds = time.perf_counter() - self.log.begin
+        if step == first:
+            return f"step {step}/{last}: the first step takes {seconds:.0f} s so far"
+        words = [f"{name} {loss:.4g}" for name, loss in losses.items()]
+        words += [
+            f"{speed:.0f} samples/s",
+            f"{(last - step) * seconds / (step - first):.0f} s left",
+        ]
+        return f"step {step}/{last}: {', '.join(words)}"
