@@ -15,6 +15,7 @@ class Classifier:
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233, section 4).
     """
 
+    names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of its checkpoint's spec and these weights
 
     def __init__(

@@ -10,7 +10,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,20 @@ def nearest(name: object, choices: Iterable[object]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1)
     advice = f"hoose from: {', '.join(names)}"
     return f"did you mean {close[0]!r}? C{advice}" if close else f"c{advice}"
+
+
+def number(choice: Any, names: Sequence[str], option: str) -> Any:
+    """The number of the class that a user names. What is no text is returned as it is.
+
+    Raises FmdiffError, naming `option`, for a name that is not among `names`.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if not names:
+        raise FmdiffError(f"{option}={choice}: the classes have no names here, give their numbers")
+    if choice not in names:
+        raise FmdiffError(f"{option}={choice}: no class has this name; {nearest(choice, names)}")
+    return names.index(choice)
 
 
 def word(key: str, value: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
+from fmdiff.field import Classes, Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
 
@@ -218,9 +218,7 @@ class RealData(Field):
         rows: Tensor = self.data.sample(first, first + len(eps), seed)[0]
         return rows.to(eps)
 
-    def labels(
-        self, classes: list[int] | int | None, start: int, stop: int, seed: int
-    ) -> Tensor | None:
+    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: model=data takes the data as they come")
         labels: Tensor | None = self.data.sample(start, stop, seed)[1]

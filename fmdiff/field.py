@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fmdiff.build import spec_of
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, number
 from fmdiff.models.network import answer
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.source import Normal, Source
@@ -26,7 +26,8 @@ from fmdiff.source import Normal, Source
 # A field that is singular at t = 0 or 1 is used only this far (in straight time) from that end.
 # Beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
-Classes = list[int] | int | None  # the labels to sample; None means all in turn
+# the labels to sample, as numbers or names; None means all in turn
+Classes = list[int | str] | list[int] | list[str] | int | str | None
 
 
 class Field:
@@ -37,6 +38,7 @@ class Field:
     shape: tuple[int, ...]
     classes: int = 0
     only: tuple[int, ...] = ()  # the labels the data were restricted to; empty means all
+    names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
     branches: int = 1  # the most model evaluations that one call costs
@@ -81,7 +83,7 @@ class Field:
 
         Raises FmdiffError for a class that the model does not have.
         """
-        return in_turn(classes, self.classes, self.only, start, stop)
+        return in_turn(classes, self, self.only, start, stop)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Field":
         """The field on this device and in this dtype. A network is moved in place."""
@@ -98,16 +100,22 @@ class Field:
 
 
 def in_turn(
-    classes: Classes, count: int, labels: tuple[int, ...], start: int, stop: int
+    classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
 ) -> Tensor | None:
-    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all."""
-    if not count:
+    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
+
+    of: the model whose `classes` and `names` count.
+    """
+    if not of.classes:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: this model was trained without classes")
         return None
-    choice = list([classes] if isinstance(classes, int) else classes or labels or range(count))
-    if any(not 0 <= c < count for c in choice):
-        raise FmdiffError(f"classes={classes} must lie in 0..{count - 1}")
+    single = [classes] if isinstance(classes, int | str) else classes
+    choice: list[int] = [
+        number(c, of.names, "classes") for c in single or labels or range(of.classes)
+    ]
+    if any(not 0 <= c < of.classes for c in choice):
+        raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")
     return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
 
 
@@ -239,6 +247,7 @@ class Around(Field):
     def __init__(self, field: Field) -> None:
         self.field, self.path, self.branches = field, field.path, field.branches
         self.shape, self.classes, self.only = field.shape, field.classes, field.only
+        self.names = field.names
         self.gaussian = field.gaussian
 
     @property

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,8 @@ from fmdiff.errors import FmdiffError
 
 if TYPE_CHECKING:  # --help writes no arrays and need not wait for numpy
     import numpy as np
+
+log = logging.getLogger("fmdiff")
 
 UNPACKED = 100  # an archive may unpack to this many times its size,
 LARGE = 2**30  # or to this many bytes
@@ -138,6 +141,9 @@ def lock(path: Path) -> Iterator[None]:
     while True:
         file = append(path)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process, which holds %s", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             break

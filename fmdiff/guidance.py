@@ -139,7 +139,7 @@ class ByClassifier(Unguided):
     ) -> Tensor | None:
         if field.classes:
             return field.labels(classes, start, stop, seed)
-        return in_turn(classes, self.classifier.classes, field.only, start, stop)
+        return in_turn(classes, self.classifier, field.only, start, stop)
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
         guide = self.classifier

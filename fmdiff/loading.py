@@ -9,7 +9,7 @@ import torch
 from fmdiff.build import CONTRACTS, build, locate
 from fmdiff.classifier import Classifier
 from fmdiff.custom import from_spec
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
@@ -116,7 +116,9 @@ def restore(
             coupled=not coupling.independent,
         )
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
-        field.only = tuple(spec["data"]["source"].get("only") or ())
+        field.names = tuple(str(name) for name in spec["data"].get("names") or ())
+        only = spec["data"]["source"].get("only") or ()
+        field.only = tuple(number(label, field.names, "data.only") for label in only)
         field.sha256 = identity(spec, state)
     except (FmdiffError, MemoryError, torch.OutOfMemoryError):
         raise
@@ -155,4 +157,6 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
     source.prepare()
     path = from_spec(settings["path"] or {"_target_": "fmdiff.path.CondOT"})
-    return Subject(build(settings["model"], source, path), source, None)
+    field = build(settings["model"], source, path)
+    field.names = tuple(source.names)
+    return Subject(field, source, None)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from fmdiff import files
 from fmdiff.build import vouch
 from fmdiff.commands import arguments, grid
 from fmdiff.commands.conclude import compare, conclude
@@ -59,7 +60,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     if processes.rank():
         return
     if before is not None:
-        compare(before, json.loads((folder / results.NAME).read_text()))
+        compare(before, json.loads(files.read_text(folder / results.NAME, folder)))
     if not exact:
         print(f"  {folder / 'results.json'}")
 

@@ -1,7 +1,7 @@
 """fmdiff info: describes a checkpoint, or exports its weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ def summary(spec: dict[str, Any]) -> str:
 
 def _print(rows: Mapping[str, object], indent: str = "") -> None:
     print(tables.aligned([(indent + name, value) for name, value in rows.items()]))
+
+
+def _names(names: Sequence[str], most: int = 10) -> str:
+    """The names of classes in brackets, as `classes=` takes them, or nothing."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" ({', '.join(names[:most])}{more})" if names else ""
 
 
 def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
@@ -93,7 +99,7 @@ def info(cfg: DictConfig) -> None:
         "objective": summary(spec["objective"]),
         **{group: summary(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
-        f"{data['classes'] or 'no'} classes, std {data['std']:.4g}",
+        f"{data['classes'] or 'no'} classes{_names(field.names)}, std {data['std']:.4g}",
         **interval,
         "weights": ", ".join(content.weights) + " (weights=ema takes the first average)",
         "resumable": "no, weights only" if content.training is None else "yes",

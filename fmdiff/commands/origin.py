@@ -68,5 +68,5 @@ def _code(settings: dict[str, Any]) -> dict[str, str]:
     for name, module in list(sys.modules.items()):
         if f"{name}.".startswith(prefixes):
             with contextlib.suppress(TypeError, OSError):  # it has no source
-                code[name] = Path(inspect.getsourcefile(module) or "").read_text()
+                code[name] = Path(inspect.getsourcefile(module) or "").read_text("utf-8")
     return code

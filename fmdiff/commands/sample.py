@@ -177,7 +177,8 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
     files.write_npz(folder / "samples.npz", {"arr_0": x, **y})
     names = ["samples.npz"]
     if stage.images:
-        names += pictures.image_files(x, labels, folder, each=settings["png"])
+        classes = stage.field.names
+        names += pictures.image_files(x, labels, folder, settings["png"], classes)
     else:
         names += pictures.point_files(x, stage.data, folder, samples.trajectory)
     if samples.trajectory is None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, number
 from fmdiff.randomness import BLOCK, generator
 
 Batch = tuple[Tensor, Tensor | None]
@@ -32,18 +32,20 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
 class Data(ABC):
     """A data set: x float32 (B, *shape), y int64 (B,), or None without classes.
 
-    `only` keeps the samples of the given labels. The labels are not renumbered, and `classes` does
-    not change. Raises FmdiffError for a key of the wrong type or range.
+    `only` keeps the samples of the given labels, as numbers or names. The labels are not
+    renumbered, and `classes` does not change. Raises FmdiffError for a key of the wrong type or
+    range.
     """
 
     batch_size: int = 256  # samples per optimiser step, over all devices
     conditional: bool | None = False  # None: the data decide, if `undecided`
-    only: list[int] | None = None  # checkpoints of 0.1.0 lack it
+    only: list[Any] | None = None  # checkpoints of 0.1.0 lack it
 
     shape: tuple[int, ...] = field(init=False)  # the shape of one sample: (d,) or (C, H, W)
     labels: int = field(init=False, default=1)  # how many labels the data have
 
     points: ClassVar[bool] = True  # samples are points (d,) rather than images (C, H, W)
+    names: ClassVar[Sequence[str]] = ()  # the names of the labels, if they have names
     name: ClassVar[str | None] = None  # name of its YAML, if fmdiff manages its files
     undecided: ClassVar[bool] = False  # whether conditional may be null
     references: ClassVar[int | None] = None  # how many samples `sample` has; None: any number
@@ -70,10 +72,13 @@ class Data(ABC):
                 "set data.conditional=false"
             )
         if self.only is not None:
+            if isinstance(self.only, list):
+                self.only = [number(label, self.names, "data.only") for label in self.only]
             self.require(
                 "only",
                 list,
-                f"null or a list of labels from 0 to {self.labels - 1} like [0]",
+                f"null or a list of labels from 0 to {self.labels - 1} like [0]"
+                + (" or of their names" if self.names else ""),
                 lambda v: v and all(type(k) is int and 0 <= k < self.labels for k in v),
             )
 
@@ -104,6 +109,10 @@ class Data(ABC):
     @property
     def training_size(self) -> int | None:
         """Number of training samples; None if they are drawn from a formula."""
+        return None
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """The number of files of the data, and a digest of them; None if they cannot change."""
         return None
 
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:

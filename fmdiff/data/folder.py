@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -21,7 +22,7 @@ from fmdiff.data import files
 from fmdiff.data.decode import SUFFIXES, File, pixels_of, reason, walk
 from fmdiff.data.images import Images
 from fmdiff.errors import FmdiffError
-from fmdiff.files import read_text, sync, write_text
+from fmdiff.files import lock, read_text, sync, write_text
 from fmdiff.machine.progress import Bar
 
 log = logging.getLogger("fmdiff")
@@ -45,8 +46,12 @@ class Folder(Images):
     """The images below `root`, (channels, size, size), or of their own one size (size=null).
 
     `decode.pixels_of` decodes each file. Hidden files are left out. The folders in root that hold
-    images are the classes, in the order of their names. One image in 10 is held out, chosen by the
-    hash of its name.
+    images are the classes, in the order of their names; if all names are integers, in the order of
+    these. One image in 10 of each class is held out, chosen by the hash of its name: at least one,
+    and not all, of a class with two images or more.
+
+    layout: 1 is that of version 0.1.0, for its checkpoints. Integers are sorted like other names,
+    and one image in 10 of all is held out, which may be all of a small class.
 
     The array lies in `files.data_root()`/folder, under a hash of the names, sizes and times of the
     files. If it is deleted, the images are converted again. The folder is read when the data are
@@ -57,6 +62,7 @@ class Folder(Images):
     size: int | None
     channels: int
     skip_broken: bool
+    layout: int = 1  # checkpoints of 0.1.0 lack it
 
     name: ClassVar[str] = "folder"
     undecided: ClassVar[bool] = True
@@ -69,6 +75,7 @@ class Folder(Images):
             self.require("size", int, "an integer >= 1, or null", lambda v: v >= 1)
         self.require("channels", int, "1 or 3", lambda v: v in (1, 3))
         self.require("skip_broken", bool, "true or false")
+        self.require("layout", int, "1 or 2", lambda v: v in (1, 2))
         super().__post_init__()
 
     def check_labels(self) -> None:
@@ -90,11 +97,14 @@ class Folder(Images):
             raise FmdiffError(f"data.root={self.path} holds no images ({', '.join(SUFFIXES)})")
         return pictures
 
-    @cached_property
-    def names(self) -> list[str]:
+    @cached_property  # type: ignore[misc]
+    def names(self) -> list[str]:  # type: ignore[override]
         """The names of the classes; none if an image lies beside the folders."""
         tops = {file.top for file in self.pictures}
-        return [] if "" in tops else sorted(tops)
+        if "" in tops:
+            return []
+        integers = self.layout > 1 and all(re.fullmatch(r"-?\d+", top, re.ASCII) for top in tops)
+        return sorted(sorted(tops), key=int if integers else None)
 
     @cached_property  # type: ignore[misc]
     def labels(self) -> int:  # type: ignore[override]
@@ -120,10 +130,23 @@ class Folder(Images):
         tops = {self.names[k] for k in self.label_numbers.tolist()} if self.names else {""}
         usable = [file for file in self.pictures if not self.names or file.top in tops]
         usable.sort(key=lambda file: file.order)
-        out = {file for file in usable if file.order % HELD_OUT == 0}
-        if not 0 < len(out) < len(usable):
-            out = {usable[0]}
+        groups: dict[str, list[File]] = {}
+        for file in usable:
+            groups.setdefault(file.top if self.names and self.layout > 1 else "", []).append(file)
+        out = {file for group in groups.values() for file in self._held_out(group)}
         return sorted(usable, key=lambda file: file in out), len(usable) - len(out)
+
+    def _held_out(self, group: list[File]) -> list[File]:
+        """Those that are held out of some files, which are sorted by their hash."""
+        out = [file for file in group if file.order % HELD_OUT == 0]
+        if 0 < len(out) < len(group):
+            return out
+        return group[:1] if len(group) > 1 or self.layout == 1 else []
+
+    def fingerprint(self) -> dict[str, Any]:
+        names = [(file.name, file.size) for file in sorted(self.listing[0])]
+        digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=16).hexdigest()
+        return {"count": len(names), "digest": digest}
 
     @cached_property  # type: ignore[misc]
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -135,10 +158,8 @@ class Folder(Images):
         _ = self.array
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        array, (pictures, _) = self.array, self.listing
-        number = {name: k for k, name in enumerate(self.names)}
-        whole = [file for file in pictures if file.name not in array.broken]
-        labels = torch.tensor([number.get(file.top, 0) for file in whole])
+        array = self.array
+        labels = self._labels(array)
         split = slice(None, array.train) if train else slice(array.train, None)
         return array.images[split], labels[split]
 
@@ -155,22 +176,41 @@ class Folder(Images):
         where = self.cache()
         array, what = load(where), "found in the cache"
         if array is None:
-            where.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._convert(where)
+                where.parent.mkdir(parents=True, exist_ok=True)
+                with lock(where.with_name(f"{where.name}.lock")):
+                    array = load(where)  # another process may have converted them meanwhile
+                    if array is None:
+                        self._convert(where)
+                        array, what = load(where), "written to the cache"
             except OSError as error:
                 raise FmdiffError(
                     f"data=folder: {where.parent} cannot be written ({error.strerror or error}); "
                     "make room there, or point FMDIFF_DATA to another folder"
                 ) from error
-            array, what = load(where), "written to the cache"
         if array is None:
             raise FmdiffError(f"data=folder: {where} cannot be read back; is the disk whole?")
         self._check(array)
         classes = f", {self.labels} classes ({_some(self.names)})" if self.classes else ""
         n, held = len(array.images), len(array.images) - array.train
         log.info("data=folder: %d images, %d held out%s; %s, %s", n, held, classes, what, where)
+        self._warn_of_classes(array)
         return array
+
+    def _labels(self, array: Converted) -> Tensor:
+        """The labels of the images of the array (N,)."""
+        number = {name: k for k, name in enumerate(self.names)}
+        whole = [file for file in self.listing[0] if file.name not in array.broken]
+        return torch.tensor([number.get(file.top, 0) for file in whole])
+
+    def _warn_of_classes(self, array: Converted) -> None:
+        """Log the classes of which no image is trained on, or none held out."""
+        labels = self._labels(array)
+        splits = {"trained on": labels[: array.train], "held out": labels[array.train :]}
+        for what, split in splits.items() if self.classes else ():
+            rest = set(self.label_numbers.tolist()) - set(split.tolist())
+            if names := [self.names[k] for k in sorted(rest)]:
+                log.warning("data.root=%s: no image of %s is %s", self.path, _some(names), what)
 
     def _check(self, array: Converted) -> None:
         """Raises FmdiffError if the array cannot be used for training."""
@@ -212,7 +252,10 @@ class Folder(Images):
         return place / "folder" / f"{root.name}-{digest}"
 
     def _convert(self, where: Path) -> None:
-        """Write images.npy and about.json. `where` is absent or whole at every instant."""
+        """Write images.npy and about.json. `where` is absent or whole at every instant.
+
+        If another process was faster, where there are no locks, its array is taken.
+        """
         folder = Path(tempfile.mkdtemp(prefix=".new-", dir=where.parent))
         try:
             with (folder / "images.npy").open("wb") as file, warnings.catch_warnings():
@@ -220,9 +263,12 @@ class Folder(Images):
                 about = self._write(file)
                 sync(file)
             write_text(folder / "about.json", json.dumps(about))
-            if where.is_dir():
-                shutil.rmtree(where)  # it is damaged, or another process was faster
-            folder.replace(where)
+            try:
+                folder.replace(where)
+            except OSError:  # there is a folder
+                if load(where) is None:  # a damaged one
+                    shutil.rmtree(where)
+                    folder.replace(where)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """Image data sets, held as one uint8 tensor on the training device: a batch is an index gather."""
 
+import contextlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 from fmdiff.data import augment, files
 from fmdiff.data.base import Batch, Data, Device
 from fmdiff.errors import FmdiffError
+from fmdiff.files import lock
 from fmdiff.randomness import generator, positions
 
 
@@ -181,9 +183,19 @@ class Downloaded(Images):
 
     def prepare(self) -> None:
         where = files.data_root(self.root)
-        if not files.has_files(self.name, where):
+        claim = where / f".{self.name}.lock"
+        if files.has_files(self.name, where):
             try:
-                self._torchvision(train=True, download=True)
+                return files.check(self.name, where)
+            except FmdiffError:  # they are damaged, or another process still unpacks them
+                with contextlib.suppress(OSError), lock(claim):
+                    pass
+        else:
+            try:
+                where.mkdir(parents=True, exist_ok=True)
+                with lock(claim):
+                    if not files.has_files(self.name, where):
+                        self._torchvision(train=True, download=True)
             except (RuntimeError, OSError, EOFError, HTTPException) as error:
                 files.remove_empty_folders(self.name, where)
                 raise files.unavailable(self.name, where, error) from error
@@ -216,6 +228,19 @@ class FashionMNIST(Downloaded):
 
     name = "fashion_mnist"
     shape = (1, 28, 28)
+    # "top" is short for the published "T-shirt/top", "boot" for "Ankle boot"
+    names = (
+        "top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "boot",
+    )
 
 
 class CIFAR10(Downloaded):
@@ -223,3 +248,15 @@ class CIFAR10(Downloaded):
 
     name = "cifar10"
     shape = (3, 32, 32)
+    names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )

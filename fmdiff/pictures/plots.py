@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fmdiff import files
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def grid(
         top = gap + i // columns * (height + strip + gap)
         picture.paste(Image.fromarray(tile), (left, top))
         if labels is not None:
-            text = caption(str(labels[i]), width, strip, font_size)
+            text = caption(printable(labels[i]), width, strip, font_size)
             picture.paste(text, (left, top + height))
     return picture
 

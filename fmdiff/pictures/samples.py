@@ -1,6 +1,6 @@
 """The pictures of a run of `fmdiff sample`: grids, scatters, fans and animations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,20 @@ Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 Arrows = Callable[[Tensor, Tensor], Tensor]  # points (G, 2), times (F,) -> velocities (F, G, 2)
 
 
-def image_files(pixels: np.ndarray, labels: Tensor | None, folder: Path, each: bool) -> list[str]:
+def captions(labels: Tensor | None, names: Sequence[str]) -> list[object] | None:
+    """The labels (n,) as names or, without names, as numbers; None without labels."""
+    if labels is None:
+        return None
+    return [names[y] if names else y for y in labels.tolist()]
+
+
+def image_files(
+    pixels: np.ndarray, labels: Tensor | None, folder: Path, each: bool, names: Sequence[str] = ()
+) -> list[str]:
     """Write grid.png of images uint8 (n, H, W, C), and each to 000000.png ... Returns names."""
     first = slice(0, GRID)
-    y = None if labels is None else labels[first].tolist()
-    plots.save(plots.grid(pixels[first], y), folder / "grid.png")
+    words = None if labels is None else captions(labels[first], names)
+    plots.save(plots.grid(pixels[first], words), folder / "grid.png")
     if not each:
         return ["grid.png"]
     for i, image in enumerate(pixels):

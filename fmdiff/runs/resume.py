@@ -28,6 +28,8 @@ CHANGEABLE = INCIDENTAL | {
 }
 # keys for which null means a rule; config.yaml holds the value that the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")
+# keys of later versions, with what was done before they could be chosen
+FORMER = {"data.layout": 1}
 
 # files that every command writes by itself; alone they are not results
 BEGINNING = ("config.yaml", "overrides", "environment.json", "report.html")
@@ -101,6 +103,9 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     assert saved is not None
     _fill_in(saved, cfg)
     changes = differences(saved, cfg)
+    for key, value in FORMER.items():
+        if changes.get(key, ("",))[0] == ABSENT:
+            OmegaConf.update(cfg, key, value)
     # a key that the run lacks came with a later version; the run used its default
     wrong = {
         key: change

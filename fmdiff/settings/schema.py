@@ -103,9 +103,15 @@ RESUME = Rule(
 )
 CLASSES = Rule(
     lambda v: (
-        v is None or (v != [] and _is_list(v if isinstance(v, list) else [v], integer(0).passes))
+        v is None
+        or (
+            v != []
+            and _is_list(
+                v if isinstance(v, list) else [v], lambda c: integer(0).passes(c) or TEXT.passes(c)
+            )
+        )
     ),
-    "a class, a list of classes like [0,1], or null",
+    "a class, a list of classes like [0,1] or [cats,dogs], or null",
 )
 WEIGHTS = Rule(
     lambda v: _is_average(v) or _is_decay(v),

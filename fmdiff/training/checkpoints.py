@@ -33,6 +33,10 @@ def spec(module: Training) -> dict[str, Any]:
         "std": module.objective.data_std,
         "source": module.settings["data"],
     }
+    if data.names:
+        parts["data"]["names"] = list(data.names)
+    if files := data.fingerprint():
+        parts["data"]["files"] = files
     return parts
 
 
@@ -49,13 +53,38 @@ def content(module: Training) -> dict[str, Any]:
 
 
 def resume(module: Training, stored: dict[str, Any]) -> None:
-    """Continue from the content of a checkpoint. Raises FmdiffError as `init` does."""
+    """Continue from the content of a checkpoint. Logs a warning if the files of the data differ.
+
+    Raises FmdiffError as `init` does, and if the classes have other names.
+    """
     init(module, stored)
+    check_data(stored["spec"]["data"], spec(module)["data"])
     module.step = stored["step"]
     training = stored["training"]
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
     module.tally.load(training["sums"])
+
+
+def check_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare the data of a run with those that it would go on with; see `resume`.
+
+    Checkpoints of version 0.1.0 hold neither names nor a digest of files.
+    """
+    if "names" in saved and saved["names"] != now.get("names"):
+        raise FmdiffError(
+            f"this run was trained on the classes {saved['names']}, and the data now hold "
+            f"{now.get('names') or 'none by name'}: give the folders their names again, as a "
+            "class keeps its number"
+        )
+    if "files" in saved and saved["files"] != now.get("files"):
+        before, after = (dict(part.get("files") or {}).get("count", 0) for part in (saved, now))
+        log.warning(
+            "the files of the data are others than when this run began: %s then, %s now; names "
+            "or sizes differ, and what was held out may be trained on",
+            before,
+            after,
+        )
 
 
 def init(module: Training, stored: dict[str, Any]) -> None:

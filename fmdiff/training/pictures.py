@@ -11,6 +11,7 @@ from fmdiff import files
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
+from fmdiff.pictures.samples import captions
 from fmdiff.sampling import generate
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -40,7 +41,7 @@ class Pictures(Hooks):
         images = len(module.data.shape) == 3
         samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
         if images:
-            y = None if samples.y is None else samples.y.tolist()
+            y = captions(samples.y, module.data.names)
             picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
         else:
             real = module.data.held_out(2000)[0].numpy()

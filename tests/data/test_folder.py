@@ -157,7 +157,7 @@ def test_some_are_held_out_and_stay_so(tmp_path):
     seen = {int(v) for k in range(50) for v in to_uint8(more.batch(0, k)[0])[:, 0, 0, 0]}
     assert len(seen) == len(more.train[1]) and not seen & held(more)
     two = own(save(tmp_path / "two" / "a.png", noise(8, 8)).parent, batch_size=1)
-    with pytest.raises(FmdiffError, match="0 images to train on and 1 to hold out"):
+    with pytest.raises(FmdiffError, match="1 images to train on and 0 to hold out"):
         two.prepare()
     save(tmp_path / "two" / "b.png", noise(8, 8))
     two = own(tmp_path / "two", batch_size=1)
