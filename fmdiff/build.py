@@ -33,6 +33,21 @@ CONTRACTS = {
     "fmdiff.metrics": "fmdiff.metrics.features.Features",
     "torch.optim": "torch.optim.Optimizer",
 }
+Kinds = dict[str, tuple[str, ...]]
+# The kinds of what a file may name under the key of a group, and inside one of these.
+GROUPS: Kinds = {
+    "data": ("fmdiff.data.base.Data",),
+    "path": ("fmdiff.path.Path",),
+    "source": ("fmdiff.source.Source",),
+    "coupling": ("fmdiff.coupling.Coupling",),
+    "objective": ("fmdiff.objectives.objective.Objective",),
+    "model": ("torch.nn.Module", "fmdiff.field.Field"),
+    "solver": ("fmdiff.solvers.solver.Solver",),
+    "schedule": ("fmdiff.schedules.Schedule",),
+    "guidance": ("fmdiff.guidance.Unguided",),
+    "features": ("fmdiff.metrics.features.Features",),
+}
+INNER: Kinds = {"of": GROUPS["data"]}
 FUNCTIONS = (
     "fmdiff.build.named",
     "fmdiff.exact.exact",
@@ -182,16 +197,43 @@ def own_modules(tree: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def vouch(tree: Any, trust: tuple[str, ...]) -> Any:
-    """The content of a file with the user's `trust` in place of its own.
+def vouch(tree: Any, trust: tuple[str, ...], where: object) -> Any:
+    """The content of a file with the user's `trust` in place of its own. where: names the file.
 
-    Raises FmdiffError if it names code that a file may not name.
+    A `_target_` may stand under the key of a group of GROUPS and be of its kind, or be code that
+    the user trusts, with whatever is below it. Raises FmdiffError for others, and for a text with
+    `${`, which OmegaConf could fill in from elsewhere.
     """
-    if isinstance(tree, Mapping):
-        if "_target_" in tree:
-            locate(tree["_target_"], trust)
-        return {k: list(trust) if k == "trust" else vouch(v, trust) for k, v in tree.items()}
-    return [vouch(item, trust) for item in tree] if isinstance(tree, list) else tree
+    return _vouched("", tree, GROUPS, trust, where)
+
+
+def _vouched(
+    key: str, tree: Any, kinds: Kinds | None, trust: tuple[str, ...], where: object
+) -> Any:
+    if isinstance(tree, str) and "${" in tree:
+        raise FmdiffError(f"{where} holds {tree!r:.80}, and ${{...}} is not taken from a file")
+    if isinstance(tree, list):
+        return [_vouched(key, item, kinds, trust, where) for item in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    if "_target_" in tree:
+        target = tree["_target_"]
+        locate(target, trust)
+        trusted = str(target).startswith(trust)
+        if kinds is not None and not trusted and not _is_of(tree, kinds.get(key, ())):
+            raise FmdiffError(f"{where} names {target!r}, which is no {key or 'part'}")
+        kinds = None if trusted else INNER
+    return {
+        name: list(trust) if name == "trust" else _vouched(name, value, kinds, trust, where)
+        for name, value in tree.items()
+    }
+
+
+def _is_of(spec: Mapping[str, Any], bases: tuple[str, ...]) -> bool:
+    """Whether a spec of a file describes an object of one of these classes."""
+    if spec["_target_"] == "fmdiff.build.named":
+        return bases == GROUPS["data"] and spec.get("group") == "data"
+    return issubclass(kind(spec["_target_"]), tuple(locate(base) for base in bases))
 
 
 def build(

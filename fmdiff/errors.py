@@ -63,6 +63,12 @@ class Failed(FmdiffError):
     code = 1
 
 
+class Complete(FmdiffError):
+    """There is nothing to do, and nothing is changed. Exit 0."""
+
+    code = 0
+
+
 class Diverged(FmdiffError):
     """Training met a non-finite loss or gradient. Exit 3."""
 

@@ -45,8 +45,9 @@ class Formula:
             # in Python ^ binds more loosely than +; in a formula it is a power
             self.tree = ast.parse(self.text.replace("^", "**").strip(), mode="eval").body
             self(*(torch.full((), 0.5) for _ in variables))
-        # torch raises a RuntimeError for a number beyond float32
-        except (SyntaxError, ValueError, RuntimeError, MemoryError) as error:
+        # torch raises a RuntimeError for a number beyond float32, Python an OverflowError for one
+        # beyond float64
+        except (SyntaxError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise self._error("cannot be read as a formula") from error
 
     def __call__(self, *values: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """Loads a field from a checkpoint, or builds it from data; needs torch alone."""
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registry
+from torch.overrides import TorchFunctionMode
 
-from fmdiff.build import CONTRACTS, build, locate
+from fmdiff.build import CONTRACTS, build, contract, locate, vouch
 from fmdiff.classifier import Classifier
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError, number
@@ -16,6 +21,20 @@ from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.content import Checkpoint, identity
 from fmdiff.runs.find import find
 
+REGISTRATIONS = (
+    registry.register_module_parameter_registration_hook,
+    registry.register_module_buffer_registration_hook,
+    registry.register_module_module_registration_hook,
+)
+FACTORIES = (
+    torch.empty,
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.rand,
+    torch.randn,
+    torch.arange,
+)
 # defaults for checkpoints that were written before these parts could be chosen
 USUAL = {"source": "fmdiff.source.Normal", "coupling": "fmdiff.coupling.Independent"}
 
@@ -101,12 +120,13 @@ def restore(
     spec, state = content.spec, averages.weights_of(content, weights, run)
     shape, classes = tuple(spec["data"]["shape"]), spec["data"]["classes"]
     try:
-        net = build(spec["model"], trust=trust, shape=shape, classes=classes)
+        parts = {name: spec.get(name, {"_target_": usual}) for name, usual in USUAL.items()}
+        parts |= {name: spec[name] for name in ("model", "path", "objective")}
+        vouch(parts, trust, "this checkpoint")
+        with bounded(spec["model"], state):
+            net = build(spec["model"], trust=trust, shape=shape, classes=classes)
         net.load_state_dict(state)
-        source, coupling = (
-            build(spec.get(group, {"_target_": usual}), trust=trust)
-            for group, usual in USUAL.items()
-        )
+        source, coupling = (build(parts[name], trust=trust) for name in USUAL)
         objective = build(
             spec["objective"],
             trust=trust,
@@ -128,6 +148,54 @@ def restore(
             f"this checkpoint's model cannot be built of it: {reason:.300}"
         ) from error
     return field
+
+
+@contextlib.contextmanager
+def bounded(spec: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Within the block, building a network stops where it outgrows the weights of its file.
+
+    spec: describes the network. It is not bounded if its class is the user's own, nor without a
+    state. Raises FmdiffError in the block, before the memory is taken.
+    """
+    if state is None or contract(str(spec["_target_"]).rpartition(".")[0]) is None:
+        yield
+        return
+    held = sum(value.numel() for value in state.values())
+    left = {"parts": 1000 + 20 * len(state), "numbers": 2**20 + 2 * held}
+
+    def take(numbers: int, parts: int) -> None:
+        left["numbers"] -= numbers
+        left["parts"] -= parts
+        if min(left.values()) < 0:
+            raise FmdiffError(
+                f"this checkpoint asks for a model that is far larger than the {held:,} numbers "
+                "it holds"
+            )
+
+    def count(module: nn.Module, name: str, part: Any) -> None:
+        take(part.numel() if isinstance(part, Tensor) else 0, 1)
+
+    with contextlib.ExitStack() as stack:
+        for register in REGISTRATIONS:
+            stack.callback(register(count).remove)
+        stack.enter_context(_Sizes(lambda numbers: take(max(0, numbers - left["numbers"]), 0)))
+        yield
+
+
+class _Sizes(TorchFunctionMode):
+    """Tells `receive` how many numbers a new tensor will have, before it is made."""
+
+    def __init__(self, receive: Callable[[int], None]) -> None:
+        super().__init__()
+        self.receive = receive
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in FACTORIES:
+            sizes = args[0] if args and isinstance(args[0], tuple | list) else args
+            self.receive(math.prod(n for n in sizes if isinstance(n, int)))
+        return func(*args, **(kwargs or {}))
 
 
 class Subject(NamedTuple):
@@ -152,7 +220,7 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
         about = {"path": str(file), "step": content.step, "weights": weights}
         about |= {"average": content.name_of(weights), "sha256": field.sha256}
         needed = data or len(field.shape) == 1
-        source = build(content.spec["data"]["source"], trust=trust) if needed else None
+        source = _data(content, trust) if needed else None
         return Subject(field, source, about)
     source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
     source.prepare()
@@ -160,3 +228,17 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     field = build(settings["model"], source, path)
     field.names = tuple(source.names)
     return Subject(field, source, None)
+
+
+def _data(content: Checkpoint, trust: tuple[str, ...]) -> Any:
+    """The data set that a checkpoint names. Raises FmdiffError if it has another shape."""
+    about = content.spec["data"]
+    vouch({"data": about["source"]}, trust, "this checkpoint")
+    source = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
+    points = len(about["shape"]) == 1
+    # images of a folder that is gone have no shape, and need none to be sampled
+    if source.points != points or (points and list(source.shape) != about["shape"]):
+        raise FmdiffError(
+            f"this checkpoint is of samples of shape {about['shape']}, and its data are others"
+        )
+    return source

@@ -43,9 +43,11 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     before = None
     if settings["result"]:
-        before = results.recipe(Path(settings["result"]).expanduser())
+        file = Path(settings["result"]).expanduser()
+        before = results.recipe(file)
         now = {key: settings[key] for key in ("device", "devices")}
-        recipe = vouch(before["config"], tuple(settings["trust"]))
+        recipe = vouch(before["config"], tuple(settings["trust"]), f"result={file}")
+        grid.check(recipe, f"result={file}")
         settings |= recipe | now | {"result": None}
         schema.check("evaluate", OmegaConf.create(settings))
     exact = settings["against"] == "exact"

@@ -6,11 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from fmdiff import files, tables
-from fmdiff.build import config_folder
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff.build import spec_of
+from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
 from fmdiff.metrics import results
 from fmdiff.metrics.metric import Metric
@@ -18,6 +16,7 @@ from fmdiff.pictures import plots, quality
 
 CELLS = "cells.json"  # the draws so far, from which an interrupted grid continues
 VARIED = ("solver", "schedule", "guidance")  # groups whose choices a grid may list by name
+AXES = (*VARIED, "nfe", "steps", "w")
 Cell = dict[str, Any]  # one combination of the values in grid=
 
 
@@ -50,6 +49,25 @@ class Row(NamedTuple):
         return {"settings": self.cell, **cost, "metrics": metrics}
 
 
+def check(recipe: dict[str, Any], where: object) -> None:
+    """Raise FmdiffError unless the grid and the choices in a file name what fmdiff has.
+
+    where: names the file in the message.
+    """
+    lists, choices = recipe.get("grid", {}), recipe.get("choices", {})
+    if not isinstance(choices, dict):
+        raise FmdiffError(f"{where}: choices must be a dict, not {choices!r:.60}")
+    if not isinstance(lists, dict) or lists.keys() - AXES:
+        raise FmdiffError(f"{where}: grid may hold lists of {', '.join(AXES)} alone")
+    for group in VARIED:
+        names = lists.get(group) or []
+        for name in names if isinstance(names, list) else [names]:
+            try:
+                spec_of(group, str(name))
+            except FmdiffError as error:
+                raise FmdiffError(f"{where}: grid.{group}: {error}") from error
+
+
 def cells(settings: dict[str, Any]) -> list[Cell]:
     """The cells of the grid: every combination of the lists in grid=.
 
@@ -60,16 +78,8 @@ def cells(settings: dict[str, Any]) -> list[Cell]:
         raise FmdiffError("grid.steps and grid.nfe are both given: choose one of them")
     for group in VARIED:
         for name in axes.get(group, ()):
-            _file(group, name)
+            spec_of(group, name)
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-
-
-def _file(group: str, name: str) -> Path:
-    folder = config_folder() / group
-    if not (folder / f"{name}.yaml").is_file():
-        choices = sorted(path.stem for path in folder.glob("*.yaml"))
-        raise FmdiffError(f"grid.{group}=[{name}]: {nearest(name, choices)}")
-    return folder / f"{name}.yaml"
 
 
 def settings_of(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +87,8 @@ def settings_of(cell: Cell, settings: dict[str, Any]) -> dict[str, Any]:
     changed = dict(settings)
     for key, value in cell.items():
         if key in VARIED:
-            if value != settings["choices"][key]:
-                changed[key] = OmegaConf.to_container(OmegaConf.load(_file(key, value)))
+            if value != settings["choices"].get(key):
+                changed[key] = spec_of(key, value)
         elif key == "w":
             if "w" not in changed["guidance"]:
                 raise FmdiffError(f"grid.w={value} needs a guidance: say guidance=cfg")

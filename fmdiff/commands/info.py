@@ -60,7 +60,7 @@ def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
             )
         elif name != "raw":
             steps = math.log(2) / -math.log(float(name))
-            samples = f", {steps * size:,.0f} {noun}" if size else ""
+            samples = f", {steps * size:,.0f} {noun}" if isinstance(size, int) else ""
             rows[name] = f"half-life {steps:,.1f} steps{samples}"
             now = (1 + step) / (10 + step)
             if trainer.get("ema_warmup") and now < float(name):

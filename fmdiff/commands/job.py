@@ -15,6 +15,7 @@ from fmdiff.commands.table import COMMANDS, REPORTED
 from fmdiff.errors import (
     OUTCOMES,
     PIPE,
+    Complete,
     Diverged,
     FmdiffError,
     Interrupted,
@@ -39,7 +40,8 @@ class Outcome:
     @property
     def void(self) -> bool:
         """Whether the job did nothing, so that its folder can be restored."""
-        return self.code == 2 or isinstance(self.error, KeyboardInterrupt | BrokenPipeError)
+        harmless = KeyboardInterrupt | BrokenPipeError | Complete
+        return self.code == 2 or isinstance(self.error, harmless)
 
 
 def launch(name: str, words: list[str]) -> int:
@@ -155,6 +157,9 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
     if isinstance(error, FmdiffError):
         if processes.rank() and isinstance(error, Interrupted | Diverged):
             return 0  # rank 0 logs it after saving
+        if isinstance(error, Complete):
+            log.info("%s", error)
+            return 0
         log.error("fmdiff %s: %s", name, error)
         return error.code
     if isinstance(error, KeyboardInterrupt):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from fmdiff import loading
 from fmdiff.build import importable, own_modules
 from fmdiff.commands import job
-from fmdiff.errors import Failed, FmdiffError, shortage
+from fmdiff.errors import Complete, Failed, FmdiffError, shortage
 from fmdiff.field import NetField
 from fmdiff.runs.find import find
 from fmdiff.settings import compose, prepare
@@ -67,7 +67,7 @@ def train(*words: str) -> Trained:
             raise FmdiffError("plan=true trains nothing: fmdiff train plan=true prints the plan")
         outcome = job.run("train", cfg, overrides)
     error = outcome.error
-    if error is not None:
+    if error is not None and not isinstance(error, Complete):
         sentence = None if isinstance(error, FmdiffError) else shortage(error, "train")
         raise error if sentence is None else Failed(sentence) from error
     assert outcome.folder is not None

@@ -5,14 +5,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from fmdiff.build import ADDED, own_modules
-from fmdiff.errors import word
+from fmdiff.errors import Complete, word
 from fmdiff.machine import processes
-from fmdiff.runs import checkpoint
+from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import seconds
+from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
 from fmdiff.training import checkpoints
@@ -30,13 +32,18 @@ log = logging.getLogger("fmdiff")
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train as cfg says in the run folder, from its newest good checkpoint if there is one."""
-    module, device = assemble(cfg)
+    newest, state = newest_good(folder) if cfg.resume else None, None
+    if newest:
+        content = Checkpoint.of(newest[1])
+        if content.step >= cfg.trainer.max_steps:
+            raise Complete(
+                f"{folder} has its {content.step} steps already; raise trainer.max_steps"
+            )
+        state = averages.weights_of(content, "raw", folder)
+    module, device = assemble(cfg, state)
     options = module.options
     metrics = SampleMetrics(folder, options, judge_of(module, device))
-    start(module, folder)
-    if module.step >= options.max_steps:
-        log.info("%s has its %d steps already; raise trainer.max_steps", folder, module.step)
-        return
+    start(module, newest)
     quiet()
     stop = Stop(seconds(options.max_time))
     hooks: list[Hooks] = [metrics, Log(folder, options, metrics), Pictures(folder, options)]
@@ -59,10 +66,12 @@ def train(cfg: DictConfig, folder: Path) -> None:
             log.info("%d steps done; next: %s", module.step, next_command(module, folder))
 
 
-def start(module: Training, folder: Path) -> None:
-    """Load what `resume=` or `init=` names. Raises FmdiffError if it does not fit."""
+def start(module: Training, newest: tuple[Path, dict[str, Any]] | None) -> None:
+    """Load the newest checkpoint of the run, or what `init=` names.
+
+    Raises FmdiffError if it does not fit.
+    """
     settings = module.settings
-    newest = newest_good(folder) if settings["resume"] else None
     if newest:
         path, content = newest
         checkpoints.resume(module, content)

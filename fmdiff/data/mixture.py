@@ -13,6 +13,8 @@ from torch import Generator, Tensor
 from fmdiff.data.base import Toy
 from fmdiff.errors import FmdiffError
 
+LARGEST = 2**27  # numbers in the covariances of a mixture: 1 GB
+
 
 def plane(*coordinates: Tensor) -> Tensor:
     """Points (..., d) from their d coordinates (...)."""
@@ -176,6 +178,11 @@ def components(means: Any, weights: Any, cov: Any) -> tuple[Tensor, Tensor, Tens
             "[[-2,0],[2,0]]"
         )
     k, d = m.shape
+    if k * d * d > LARGEST:
+        raise FmdiffError(
+            f"data.means: the covariances of {k:,} points in {d:,} dimensions have "
+            f"{k * d * d:,} numbers, and {LARGEST:,} are the most"
+        )
     w = torch.ones(k, dtype=torch.float64) if weights is None else _tensor(weights)
     if w is None or w.shape != (k,) or not (w > 0).all():
         raise FmdiffError(

@@ -155,10 +155,13 @@ def recipe(file: Path) -> dict[str, Any]:
         if "format" not in content and content["against"] == "exact":
             content = _upgraded(content)
         repeatable = content["format"] == FORMAT and content["command"] == "evaluate"
-        _ = {**content["config"], **content["metrics"]}
+        _ = (
+            {**content["config"]},
+            [metric["value"] + 0.0 for metric in content["metrics"].values()],
+        )
     except OSError as error:
         raise FmdiffError(f"result={file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise FmdiffError(f"result={file} is no results.json of fmdiff evaluate") from error
     if not repeatable:
         raise FmdiffError(

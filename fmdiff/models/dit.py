@@ -13,13 +13,15 @@ from fmdiff.models.network import Network
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
+LARGEST = 2**26  # numbers in the tokens of one image: 256 MB
 
 
 def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tuple[int, int]:
     """The number of patches down and across an image of this shape.
 
     Raises FmdiffError for points, for a patch that does not divide the image, and unless a head
-    has a multiple of 4 channels (for sine and cosine of row and column).
+    has a multiple of 4 channels (for sine and cosine of row and column). Also if the tokens of one
+    image have more than LARGEST numbers.
     """
     if len(shape) != 3:
         raise FmdiffError(
@@ -38,7 +40,13 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
             f"model.width={width} does not fit model.heads={heads}; "
             f"choose a width that is a multiple of {4 * max(heads, 1)}"
         )
-    return height // patch, breadth // patch
+    rows, columns = height // patch, breadth // patch
+    if rows * columns * width > LARGEST:
+        raise FmdiffError(
+            f"model.patch={patch} gives {rows * columns:,} tokens of {width:,} channels: choose a "
+            f"larger patch, for {LARGEST:,} numbers at most"
+        )
+    return rows, columns
 
 
 def tokens(x: Tensor, patch: int) -> Tensor:

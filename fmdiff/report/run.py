@@ -4,7 +4,6 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 from fmdiff import __version__
@@ -26,6 +25,7 @@ from fmdiff.report.page import (
 from fmdiff.report.read import Curve, Result, Run, dig, mapping, when
 from fmdiff.report.results import headline, quality, samples
 from fmdiff.runs.config import leaves
+from fmdiff.runs.overrides import repeatable
 
 # prefixes of the columns of metrics.csv that are not metrics of samples
 COLUMNS = (
@@ -100,38 +100,26 @@ def look_of(run: Run) -> str:
 
 
 def repeat(run: Run) -> str:
-    """The command line that does the same again, in another folder."""
-    command = run.environment.get("command")
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    own = [
-        f"--config-dir {shlex.quote(after)}"
-        for word, after in pairwise(words)
-        if word in ("--config-dir", "-cd")
-    ]
-    own += [shlex.quote(word) for word in words if word.startswith("--config-dir=")]
-    settings = [
-        shlex.quote(line)
-        for line in run.overrides
-        if line.partition("=")[0] not in ("out", "resume", "overwrite")
-    ]
+    """The command line that does the same again, in another folder.
+
+    What a file may not say is left out: see `overrides.refusal`.
+    """
+    settings = [shlex.quote(line) for line in repeatable(run.overrides)]
     if not run.overrides and not run.config:
         return ""
     evaluated = any(result.results for result in run.results)
     name = "train" if run.is_training else "evaluate" if evaluated else "sample"
-    return " ".join(["fmdiff", name, *own, *settings])
+    return " ".join(["fmdiff", name, *settings])
 
 
 def repeat_sweep(run: Run) -> str:
     """The command line of the sweep that a job belongs to; '' if the job does not hold it."""
     command = run.environment.get("command")
     words = [str(word) for word in command[1:]] if isinstance(command, list) else []
-    words = [
-        word for word in words if not word.startswith(("out=", "hydra.sweep.dir=", "overwrite="))
-    ]
     if not {"-m", "--multirun"} & set(words):
         return ""
     name = "train" if run.is_training else "sample"
-    return " ".join(["fmdiff", name, *map(shlex.quote, words)])
+    return " ".join(["fmdiff", name, "-m", *map(shlex.quote, repeatable(words))])
 
 
 def _summary(run: Run) -> str:

@@ -177,9 +177,13 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
     copied = {key for key, value in raw.items() if torch.equal(value, like[key])}
     total: dict[str, Tensor] = {}
     for file, row in zip(files, factors.reshape(len(files), -1).tolist(), strict=True):
-        weights = checkpoint.weights if file is None else read(file)["weights"]
+        weights = checkpoint.weights if file is None else read(file).get("weights", {})
         if missing := [name for name in names if name not in weights]:
             raise FmdiffError(f"{option}: {file} lacks {missing[0]}, which the checkpoint holds")
+        if any(_shapes(weights[name]) != _shapes(checkpoint.weights[name]) for name in names):
+            raise FmdiffError(
+                f"{option}: {file} holds weights of other shapes than the checkpoint"
+            )
         for name, factor in zip(names, row, strict=True):
             for key, value in weights[name].items():
                 if value.is_floating_point() and key not in copied:
@@ -191,3 +195,7 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
         100 * off.item(),
     )
     return {k: total[k].to(v.dtype) if k in total else v for k, v in like.items()}
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}

@@ -174,7 +174,7 @@ def _tensor_fault(content: dict) -> str | None:
     checksums = content.get("checksums")
     if not isinstance(checksums, dict):
         return "it has no checksums"
-    if _shared(content, set()):
+    if shared(content):
         return "a part of it stands in two places"
     missing = set(checksums)
     for key, tensor in _tensors(content):
@@ -188,14 +188,15 @@ def _tensor_fault(content: dict) -> str | None:
     return f"tensor {min(missing)!r} is missing" if missing else None
 
 
-def _shared(value: Any, seen: set[int]) -> bool:
+def shared(value: Any, seen: set[int] | None = None) -> bool:
     """Whether a container occurs twice, which could make a small file endless to walk."""
+    seen = set() if seen is None else seen
     if not (isinstance(value, dict | list | tuple) and value):
         return False
     if id(value) in seen:
         return True
     seen.add(id(value))
-    return any(_shared(v, seen) for v in (value.values() if isinstance(value, dict) else value))
+    return any(shared(v, seen) for v in (value.values() if isinstance(value, dict) else value))
 
 
 # Reading

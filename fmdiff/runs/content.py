@@ -14,7 +14,9 @@ A checkpoint file is `torch.save` of one dict of plain containers and tensors:
 import ctypes
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 
 FORMAT, VERSION = "fmdiff", 1
+# bounds on what a file may ask for
+LARGEST = 2**26  # numbers in one sample: 3 x 4096 x 4096 and more
+MOST = 10**6  # classes
+LAST = 2**53  # steps
 # the parts that sampling needs, with their types; a _target_ names a class
 FORM: dict[str, Any] = {
     "step": int,
@@ -69,11 +75,14 @@ class Checkpoint:
         """Check the content of a file and make it a checkpoint.
 
         Others may have written a file with correct checksums. Raises FmdiffError, naming the first
-        part that is missing or of another type, and for a snapshot of averages.
+        part that is missing, of another type or beyond all sizes, and for a snapshot of averages.
         """
         if "spec" not in content:
             raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
         _check(content, FORM)
+        for key, value, right in _ranges(content):
+            if not right:
+                raise _unlike(key, value)
         return cls(
             content["step"],
             content["spec"],
@@ -108,7 +117,7 @@ def _check(content: Mapping[str, Any], form: Mapping[str, Any], parent: str = ""
     for name, kind in form.items():
         part, key = content.get(name), parent + name
         if not isinstance(part, dict if isinstance(kind, dict) else kind):
-            raise FmdiffError(f"this checkpoint is not as fmdiff writes it: {key} is {part!r:.60}")
+            raise _unlike(key, part)
         if isinstance(kind, dict):
             _check(part, kind, f"{key}.")
 
@@ -118,6 +127,43 @@ def identity(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     parts = [json.dumps(spec, sort_keys=True, default=str)]
     parts += [f"{name} {digest(weights[name])}" for name in sorted(weights)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _ranges(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Parts of a checkpoint that passed `_check`: the key, the value, and whether it can be so."""
+    data, training = content["spec"]["data"], content.get("training")
+    shape, classes = data["shape"], data["classes"]
+    yield "step", content["step"], 0 <= content["step"] <= LAST
+    sizes = len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= LARGEST for n in shape)
+    yield "spec.data.shape", shape, sizes and math.prod(shape) <= LARGEST
+    yield "spec.data.classes", classes, 0 <= classes <= MOST
+    yield "spec.data.std", data["std"], 0 <= data["std"] < math.inf
+    yield "weights", content["weights"], bool(content["weights"])
+    for name, state in content["weights"].items():
+        plain = isinstance(state, dict) and all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        )
+        yield f"weights.{name}", state, plain and _is_name(name)
+    yield "training", training, training is None or isinstance(training, dict)
+    if training:
+        config = training.get("config", {})
+        yield "training.config", config, isinstance(config, dict)
+        trainer = config.get("trainer", {})
+        yield "training.config.trainer", trainer, isinstance(trainer, dict)
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it names weights: raw, a decay, or power:WIDTH."""
+    try:
+        return name == "raw" or 0 < float(str(name).removeprefix(POWER)) < 1
+    except ValueError:
+        return False
+
+
+def _unlike(key: str, value: Any) -> FmdiffError:
+    return FmdiffError(
+        f"this checkpoint is not as fmdiff writes it: {key} is {reprlib.repr(value)}"
+    )
 
 
 def digest(tensor: Tensor) -> str:

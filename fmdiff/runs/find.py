@@ -13,6 +13,8 @@ from fmdiff.runs import checkpoint
 from fmdiff.runs.checkpoint import LAST, NUMBERED
 from fmdiff.runs.content import Damaged
 
+GROUPS = ("data", "path", "model", "objective", "optim", "trainer")  # of every training
+
 log = logging.getLogger("fmdiff")
 
 
@@ -58,6 +60,27 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
         return path, content
     if damages:
         raise FmdiffError(f"no checkpoint in {folder} can be read: {damages[0]}")
+    return None
+
+
+def newest_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the training that wrote the newest checkpoint of a run folder.
+
+    The checkpoint is not verified. None if there is no checkpoint with settings. Raises
+    FmdiffError if they lack a group of every training.
+    """
+    for path in sorted(_checkpoints(folder), key=_step, reverse=True):
+        try:
+            config = torch.load(path, mmap=True, weights_only=True)["training"]["config"]
+            if checkpoint.shared(config):
+                continue
+        except Exception:  # `newest_good` says what is wrong with it
+            continue
+        if lack := [
+            group for group in GROUPS if not isinstance(config, dict) or group not in config
+        ]:
+            raise FmdiffError(f"{path}: its training.config lacks {', '.join(lack)}")
+        return config
     return None
 
 

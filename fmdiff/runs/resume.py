@@ -1,12 +1,22 @@
 """Finds the run to resume, checks that its settings fit, and checks whether out= is free."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
-from fmdiff.runs.config import ABSENT, changes_text, differences, load_config
+from fmdiff.runs.config import (
+    ABSENT,
+    changes_text,
+    check_plain,
+    differences,
+    leaves,
+    load_config,
+    settings_of,
+)
 
 OUTPUTS = Path("outputs")
 # keys that do not change what a run computes
@@ -30,6 +40,7 @@ CHANGEABLE = INCIDENTAL | {
 FILLED_IN = ("threads", "trainer.inner_steps")
 # keys of later versions, with what was done before they could be chosen
 FORMER = {"data.layout": 1}
+MOST = 10_000  # threads or inner steps that are taken from a file
 
 # files that every command writes by itself; alone they are not results
 BEGINNING = ("config.yaml", "overrides", "environment.json", "report.html")
@@ -86,9 +97,13 @@ def resume_folder(cfg: DictConfig) -> Path | None:
 
 def _newest_like(cfg: DictConfig) -> Path | None:
     for folder in sorted((OUTPUTS / cfg.name).glob("*/"), reverse=True):
-        saved = load_config(folder)
+        try:
+            saved = load_config(folder)
+        except FmdiffError as error:
+            log.warning("%s; passed over", error)
+            continue
         if saved is not None:
-            _fill_in(saved, now := cfg.copy())
+            _fill_in(saved, now := cfg.copy(), folder)
             if not differences(saved, now).keys() - INCIDENTAL:
                 return folder
     return None
@@ -97,11 +112,15 @@ def _newest_like(cfg: DictConfig) -> Path | None:
 def check_resume(folder: Path, cfg: DictConfig) -> None:
     """Log the settings that a resumed run changes, and fill in the values that replaced null.
 
+    The settings of the run are those in its newest checkpoint, or its config.yaml if it has none.
     Raises FmdiffError for a change that would make it another run.
     """
-    saved = load_config(folder)
+    from fmdiff.runs.find import newest_settings  # imports torch, which --help need not wait for
+
+    saved = newest_settings(folder) or load_config(folder)
     assert saved is not None
-    _fill_in(saved, cfg)
+    check_plain(settings_of(saved), folder)
+    _fill_in(saved, cfg, folder)
     changes = differences(saved, cfg)
     for key, value in FORMER.items():
         if changes.get(key, ("",))[0] == ABSENT:
@@ -119,10 +138,15 @@ def check_resume(folder: Path, cfg: DictConfig) -> None:
     log.info("resuming %s%s", folder, f" with {changes_text(others)}" if others else "")
 
 
-def _fill_in(saved: DictConfig, cfg: DictConfig) -> None:
+def _fill_in(saved: Mapping[Any, Any] | DictConfig, cfg: DictConfig, folder: Path) -> None:
+    values = dict(leaves(settings_of(saved)))
     for key in FILLED_IN:
-        if OmegaConf.select(cfg, key) is None and OmegaConf.select(saved, key) is not None:
-            OmegaConf.update(cfg, key, OmegaConf.select(saved, key))
+        value = values.get(key)
+        if OmegaConf.select(cfg, key) is not None or value is None:
+            continue
+        if type(value) is not int or not 1 <= value <= MOST:
+            raise FmdiffError(f"{folder}: {key}={value!r:.60} must be an integer from 1 to {MOST}")
+        OmegaConf.update(cfg, key, value)
 
 
 def check_free(folder: Path, cfg: DictConfig) -> None:

@@ -76,7 +76,7 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise FmdiffError(f"{path} was not exported by fmdiff (it holds {some})")
     try:
         about: dict[str, Any] = json.loads(metadata)
-        version, sha256 = about["version"], about.pop("sha256")
+        version, sha256, name = about["version"], about.pop("sha256"), str(about["weights"])
         right = _sha256(about, tensors) == sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(path, "its metadata cannot be read") from error
@@ -85,7 +85,7 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     if version != VERSION:
         raise FmdiffError(f"{path} was written by a newer fmdiff (version {version})")
     weights = {key: value.to(map_location) for key, value in tensors.items()}
-    return about | {"format": FORMAT, "weights": {about["weights"]: weights}}
+    return about | {"format": FORMAT, "weights": {name: weights}}
 
 
 def _sha256(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:

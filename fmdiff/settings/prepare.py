@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fmdiff.errors import FmdiffError
-from fmdiff.files import read_text
 from fmdiff.runs.folder import Run, claim_sweep, new_folder
+from fmdiff.runs.overrides import saved
 from fmdiff.runs.resume import OUTPUTS
 from fmdiff.settings.combinations import kind_of
-from fmdiff.settings.compose import Composer, groups
+from fmdiff.settings.compose import Composer, config_folders, groups
 from fmdiff.settings.sentences import choices_of, key_of
 
 PLANNED = "fmdiff-plan-"  # prefix of the folder of a sweep that leaves nothing
@@ -76,26 +77,18 @@ def _flat(cfg: DictConfig) -> bool | None:
     return model.flat if issubclass(model, Network) else None
 
 
-def saved_overrides(overrides: list[str]) -> list[str]:
-    """The overrides of the run that `resume` names, except those given anew."""
+def saved_overrides(overrides: list[str], folders: Sequence[Path] = ()) -> list[str]:
+    """The overrides of the run that `resume` names, except those given anew.
+
+    folders: those of the user's YAML files. Raises FmdiffError for an override that is not taken
+    from a file.
+    """
     keys = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     run = keys.get("resume", "")
     folder = keys.get("out", "") if run in ("true", "True", "last") else run
-    file = Path(folder).expanduser() / "overrides"
-    if not folder or not os.path.lexists(file):
+    if not folder or not os.path.isdir(os.path.expanduser(folder)):  # it accepts any text
         return []
-    try:
-        lines = read_text(file, file.parent).splitlines()
-    except (OSError, ValueError) as error:
-        raise FmdiffError(f"{file} cannot be read: {error}") from error
-    again = [o for o in lines if key_of(o) not in {*keys, "out", "resume", "overwrite"}]
-    for override in again:
-        if "_target_" in override or key_of(override).partition("/")[0].startswith("hydra"):
-            raise FmdiffError(
-                f"{file} names code ({override}), which is not taken from a file: say it again "
-                "on the command line if you trust it"
-            )
-    return again
+    return saved(Path(folder).expanduser(), set(keys), folders)
 
 
 def prepare(command: str, args: Namespace) -> Prepared:
@@ -104,7 +97,8 @@ def prepare(command: str, args: Namespace) -> Prepared:
     Raises FmdiffError before anything is written.
     """
     composer = Composer(command, args)
-    overrides = [*saved_overrides(args.overrides), *args.overrides]
+    folders = config_folders(args)[1:]
+    overrides = [*saved_overrides(args.overrides, folders), *args.overrides]
     cfg = None if args.multirun else composer.compose(groups(overrides))
     sweep = cfg is None or cfg.hydra.mode == RunMode.MULTIRUN
     jobs = composer.jobs(overrides)[:CHECKED_JOBS] if sweep else [overrides]

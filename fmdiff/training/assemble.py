@@ -1,15 +1,17 @@
 """Builds the module that is trained from settings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from fmdiff.build import build
 from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
+from fmdiff.loading import bounded
 from fmdiff.machine import device, precision, processes
 from fmdiff.models.network import Network, answers_logits
 from fmdiff.objectives.objective import Objective
@@ -19,9 +21,12 @@ from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 
 
-def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
+def assemble(
+    cfg: DictConfig, state: Mapping[str, Tensor] | None = None
+) -> tuple[Training, torch.device]:
     """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
+    state: the weights of the run that is resumed; see `loading.bounded`.
     Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -32,7 +37,8 @@ def assemble(cfg: DictConfig) -> tuple[Training, torch.device]:
     with processes.after_rank_0():
         data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
-    net = build(settings["model"], shape=data.shape, classes=data.classes)
+    with bounded(settings["model"], state):
+        net = build(settings["model"], shape=data.shape, classes=data.classes)
     check_network(settings, net)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import pytorch as pl
-from omegaconf import OmegaConf
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import averages, checkpoint
@@ -55,12 +54,17 @@ def content(module: Training) -> dict[str, Any]:
 def resume(module: Training, stored: dict[str, Any]) -> None:
     """Continue from the content of a checkpoint. Logs a warning if the files of the data differ.
 
-    Raises FmdiffError as `init` does, and if the classes have other names.
+    Raises FmdiffError as `init` does, if the classes have other names, and for a checkpoint of
+    weights alone.
     """
     init(module, stored)
     check_data(stored["spec"]["data"], spec(module)["data"])
     module.step = stored["step"]
-    training = stored["training"]
+    training = stored.get("training") or {}
+    if lack := [name for name in ("optimizer", "sums") if name not in training]:
+        raise FmdiffError(
+            f"the checkpoint cannot be resumed, it lacks training.{lack[0]}; init= takes weights"
+        )
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
     module.tally.load(training["sums"])
@@ -108,8 +112,7 @@ def init(module: Training, stored: dict[str, Any]) -> None:
 
 def _misfit(module: Training, stored: dict[str, Any]) -> str:
     """Describe how a checkpoint differs in settings on which the shapes of weights depend."""
-    saved, now = (OmegaConf.create(parts) for parts in (stored["spec"], spec(module)))
-    changes = differences(saved, now)
+    changes = differences(stored["spec"], spec(module))
     model = ["model._target_"]
     if model[0] not in changes:
         model = [key for key in changes if key.startswith("model.")]
