@@ -25,7 +25,7 @@ from fmdiff.training.module import Training
 from fmdiff.training.pictures import Pictures
 from fmdiff.training.profile import Profile
 from fmdiff.training.stop import Stop
-from fmdiff.training.trainer import Chunks, Hooks, experiment_logger, fitter, quiet
+from fmdiff.training.trainer import Chunks, Hooks, experiment_logger, fitter, log_settings, quiet
 
 log = logging.getLogger("fmdiff")
 
@@ -56,6 +56,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         trainer = fitter(options, device, hooks, folder, logger)
         if trainer.is_global_zero:
             write_config(folder, cfg)
+            log_settings(logger, module.settings)
             log.info("%s, on %s; writing to %s", summary(module), device, folder)
         try:
             trainer.fit(module, Chunks(module.step, options.max_steps, size))

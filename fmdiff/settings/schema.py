@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs.config import leaves, seconds
-from fmdiff.settings import combinations, integers
+from fmdiff.settings import combinations, extras, integers
 
 
 class Rule(NamedTuple):
@@ -324,6 +324,7 @@ def check(command: str, cfg: DictConfig) -> None:
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and math.isnan(value):
             raise FmdiffError(f"{key}=nan: must be a number")
+    extras.check(cfg)
     combinations.check(command, cfg)
     integers.of_classes(cfg)
 

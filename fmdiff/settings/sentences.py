@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, flag_override
 
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.settings import extras
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -57,6 +58,8 @@ def refusal(compose: Compose, loader: ConfigLoader, error: Exception, overrides:
     """Explain why Hydra does not compose these overrides."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name.startswith("submitit"):
+            return extras.sentence(f"{group}={name}", "submitit", "slurm")
         return f"unknown {group} {name!r}; {nearest(name, error.options)}"
     match = re.match(r"Could not (override|delete|append)[^']*'([^'=]+)", str(error))
     if match and match[1] == "append":

@@ -1,5 +1,6 @@
 """Lightning's trainer, quiet and with all its own features off."""
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -13,8 +14,10 @@ from lightning import pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from torch.utils.tensorboard.summary import hparams
 
 from fmdiff.machine import processes
+from fmdiff.runs.config import leaves
 from fmdiff.training.module import Training
 from fmdiff.training.options import INTERVALS, TrainerOptions
 
@@ -106,6 +109,19 @@ def experiment_logger(folder: Path, options: TrainerOptions, step: int) -> Logge
     return lenient(TensorBoardLogger)(
         save_dir=folder, name="tensorboard", version="", purge_step=purge
     )
+
+
+def log_settings(logger: Logger | None, settings: dict[str, Any]) -> None:
+    """Show the settings of a run as hyperparameters in TensorBoard or at Weights & Biases."""
+    flat = {k: v if type(v) in (int, float) else str(v) for k, v in leaves(settings)}
+    if isinstance(logger, TensorBoardLogger):
+        # the values of these scalars stand beside the hyperparameters
+        summaries = hparams(flat, {"loss": 0.0, "val_loss": 0.0})
+        with contextlib.suppress(OSError):
+            for summary in summaries:
+                logger.experiment.file_writer.add_summary(summary)
+    elif logger is not None:
+        logger.log_hyperparams(flat)
 
 
 def board(trainer: pl.Trainer) -> Any:
