@@ -56,7 +56,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         trainer = fitter(options, device, hooks, folder, logger)
         if trainer.is_global_zero:
             write_config(folder, cfg)
-            log_settings(logger, module.settings)
+            log_settings(logger, module.settings, module.step)
             log.info("%s, on %s; writing to %s", summary(module), device, folder)
         try:
             trainer.fit(module, Chunks(module.step, options.max_steps, size))

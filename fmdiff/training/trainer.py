@@ -111,8 +111,12 @@ def experiment_logger(folder: Path, options: TrainerOptions, step: int) -> Logge
     )
 
 
-def log_settings(logger: Logger | None, settings: dict[str, Any]) -> None:
-    """Show the settings of a run as hyperparameters in TensorBoard or at Weights & Biases."""
+def log_settings(logger: Logger | None, settings: dict[str, Any], step: int) -> None:
+    """Show the settings of a run in TensorBoard or at Weights & Biases.
+
+    TensorBoard's table of hyperparameters has those of the first start of a run, and its texts
+    those of each start, at the step where it began.
+    """
     flat = {k: v if type(v) in (int, float) else str(v) for k, v in leaves(settings)}
     if isinstance(logger, TensorBoardLogger):
         # the values of these scalars stand beside the hyperparameters
@@ -120,6 +124,8 @@ def log_settings(logger: Logger | None, settings: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             for summary in summaries:
                 logger.experiment.file_writer.add_summary(summary)
+            text = "\n".join(f"    {key}: {value}" for key, value in flat.items())
+            logger.experiment.add_text("settings", text, step)
     elif logger is not None:
         logger.log_hyperparams(flat)
 
