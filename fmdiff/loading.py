@@ -235,9 +235,9 @@ def _data(content: Checkpoint, trust: tuple[str, ...]) -> Any:
     about = content.spec["data"]
     vouch({"data": about["source"]}, trust, "this checkpoint")
     source = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
-    points = len(about["shape"]) == 1
     # images of a folder that is gone have no shape, and need none to be sampled
-    if source.points != points or (points and list(source.shape) != about["shape"]):
+    points = len(about["shape"]) == 1
+    if points and not (source.points and list(source.shape) == about["shape"]):
         raise FmdiffError(
             f"this checkpoint is of samples of shape {about['shape']}, and its data are others"
         )
