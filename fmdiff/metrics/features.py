@@ -35,6 +35,7 @@ class Features(ABC):
     distance: str  # the name of a Frechet distance of these features; "fid" is Inception's
     dimension: int  # d
     classes: int = 0  # K; 0 without logits
+    data: str = ""  # the data set whose classes, in its numbering, the logits are of
     # hash of the file of weights; features of data sets are cached by it, or not at all if ""
     sha256: str = ""
     device = torch.device("cpu")
@@ -42,6 +43,13 @@ class Features(ABC):
     @abstractmethod
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 (B, H, W, C) on any device -> float32 features (B, d), logits (B, K) or None."""
+
+    def for_shape(self, shape: tuple[int, ...]) -> "Features":
+        """Prepare for images of a shape (C, H, W). Returns itself.
+
+        Raises FmdiffError if there are no features of such images.
+        """
+        return self
 
     def to(self, device: str | torch.device) -> "Features":
         """Compute on `device`, and move the weights there, if any. Returns itself."""
@@ -132,6 +140,11 @@ class Network(nn.Module):
 class Classifier(Features):
     """The classifier of the package for a data set of EMBEDDED; a `Features`.
 
+    It takes images of the data set's shape. After `for_shape` it takes those of another size, and
+    its name and that of its distance end in @HxW. Larger sides are reduced (bilinear, antialiased)
+    and the pixels of smaller ones repeated: interpolated ones would be too smooth for the first
+    layer, which whitens, and hide noise in the images.
+
     `about` holds the metadata of the file: data, accuracy on the test images, architecture, fmdiff
     version and the files that trained it. Raises FmdiffError for another name.
     """
@@ -148,7 +161,8 @@ class Classifier(Features):
         self.net = Network(**architecture)
         self.net.load_state_dict({k: v.float() for k, v in load(content).items()})
         self.net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.name, self.distance = name, f"fd_{name}"
+        self.name, self.distance, self.data = name, f"fd_{name}", name
+        self.shape = EMBEDDED[name]
         self.dimension, self.classes = architecture["widths"][-1], architecture["classes"]
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.device = torch.device("cpu")
@@ -156,23 +170,54 @@ class Classifier(Features):
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, H, W, C) -> features (B, d) and logits (B, K), float32 on its device.
 
-        Raises FmdiffError for images of another shape than the data set's.
+        Raises FmdiffError for images of another shape than `shape`.
         """
-        channels, height, width = EMBEDDED[self.name]
+        channels, height, width = self.shape
         if pixels.shape[1:] != (height, width, channels):
             size = " x ".join(map(str, pixels.shape[1:]))
             raise FmdiffError(
                 f"features={self.name} takes images of {height} x {width} x {channels}, not "
                 f"{size}; {CHOICES}"
             )
+        x, (_, *own) = from_uint8(on(self.device, pixels)), EMBEDDED[self.data]
         with exactly():
-            return self.net(from_uint8(on(self.device, pixels)))
+            return self.net(resized(x, *own))
+
+    def for_shape(self, shape: tuple[int, ...]) -> "Classifier":
+        """Take images of a shape (C, H, W) from now on. Returns itself.
+
+        Raises FmdiffError for another number of channels than the data set's.
+        """
+        channels = EMBEDDED[self.data][0]
+        if shape[0] != channels:
+            colour = {1: "grey images, of 1 channel", 3: "colour images, of 3 channels"}
+            raise FmdiffError(
+                f"features={self.data} takes {colour[channels]}, not of {shape[0]}; {CHOICES}"
+            )
+        self.shape = (channels, shape[1], shape[2])
+        if self.shape != EMBEDDED[self.data]:
+            self.name = f"{self.data}@{shape[1]}x{shape[2]}"
+            self.distance = f"fd_{self.name}"
+        return self
 
     def to(self, device: str | torch.device) -> "Classifier":
         """Move the network to a device. Returns itself."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
+
+
+def resized(x: Tensor, height: int, width: int) -> Tensor:
+    """Images (B, C, H, W) as (B, C, height, width): `Classifier` says how."""
+    less = (min(height, x.shape[2]), min(width, x.shape[3]))
+    if less != x.shape[2:]:
+        x = nn.functional.interpolate(x, less, mode="bilinear", antialias=True)
+    # the pixel around the middle of each new one; integers, as rounding would differ by device
+    rows, columns = (
+        (2 * torch.arange(new, device=x.device) + 1) * old // (2 * new)
+        for new, old in zip((height, width), less, strict=True)
+    )
+    return x if less == (height, width) else x[:, :, rows][:, :, :, columns]
 
 
 def about(content: bytes) -> dict[str, Any]:
@@ -200,12 +245,11 @@ def exactly() -> Iterator[None]:
 
 
 def for_data(name: str | None, shape: tuple[int, ...]) -> str | None:
-    """The default of `features` for a data set: its own, the only one of its shape, or None.
+    """The default of `features` for a data set: its own, or by the channels of its images.
 
-    shape: (C, H, W), or (d,) of points. MNIST and Fashion-MNIST share a shape, so other images of
-    that shape have no default.
+    shape: (C, H, W), or (d,) of points. Other grey images take MNIST's, other colour images
+    CIFAR-10's. None for points and for images of neither 1 nor 3 channels.
     """
     if name in EMBEDDED:
         return name
-    fitting = [own for own, size in EMBEDDED.items() if size == tuple(shape)]
-    return fitting[0] if len(fitting) == 1 else None
+    return {1: "mnist", 3: "cifar10"}.get(shape[0]) if len(shape) == 3 else None

@@ -44,7 +44,7 @@ NAMES = (
     "confidence",
     "classes",
 )
-OF_CLASSES = ("is", "agreement", "confidence", "classes")
+OF_CLASSES = ("is", "agreement", "confidence", "classes")  # all but is need the data's classes
 LEAST = {"fid": 2, "kid": 2, "precision": 4, "recall": 4, "memorisation": 2}  # images needed
 OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
 
@@ -123,9 +123,10 @@ class ImageMetrics:
     confidence: the share classified with a probability of 0.9 or more. classes: half the sum of
     the absolute differences between the class shares of samples and reference.
 
-    Only features are held, no images. With `spread` each process of the default group adds its
-    own samples, and all must call `results`, which is of all samples. Raises FmdiffError for an
-    unknown name, and for a metric that needs what the extractor or the reference lacks.
+    classes: how many classes the samples have, if that is known. Only features are held, no
+    images. With `spread` each process of the default group adds its own samples, and all must call
+    `results`, which is of all samples. Raises FmdiffError for an unknown name, and for a metric
+    that needs what the samples, the extractor or the reference lack.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class ImageMetrics:
         held_out: Real | None = None,
         seed: int = 0,
         spread: bool = False,
+        classes: int | None = None,
     ) -> None:
         also = {extractor.distance: ("fid",), "precision_recall": ("precision", "recall")}
         names = [one for name in names for one in also.get(name, (name,))]
@@ -151,6 +153,10 @@ class ImageMetrics:
                 raise FmdiffError(
                     f"metrics=[{name}] needs classes, which features={extractor.name} lacks"
                 )
+            if name == "agreement" and classes is not None:
+                _check_classes("the samples", name, classes, extractor)
+            if name == "classes" and real.labels is not None:
+                _check_classes(real.text, name, int(real.labels.max()) + 1, extractor)
             if name == "memorisation" and held_out is None:
                 raise FmdiffError(
                     "metrics=[memorisation] needs against= a data set by name, for its held-out "
@@ -334,6 +340,34 @@ class ImageMetrics:
         text = "equal shares" if labels is None else f"the labels of {self.real.text}"
         value = (shares - reference).abs().sum().item() / 2
         return {"classes": self._metric(value, n, reference=text, extra=extra)}
+
+
+def _check_classes(of: str, name: str, classes: int, extractor: Features) -> None:
+    if not classes:
+        raise FmdiffError(f"metrics=[{name}] needs classes, and {of} have none")
+    if classes > extractor.classes:
+        raise FmdiffError(
+            f"metrics=[{name}] takes classes for the {extractor.classes} of "
+            f"features={extractor.name}, and {of} have {classes}"
+        )
+
+
+def foreign(judge: ImageMetrics, data: str) -> list[str]:
+    """What a reader must know if the extractor's classes are not those of `data`, the samples'."""
+    extractor, warnings = judge.extractor, []
+    if extractor.data and set(judge.names) - set(OF_CLASSES):
+        resized = ", which resizes the images" if "@" in extractor.name else ""
+        warnings.append(
+            f"features={extractor.name} are those of a classifier of {extractor.data}{resized}: "
+            f"they rank models of {data}, and compare with no figures of other data"
+        )
+    names = [name for name in judge.names if name in OF_CLASSES[1:]]
+    if names:
+        warnings.append(
+            f"{', '.join(names)}: a class is that of the same number of features="
+            f"{extractor.name}, which does not know the classes of {data}"
+        )
+    return warnings
 
 
 @dataclass

@@ -71,6 +71,14 @@ class Inception(Features):
         with exactly():
             return self.net(x.expand(-1, 3, -1, -1))
 
+    def for_shape(self, shape: tuple[int, ...]) -> "Inception":
+        """Raises FmdiffError for images (C, H, W) of neither 1 nor 3 channels. Returns itself."""
+        if shape[0] not in (1, 3):
+            raise FmdiffError(
+                f"features=inception takes images of 1 or 3 channels, not {shape[0]}"
+            )
+        return self
+
     def to(self, device: str | torch.device) -> "Inception":
         """Move the network to a device. Returns itself."""
         self.device = torch.device(device)

@@ -17,7 +17,7 @@ from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference as statistics
 from fmdiff.metrics.features import Features, extractor_of, for_data
 from fmdiff.metrics.frechet import gather
-from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, real_images
+from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, foreign, real_images
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import measures, measures_of, point_metrics
 
@@ -167,8 +167,11 @@ def judge(
         if real.statistics is not None:
             raise FmdiffError(f"against={real.statistics}: points are compared with points")
         return PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
-    extractor = _extractor(settings["features"], real.data or data, shape).to(device)
-    names = settings["metrics"] or _usual(real, classes, extractor)
+    extractor = _extractor(settings["features"], real.data or data, shape)
+    extractor = extractor.for_shape(shape).to(device)
+    owner = real.data if data is None else data
+    own = bool(extractor.data) and extractor.data == _name(owner)
+    names = settings["metrics"] or _usual(real, classes if own else 0, extractor)
     held_out: Real | None = None
     if real.statistics is not None:
         reference = _statistics(real.statistics, extractor)
@@ -179,7 +182,7 @@ def judge(
         reference = split_features(extractor, images, real.split)
         if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
             held_out = split_features(extractor, images, SPLITS[real.split == "train"])
-    judge = ImageMetrics(names, extractor, reference, held_out, seed, spread)
+    judge = ImageMetrics(names, extractor, reference, held_out, seed, spread, classes)
     if settings["against"] and data is not None and _name(real.data) != _name(data):
         judge.warnings.append(
             f"the samples stand for {_name(data)} and are compared with {reference.text}"
@@ -189,6 +192,9 @@ def judge(
             f"the Frechet distance is {extractor.distance}, of the features of "
             f"features={extractor.name}; only features=inception gives FID"
         )
+    if not own:
+        kind = "these files" if owner is None else type(owner).__name__
+        judge.warnings += foreign(judge, _name(owner) or kind)
     return judge
 
 
@@ -212,16 +218,19 @@ def _extractor(spec: dict | None, data: Data | None, shape: tuple[int, ...]) -> 
     choice = for_data(_name(data), shape)
     if choice is None:
         raise FmdiffError(
-            f"no feature extractor is known for images of shape {list(shape)}: choose "
-            "features=mnist, fashion_mnist, cifar10 or inception"
+            f"there are no features of images of {shape[0]} channels: those of the package are of "
+            "1 or 3, and docs/extending.md says how to add your own"
         )
     return named("features", choice)
 
 
 def _usual(real: Against, classes: int, extractor: Features) -> list[str]:
-    """The default metrics of images, for metrics=null."""
+    """The default metrics of images, for metrics=null.
+
+    classes: those of the samples, if they are the extractor's, or 0.
+    """
     names = ["fid"] if real.statistics is not None else ["fid", "kid", "precision", "recall"]
-    return names + ["agreement", "confidence"] * (classes == extractor.classes > 0)
+    return names + ["agreement", "confidence"] * (0 < classes <= extractor.classes)
 
 
 def _statistics(path: Path, extractor: Features) -> Real:

@@ -56,7 +56,8 @@ def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[
         k, mean = len(values), sum(values) / len(values)
         se = math.sqrt(sum((v - mean) ** 2 for v in values) / (k - 1) / k)
         reach = float(stdtrit(k - 1, 0.975)) * se
-        extra = {"values": values, "seeds": list(seeds)}
+        extra = {k: v for k, v in first.extra.items() if k == "floor_sets"}
+        extra |= {"values": values, "seeds": list(seeds)}
         means[name] = replace(
             first, value=mean, se=se, interval=(mean - reach, mean + reach), extra=extra
         )
@@ -76,8 +77,8 @@ def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
         text += f", n={metric.n:,}"
         if metric.floor is not None:
             text += f", real data {metric.floor:.4g}"
-            if "floor_sets" in metric.extra:
-                text += f" (the median of {metric.extra['floor_sets']} random sets)"
+            if (sets := metric.extra.get("floor_sets", 1)) > 1:
+                text += f" (the median of {sets} random sets)"
         if metric.reference:
             text += f", against {metric.reference}"
         lines.append(text)

@@ -5,12 +5,15 @@ import sys
 from importlib.resources import files as package_files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from fmdiff.build import build, config_folder, named
 from fmdiff.data.files import SOURCES, available
+from fmdiff.data.images import from_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics.features import (
     EMBEDDED,
@@ -125,10 +128,38 @@ def test_unknown_name_is_refused():
 def test_the_default_of_a_data_set():
     for name, shape in EMBEDDED.items():
         assert for_data(name, shape) == name
-    assert for_data("digits", (1, 8, 8)) is None
-    assert for_data(None, (1, 28, 28)) is None  # of two kinds
-    assert for_data("folder", (3, 32, 32)) == "cifar10"
-    assert for_data("moons", (2,)) is None
+    assert for_data("digits", (1, 8, 8)) == for_data(None, (1, 28, 28)) == "mnist"
+    assert for_data("folder", (3, 32, 32)) == for_data(None, (3, 64, 48)) == "cifar10"
+    assert for_data("moons", (2,)) is for_data(None, (4, 8, 8)) is None
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("size", [(10, 12), (40, 64), (10, 64)])
+def test_images_of_another_size_are_resized_under_another_name(name, size):
+    """As Pillow does: first the sides that are too long, then those that are too short."""
+    height, width = size
+    channels, *own = EMBEDDED[name]
+    extractor = Classifier(name).for_shape((channels, height, width))
+    assert extractor.name == f"{name}@{height}x{width}"
+    assert extractor.distance == f"fd_{name}@{height}x{width}"
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (5, height, width, channels), generator=draw, dtype=torch.uint8)
+    features, _ = extractor(images)
+    torch.testing.assert_close(extractor(images[2:3])[0], features[2:3], atol=1e-4, rtol=1e-3)
+    resized = []
+    for image in images:
+        less = Image.fromarray(image.numpy().squeeze()).resize(
+            (min(width, own[1]), min(height, own[0])), Image.Resampling.BILINEAR
+        )
+        resized.append(np.asarray(less.resize((own[1], own[0]), Image.Resampling.NEAREST)))
+    pixels = torch.from_numpy(np.stack(resized)).view(5, *own, channels)
+    expected, _ = Classifier(name)(pixels)
+    assert (features - expected).norm() < 0.02 * expected.norm()  # Pillow rounds to levels
+    assert Classifier(name).for_shape(EMBEDDED[name]).name == name
+    with pytest.raises(FmdiffError, match=f"takes images of {height} x {width} x {channels}"):
+        extractor(images[:, :4])
+    with pytest.raises(FmdiffError, match="not of 2"):
+        Classifier(name).for_shape((2, 8, 8))
 
 
 def test_every_choice_is_a_yaml():
@@ -257,10 +288,9 @@ def test_written_weights_are_what_was_trained(small, tmp_path, monkeypatch):
     monkeypatch.setitem(EMBEDDED, "digits", (1, 8, 8))
     monkeypatch.setattr("fmdiff.metrics.features.package_files", lambda _: _Package(tmp_path))
     extractor = Classifier("digits")
-    x, _ = data.held_out(50)
     images = data.test[0][:50].permute(0, 2, 3, 1)
     with torch.no_grad():
-        expected = net.eval()(x)
+        expected = net.eval()(from_uint8(data.test[0][:50]))
     for ours, theirs in zip(extractor(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     with pytest.raises(SystemExit, match="nothing is written"):

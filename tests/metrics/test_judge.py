@@ -364,8 +364,7 @@ def test_images_are_judged_while_training(train, tmp_path, tiny):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("data=digits",), "no feature extractor is known for images of shape [1, 8, 8]"),
-        (("data=digits", "features=mnist"), "features=mnist takes images of 28 x 28 x 1"),
+        (("data=digits", "features=cifar10"), "takes colour images, of 3 channels, not of 1"),
         (("data=digits", "features=minst"), "did you mean 'mnist'"),
         (("data=gmm4", "against=mnits"), "did you mean 'mnist'"),
         (("data=gmm4", "against=digits"), "against=digits is data of shape [1, 8, 8]"),
