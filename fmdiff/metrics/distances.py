@@ -13,17 +13,23 @@ are too wide. Between Gaussians in the plane, n = 300 and 500, their measured co
 The noise of finite sets biases all of these distances except the unbiased mmd2 and energy. The
 intervals are corrected for it, the values are not. A Wasserstein value near its floor may thus
 lie far up in its interval or above it, and the interval then begins at 0.
+
+No result depends on the order of the rows: where rows are chosen, for halves or for thinning, the
+choice is a random one that depends on the set alone (`subset.thin`). Distances are taken from a
+common centre and in a common unit, so moved and scaled sets have the same distances.
 """
 
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fmdiff.metrics.metric import Metric, normal_interval
+from fmdiff.metrics.metric import Metric, Z
+from fmdiff.metrics.subset import thin
 from fmdiff.randomness import generator
 
 ASSIGNED = 2000  # rows an exact assignment takes: 1 s, growing as the cube
@@ -40,9 +46,14 @@ def sliced_wasserstein2(a: Tensor, b: Tensor, projections: int = 128, seed: int 
     Raises ValueError for sets of different shapes (Bonneel et al., 2015).
     """
     _check(a, b)
+    first, second, unit = _frame(a, b)
+    return unit * _sliced(first, second, projections, seed)
+
+
+def _sliced(a: Tensor, b: Tensor, projections: int, seed: int) -> float:
     # NumPy sorts 20 times faster than torch, which also returns the order
     sorted_a, sorted_b = (np.sort(p) for p in _projected(a, b, projections, seed))
-    return float(np.sqrt(np.mean((sorted_a - sorted_b) ** 2, dtype=np.float64)))
+    return float(np.sqrt(np.mean(np.subtract(sorted_a, sorted_b, dtype=np.float64) ** 2)))
 
 
 def noise_floor(
@@ -66,13 +77,31 @@ def _check(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"point sets must be (n, d) of one shape, not {a.shape} and {b.shape}")
 
 
+def _frame(a: Tensor, b: Tensor, n: int | None = None) -> tuple[Tensor, Tensor, float]:
+    """At most n rows of each set, chosen by `thin`, and the unit of their coordinates.
+
+    The origin is the median of both sets, by coordinate, and the unit is a power of 2, so that
+    all coordinates are in [-1, 1]. A common shift costs no digits, and no square overflows. The
+    rows are float32 if both sets are and if half of the points are farther than 1/64 from the
+    origin, and float64 otherwise.
+    """
+    wide = torch.float64 in (a.dtype, b.dtype)
+    a, b = a.double().cpu(), b.double().cpu()
+    centre = torch.cat([a, b]).median(0).values
+    sizes = torch.cat([a, b]).sub_(centre).abs_().amax(1)
+    unit = 2.0 ** math.frexp(sizes.max().item())[1]
+    wide |= bool(sizes.median() < unit / 64)
+    a, b = thin((a - centre) / unit, (b - centre) / unit, n)
+    return (a, b, unit) if wide else (a.float(), b.float(), unit)
+
+
 def _projected(a: Tensor, b: Tensor, projections: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     d = a.shape[1]
     if d == 1:
         directions = torch.ones(1, 1)
     else:
         normal = torch.randn(projections, d, generator=generator(seed, "directions"))
-        directions = torch.nn.functional.normalize(normal)
+        directions = torch.nn.functional.normalize(normal.double())
     first, second = ((directions.to(s) @ s.T).numpy(force=True) for s in (a, b))
     return first, second
 
@@ -87,6 +116,7 @@ def sw2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> Metric:
     A point's potential is the mean over directions, whose choice adds its own variance.
     """
     _check(a, b)
+    a, b, unit = _frame(a, b)
     a_u, b_u = (p.astype(np.float64) for p in _projected(a, b, projections, seed))
     order_a, order_b = a_u.argsort(), b_u.argsort()
     a_u, b_u = np.take_along_axis(a_u, order_a, 1), np.take_along_axis(b_u, order_b, 1)
@@ -100,9 +130,10 @@ def sw2(a: Tensor, b: Tensor, projections: int = 128, seed: int = 0) -> Metric:
         variance += slices.var(ddof=1) / len(slices)
 
     def distance(first: Tensor, second: Tensor) -> float:
-        return sliced_wasserstein2(first, second, projections, seed)
+        return _sliced(first, second, projections, seed)
 
-    return _wasserstein(len(a), distance(a, b), variance, _noise(distance, a, b, rate=1))
+    noise = _noise(distance, a, b, rate=1)
+    return _wasserstein(a, b, unit, slices.mean(), variance, noise, 1 / a.shape[1])
 
 
 def _integral(slope: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -120,9 +151,15 @@ def _unsorted(values: np.ndarray, order: np.ndarray) -> np.ndarray:
 def wasserstein2(a: Tensor, b: Tensor) -> float:
     """W2(a, b) = min over permutations s of sqrt(mean_i |a_i - b_s(i)|^2), exactly.
 
-    a, b: (n, d) of one size; larger sets are thinned to their first 2000 rows.
+    a, b: (n, d) of one size; of larger sets 2000 random rows are taken.
     Raises ValueError for sets of different shapes.
     """
+    _check(a, b)
+    a, b, unit = _frame(a, b, ASSIGNED)
+    return unit * _exact(a, b)
+
+
+def _exact(a: Tensor, b: Tensor) -> float:
     return math.sqrt(_assigned(a, b).diagonal().mean())
 
 
@@ -130,9 +167,8 @@ def _assigned(a: Tensor, b: Tensor) -> np.ndarray:
     """Squared distances (n, n), columns permuted so that the diagonal is the best assignment."""
     from scipy.optimize import linear_sum_assignment
 
-    _check(a, b)
-    a, b = a[:ASSIGNED].double(), b[:ASSIGNED].double()
-    cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_().numpy()
+    mode = "donot_use_mm_for_euclid_dist"
+    cost = torch.cdist(a.double(), b.double(), compute_mode=mode).square_().numpy()
     return cost[:, linear_sum_assignment(cost)[1]]
 
 
@@ -143,13 +179,14 @@ def w2(a: Tensor, b: Tensor) -> Metric:
     of shortest paths, and u_i = c_ii - v_i. W2^2 of two sets of one law falls like n^-1 in up to
     two dimensions (up to a logarithm) and like n^(-2/d) in more.
     """
-    a, b = a[:ASSIGNED], b[:ASSIGNED]
+    _check(a, b)
+    a, b, unit = _frame(a, b, ASSIGNED)
     cost = _assigned(a, b)
     own = cost.diagonal().copy()
     v = _shortest(cost - own[:, None])
     variance = (np.var(own - v, ddof=1) + np.var(v, ddof=1)) / len(a)
-    noise = _noise(wasserstein2, a, b, rate=min(1, 2 / a.shape[1]))
-    return _wasserstein(len(a), math.sqrt(own.mean()), variance, noise)
+    noise = _noise(_exact, a, b, rate=min(1, 2 / a.shape[1]))
+    return _wasserstein(a, b, unit, own.mean(), variance, noise, 1.0)
 
 
 def _shortest(lengths: np.ndarray) -> np.ndarray:
@@ -179,26 +216,41 @@ def _noise(
     return 2**-rate * sum(within) / 2
 
 
-def _wasserstein(n: int, value: float, variance: float, noise: float) -> Metric:
-    """A distance whose square has `variance`. `noise` is the bias of the square in finite sets."""
+def _wasserstein(
+    a: Tensor, b: Tensor, unit: float, square: float, variance: float, noise: float, share: float
+) -> Metric:
+    """A distance from its `square` with its variance, and the bias of the square, `noise`.
+
+    share: the square of the distance of a set from the same set moved by 1.
+    """
+    value = math.sqrt(square)
     se = math.sqrt(variance) / (2 * value) if value else 0.0
-    low, high = (max(square, 0.0) for square in _squares(value, se, noise))
+    shift = math.sqrt(share * sum(_widest(s) / len(s) for s in (a, b)))
+    low, high = (max(bound, 0.0) for bound in _squares(value, se, noise, shift))
     return Metric(
-        value=value,
-        n=n,
-        se=se,
-        interval=(math.sqrt(low), math.sqrt(high)),
-        extra={"debiased": math.sqrt(max(value**2 - noise, 0.0))},
+        value=unit * value,
+        n=len(a),
+        se=unit * se,
+        interval=(unit * math.sqrt(low), unit * math.sqrt(high)),
+        extra={"debiased": unit * math.sqrt(max(square - noise, 0.0))},
     )
 
 
-def _squares(root: float, se: float, noise: float) -> tuple[float, float]:
+def _widest(x: Tensor) -> float:
+    """The largest variance of x (n, d) in any direction."""
+    x = x.double() - x.double().mean(0)
+    return torch.linalg.eigvalsh(x.T @ x / (len(x) - 1))[-1].item()
+
+
+def _squares(root: float, se: float, noise: float, least: float) -> tuple[float, float]:
     """The interval of a squared distance from that of its root: max(0, root -+ 1.96 se)^2 - noise.
 
     The root of a sum of squares has nearly one error whatever its size. The error of the square
     shrinks with its value, so the intervals of sets that happen to be close would be too short.
+    Near the noise, se is that of the noise, and a true distance may lie in the direction in which
+    sets vary most. The upper bound takes at least its error, `least`.
     """
-    low, high = normal_interval(root, se)
+    low, high = root - Z * se, root + Z * max(se, least)
     return max(low, 0.0) ** 2 - noise, high**2 - noise
 
 
@@ -209,13 +261,14 @@ def mmd2(a: Tensor, b: Tensor, scale: float | None = None) -> Metric:
     """MMD^2(a, b) = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased: it may be negative.
 
     k = mean over c in (1/8, 1/4, 1/2, 1) of exp(-|x - y|^2 / (2 (c scale)^2)). a (n, d), b (m, d).
-    scale: by default the median distance among the first 1000 points of b
+    scale: by default the median distance among 1000 random points of b. If that is 0, it is the
+    median of the distances that are not 0, and extra["note"] says so
     (Gretton et al., 2012, lemma 6).
     """
-    if scale is None:
-        scale = torch.pdist(b[:1000].double()).median().item()
+    a, b, unit = _frame(a, b, PAIRED)
+    width, note = _median_distance(a, b) if scale is None else (scale / unit, None)
     # each next exponential is the fourth power of the last: bandwidths fall by factors of 2
-    widest = -0.5 / (BANDWIDTHS[-1] * scale) ** 2
+    widest = -0.5 / (BANDWIDTHS[-1] * width) ** 2
 
     def kernel(square: Tensor) -> Tensor:
         total = square.mul_(widest).exp_()
@@ -226,8 +279,19 @@ def mmd2(a: Tensor, b: Tensor, scale: float | None = None) -> Metric:
         return total.div_(len(BANDWIDTHS))
 
     metric = _pairwise(kernel, a, b)
-    metric.extra["bandwidths"] = [c * scale for c in BANDWIDTHS]
-    return metric
+    metric.extra["bandwidths"] = [c * width * unit for c in BANDWIDTHS]
+    return replace(metric, extra=metric.extra | ({"note": note} if note else {}))
+
+
+def _median_distance(a: Tensor, b: Tensor) -> tuple[float, str | None]:
+    """The median distance among points of b, and the reason if another one takes its place."""
+    among = torch.pdist(b[:1000].double())
+    if median := among.median().item():
+        return median, None
+    both = torch.cat([among, torch.cdist(a[:1000].double(), b[:1000].double()).flatten()])
+    apart = both[both > 0]
+    median = apart.median().item() if len(apart) else 1.0
+    return median, "half of the pairs of reference points are equal: the others give the bandwidth"
 
 
 def energy(a: Tensor, b: Tensor) -> Metric:
@@ -236,18 +300,19 @@ def energy(a: Tensor, b: Tensor) -> Metric:
     a (n, d), b (m, d). scipy.stats.energy_distance is the root of the biased estimate. That counts
     the pairs of a point with itself (Szekely & Rizzo, 2013).
     """
-    return _pairwise(lambda square: square.sqrt_().neg_(), a, b)
+    a, b, unit = _frame(a, b, PAIRED)
+    return _pairwise(lambda square: square.sqrt_().neg_(), a, b, unit)
 
 
-def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metric:
-    """E k(x, x') + E k(y, y') - 2 E k(x, y) over different points, k a function of |x - y|^2.
+def _pairwise(
+    kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor, unit: float = 1.0
+) -> Metric:
+    """E k(x, x') + E k(y, y') - 2 E k(x, y) over different points, in units of k.
 
-    The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) - mean_j k(a_i, b_j); b_j likewise. Of
-    larger sets the first 10,000 rows are used. Points are centred at the mean of b in float32, and
-    taken in blocks of 64 rows. Sums are float64.
+    k is a function of |x - y|^2. The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) -
+    mean_j k(a_i, b_j); b_j likewise. Of larger sets 10,000 random rows are used. Points are taken
+    in blocks of 64 rows. Sums are float64.
     """
-    a, b = a[:PAIRED], b[:PAIRED]
-    a, b = (s.float() for s in (a - b.mean(0), b - b.mean(0)))
     aa, _ = _sums(kernel, a, a)
     bb, _ = _sums(kernel, b, b)
     ab, ba = _sums(kernel, a, b)
@@ -259,8 +324,20 @@ def _pairwise(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> Metri
     own = kernel(torch.zeros(1)).double()
     noise = ((own - aa.mean() / (n - 1)) / n + (own - bb.mean() / (m - 1)) / m).item()
     root = math.sqrt(max(value + noise, 0.0))
-    interval = _squares(root, se / (2 * root) if root else 0.0, noise)
-    return Metric(value=value, n=n, se=se, interval=interval)
+    least = math.sqrt(sum(_largest(kernel, s) / len(s) for s in (a, b)))
+    low, high = _squares(root, se / (2 * root) if root else 0.0, noise, least)
+    return Metric(value=unit * value, n=n, se=unit * se, interval=(unit * low, unit * high))
+
+
+def _largest(kernel: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The largest variance of points x (n, d) in any direction of the space of the kernel k.
+
+    It is the first eigenvalue of the centred matrix of k, over n, of 500 of the points.
+    """
+    x = x[:500].double()
+    k = kernel(torch.cdist(x, x).square_())
+    k = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+    return max(torch.linalg.eigvalsh(k)[-1].item() / len(x), 0.0)
 
 
 def _sums(kernel: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

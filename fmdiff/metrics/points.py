@@ -172,35 +172,43 @@ def point_metrics(
     n: int,
     seed: int = 0,
     points: Tensor | None = None,
+    reasons: list[str] | None = None,
 ) -> dict[str, Metric]:
-    """The metrics `names` of the first n of `samples` (N, d), against n fresh points of `data`.
+    """The metrics `names` of n random rows of `samples` (N, d), against n fresh points of `data`.
 
     The fresh points are a function of (seed, data, n), and model=data does not draw them. If data
-    is None, `points` (M, d) take their place and there is no floor. Raises FmdiffError for a name
-    that `data` does not allow, for n < 4 or fewer than n samples, and for samples that are not
-    finite.
+    is None, n random rows of `points` (M, d) take their place and there is no floor. Rows are
+    chosen as by `subset.thin`, so the order of neither set matters. With `reasons` a metric that
+    cannot be computed is NaN, and the reason is added to them. Raises FmdiffError for a name that
+    `data` does not allow, for n < 4 or fewer than n samples, and for samples that are not finite.
     """
     by_name = measures_of(names, data)
-    if not 4 <= n <= len(samples):
-        raise FmdiffError(f"n={n} must be from 4 to the number of samples, {len(samples)}")
-    x = samples[:n].detach().cpu()
     if data is not None:
         shape, points = data.shape, data.sample(0, n, key(seed, "metrics"))[0]
     else:
         assert points is not None
-        shape, points = tuple(points.shape[1:]), points[:n]
-    if x.shape[1:] != shape:
-        raise FmdiffError(f"samples of shape {tuple(x.shape[1:])} are not of data {shape}")
-    broken = int((~x.isfinite()).any(1).sum())
+        shape = tuple(points.shape[1:])
+    if not 4 <= n <= min(len(samples), len(points)):
+        raise FmdiffError(
+            f"n={n} must be from 4 to the number of samples, {len(samples)}"
+            + (f", and of reference points, {len(points)}" if data is None else "")
+        )
+    if samples.shape[1:] != shape:
+        raise FmdiffError(f"samples of shape {tuple(samples.shape[1:])} are not of data {shape}")
+    broken = int((~samples.isfinite()).any(1).sum())
     if broken:
-        raise FmdiffError(f"metrics={list(names)}: {broken} of n={n} samples are not finite")
+        raise FmdiffError(
+            f"metrics={list(names)}: {broken} of n={len(samples)} samples are not finite"
+        )
+    x, points = thin(samples.detach().cpu(), points, n)
     metrics = {}
     for name in names:
-        metric = by_name[name].metric(x, points)
-        if data is not None:
-            against = f"{metric.n} fresh points of {type(data).__name__}, seed {seed}"
-            metric = replace(metric, floor=floor(name, data, n))
-        else:
-            against = f"{metric.n} points of a file"
-        metrics[name] = replace(metric, reference=metric.reference or against)
+        with impossible(name, metrics, reasons):
+            metric = by_name[name].metric(x, points)
+            if data is not None:
+                against = f"{metric.n} fresh points of {type(data).__name__}, seed {seed}"
+                metric = replace(metric, floor=floor(name, data, n))
+            else:
+                against = f"{metric.n} points of a file"
+            metrics[name] = replace(metric, reference=metric.reference or against)
     return metrics

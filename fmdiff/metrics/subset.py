@@ -1,0 +1,36 @@
+"""Random subsets of rows that depend on the set of rows alone, never on their order in a file."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmdiff.randomness import generator
+
+
+def choice(x: Tensor, n: int, role: str = "samples") -> Tensor:
+    """Indices (n,) of n rows of x (N, ...), a random subset in random order.
+
+    The rows are sorted, by their numbers or, if they are bytes, by their bytes, and then permuted
+    by a seed that depends on the role. So a set in another order gives the same rows in the same
+    order, and a set that is moved or scaled gives the same choice. Sets of two roles have
+    independent choices.
+    """
+    rows = x.flatten(1).numpy(force=True)
+    if rows.dtype == np.uint8:  # thousands of columns, which lexsort would sort one by one
+        order = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}")[:, 0].argsort(kind="stable")
+    else:
+        order = np.lexsort(rows.T[::-1])
+    permutation = torch.randperm(len(x), generator=generator(0, f"subset of {role}"))
+    return torch.from_numpy(order)[permutation[:n]]
+
+
+def thin(a: Tensor, b: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """At most n rows each of samples a and reference b, chosen as by `choice`; None takes all.
+
+    Equal sets are thinned alike, so that their distance stays 0.
+    """
+    first = a[choice(a, len(a))]
+    same = b[choice(b, len(b))]
+    if not torch.equal(first, same):
+        same = b[choice(b, len(b), "reference")]
+    return first[:n], same[:n]
