@@ -43,7 +43,11 @@ class Coverage(NamedTuple):
 
 
 def coverage(
-    metric: Callable[[Tensor, Tensor], Metric], case: Case, n: int, times: int, m: int | None = None
+    metric: Callable[[Tensor, Tensor], Metric],
+    case: Case,
+    n: int,
+    times: int,
+    m: int | None = None,
 ) -> Coverage:
     """The coverage of a metric's interval over `times` sets of n samples, m of the reference."""
     below = above = 0
@@ -99,7 +103,7 @@ def modes_cdf(weight: float) -> np.ndarray:
 
 
 def w2_of_modes(weight: float) -> float:
-    """W2 from the weights 1/2, 1/2, by quantiles. The same in any dimension, as the rest is equal."""
+    """W2 from the weights 1/2 and 1/2, by quantiles. The other dimensions have equal laws."""
     levels = (np.arange(200_000) + 0.5) / 200_000
     first, second = (np.interp(levels, modes_cdf(w), LINE) for w in (weight, 0.5))
     return math.sqrt(np.mean((first - second) ** 2))

@@ -25,8 +25,9 @@ from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import results
 from fmdiff.metrics.judge import Judge, judge
+from fmdiff.metrics.points import far
 from fmdiff.metrics.reference import content_hash
-from fmdiff.randomness import generator
+from fmdiff.metrics.subset import choice
 from fmdiff.sampling import Samples
 from fmdiff.settings import schema
 
@@ -83,9 +84,11 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     classes = 0 if y is None else int(y.max()) + 1
     jury = judge(settings, None, shape, classes, settings["seed"], where)
     jury.check(n)
+    if not images:
+        jury.warnings += far(x, f"samples={path}")
     sha256 = content_hash(*(part for part in (x, y) if part is not None))
     if n < len(x):
-        rows = torch.randperm(len(x), generator=generator(settings["seed"], "samples"))[:n]
+        rows = choice(x, n, seed=settings["seed"])
         print(f"n={n:,} of the {len(x):,} samples of {path}, chosen by seed={settings['seed']}")
         x, y = x[rows], None if y is None else y[rows]
     for start in range(0, n, 1000):
@@ -182,6 +185,7 @@ class Evaluation:
         """Draw and judge the samples `share`, together with the other processes' shares."""
         stage, pixels = self.stage, list[Tensor]()
         self.jury.clear()
+        self.jury.seed = seed  # fresh reference points for each of repeats=
 
         def receive(x: Tensor, y: Tensor | None) -> None:
             x = to_uint8(x) if stage.images else x

@@ -11,9 +11,13 @@ from fmdiff import files
 from fmdiff.data import decode
 from fmdiff.errors import FmdiffError
 
+LARGEST = 1e150  # float64 can square and add such numbers
+
 
 def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Read images uint8 (N, H, W, C) or points float32 (N, d), and labels int64 or None.
+    """Read images uint8 (N, H, W, C) or points (N, d), and labels int64 or None.
+
+    Points are float64 if the file's are wider than float32, and float32 otherwise.
 
     A .npz holds them as `arr_0` (and `labels`). A folder holds image files of one size, in itself
     or in its folders, read in the order of their names. They are grey, C = 1, if all files are
@@ -28,15 +32,33 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
         raise FmdiffError(f"{option}={path} holds {names}, and samples are arr_0")
     x, y = arrays["arr_0"], arrays.get("labels")
     images = x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3)
-    if not (images or (x.dtype.kind == "f" and x.ndim == 2)) or not len(x):
+    if not (images or (x.dtype.kind == "f" and x.ndim == 2)) or not x.size:
         raise FmdiffError(
             f"{option}={path} holds arr_0 of {x.dtype} {x.shape}: images are uint8 (N, H, W, 1 or "
             "3), points float (N, d)"
         )
     if y is not None and (y.shape != (len(x),) or y.dtype.kind not in "iu"):
         raise FmdiffError(f"{option}={path} holds labels of {y.dtype} {y.shape}, not ({len(x)},)")
+    if y is not None and y.min() < 0:
+        raise FmdiffError(
+            f"{option}={path} holds the label {y.min()} in row {y.argmin()} (the first is row 0): "
+            "labels are 0 or above"
+        )
     labels = None if y is None else torch.from_numpy(y.astype(np.int64))
-    return torch.from_numpy(x if images else x.astype(np.float32)), labels
+    return torch.from_numpy(x) if images else _points(x, f"{option}={path}"), labels
+
+
+def _points(x: np.ndarray, name: str) -> Tensor:
+    """Points (N, d). Raises FmdiffError for a number that is not finite or cannot be squared."""
+    wrong = ~(np.abs(x.astype(np.float64)) <= LARGEST)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        count = wrong.any(1).sum()
+        raise FmdiffError(
+            f"{name} holds {x[row, column]} in row {row} (the first is row 0): points are finite "
+            f"numbers up to {LARGEST:g}, and {count} of its {len(x)} rows are not"
+        )
+    return torch.from_numpy(x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32))
 
 
 def _folder(path: Path, option: str, channels: int) -> Tensor:

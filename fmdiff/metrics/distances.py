@@ -33,6 +33,7 @@ from fmdiff.metrics.subset import thin
 from fmdiff.randomness import generator
 
 ASSIGNED = 2000  # rows an exact assignment takes: 1 s, growing as the cube
+DIRECT = "donot_use_mm_for_euclid_dist"  # differences of points, not of their squares
 PAIRED = 10_000  # rows the sums over all pairs take: half a second, growing as the square
 # widths of the Gaussian kernels of mmd2, in median distances of the reference
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -167,8 +168,7 @@ def _assigned(a: Tensor, b: Tensor) -> np.ndarray:
     """Squared distances (n, n), columns permuted so that the diagonal is the best assignment."""
     from scipy.optimize import linear_sum_assignment
 
-    mode = "donot_use_mm_for_euclid_dist"
-    cost = torch.cdist(a.double(), b.double(), compute_mode=mode).square_().numpy()
+    cost = torch.cdist(a.double(), b.double(), compute_mode=DIRECT).square_().numpy()
     return cost[:, linear_sum_assignment(cost)[1]]
 
 
@@ -226,7 +226,9 @@ def _wasserstein(
     value = math.sqrt(square)
     se = math.sqrt(variance) / (2 * value) if value else 0.0
     shift = math.sqrt(share * sum(_widest(s) / len(s) for s in (a, b)))
-    low, high = (max(bound, 0.0) for bound in _squares(value, se, noise, shift))
+    low, high = _squares(value, se, shift)
+    # the noise is estimated, and laws with long tails have less of it in most sets than on average
+    low, high = max(low - noise, 0.0), max(high - noise / 2, 0.0)
     return Metric(
         value=unit * value,
         n=len(a),
@@ -242,8 +244,8 @@ def _widest(x: Tensor) -> float:
     return torch.linalg.eigvalsh(x.T @ x / (len(x) - 1))[-1].item()
 
 
-def _squares(root: float, se: float, noise: float, least: float) -> tuple[float, float]:
-    """The interval of a squared distance from that of its root: max(0, root -+ 1.96 se)^2 - noise.
+def _squares(root: float, se: float, least: float) -> tuple[float, float]:
+    """The interval of a squared distance with its noise, from that of its root.
 
     The root of a sum of squares has nearly one error whatever its size. The error of the square
     shrinks with its value, so the intervals of sets that happen to be close would be too short.
@@ -251,7 +253,7 @@ def _squares(root: float, se: float, noise: float, least: float) -> tuple[float,
     sets vary most. The upper bound takes at least its error, `least`.
     """
     low, high = root - Z * se, root + Z * max(se, least)
-    return max(low, 0.0) ** 2 - noise, high**2 - noise
+    return max(low, 0.0) ** 2, high**2
 
 
 # --- kernel distances ----------------------------------------------------------------------------
@@ -288,7 +290,9 @@ def _median_distance(a: Tensor, b: Tensor) -> tuple[float, str | None]:
     among = torch.pdist(b[:1000].double())
     if median := among.median().item():
         return median, None
-    both = torch.cat([among, torch.cdist(a[:1000].double(), b[:1000].double()).flatten()])
+    both = torch.cat(
+        [among, torch.cdist(a[:1000].double(), b[:1000].double(), compute_mode=DIRECT).flatten()]
+    )
     apart = both[both > 0]
     median = apart.median().item() if len(apart) else 1.0
     return median, "half of the pairs of reference points are equal: the others give the bandwidth"
@@ -321,12 +325,13 @@ def _pairwise(
     value = (h.mean() + g.mean()).item()
     se = 2 * math.sqrt((h.var() / n + g.var() / m).item())
     # the biased estimate counts the pairs of a point with itself and is larger by this
-    own = kernel(torch.zeros(1)).double()
+    own = kernel(torch.zeros(1, dtype=torch.float64))
     noise = ((own - aa.mean() / (n - 1)) / n + (own - bb.mean() / (m - 1)) / m).item()
     root = math.sqrt(max(value + noise, 0.0))
     least = math.sqrt(sum(_largest(kernel, s) / len(s) for s in (a, b)))
-    low, high = _squares(root, se / (2 * root) if root else 0.0, noise, least)
-    return Metric(value=unit * value, n=n, se=unit * se, interval=(unit * low, unit * high))
+    low, high = _squares(root, se / (2 * root) if root else 0.0, least)
+    interval = unit * (low - noise), unit * (high - noise)
+    return Metric(value=unit * value, n=n, se=unit * se, interval=interval)
 
 
 def _largest(kernel: Callable[[Tensor], Tensor], x: Tensor) -> float:
@@ -335,7 +340,7 @@ def _largest(kernel: Callable[[Tensor], Tensor], x: Tensor) -> float:
     It is the first eigenvalue of the centred matrix of k, over n, of 500 of the points.
     """
     x = x[:500].double()
-    k = kernel(torch.cdist(x, x).square_())
+    k = kernel(torch.cdist(x, x, compute_mode=DIRECT).square_())
     k = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
     return max(torch.linalg.eigvalsh(k)[-1].item() / len(x), 0.0)
 

@@ -24,7 +24,7 @@ from fmdiff.metrics.frechet import (
 )
 from fmdiff.metrics.kernel import kernel_distance
 from fmdiff.metrics.manifold import Coverage, memorisation, precision_recall
-from fmdiff.metrics.metric import Metric, normal_interval, wilson
+from fmdiff.metrics.metric import Metric, impossible, normal_interval, wilson
 from fmdiff.metrics.score import inception_score
 from fmdiff.randomness import generator
 
@@ -208,8 +208,11 @@ class ImageMetrics:
         if y is not None:
             self.labels.append(y.cpu())
 
-    def results(self) -> dict[str, Metric]:
-        """The metrics of all images added, by their names in reports."""
+    def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
+        """The metrics of all images added, by their names in reports.
+
+        With `reasons` a metric that cannot be computed is left out, and the reason is added.
+        """
         parts = (self.features, self.logits, self.labels)
         rows = [torch.cat(part) if part else None for part in parts]
         if self.spread:
@@ -220,7 +223,8 @@ class ImageMetrics:
         metrics: dict[str, Metric] = {}
         samples = Pool(features, moments, logits, y)
         for name in self.names:
-            metrics |= getattr(self, f"_{name}")(samples)
+            with impossible(name, reasons):
+                metrics |= getattr(self, f"_{name}")(samples)
         return metrics
 
     def _metric(self, value: float, n: int, **more: Any) -> Metric:

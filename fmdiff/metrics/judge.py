@@ -19,7 +19,8 @@ from fmdiff.metrics.features import Features, extractor_of, for_data
 from fmdiff.metrics.frechet import gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, foreign, real_images
 from fmdiff.metrics.metric import Metric
-from fmdiff.metrics.points import measures, measures_of, point_metrics
+from fmdiff.metrics.points import far, measures, measures_of, point_metrics
+from fmdiff.metrics.subset import CHOICE, part
 
 SPLITS = ("train", "test")
 STANDING = 1024  # points that stand for a data set in a digest
@@ -29,6 +30,7 @@ class Judge(Protocol):
     """Collects batches of samples and computes their metrics at the end."""
 
     warnings: list[str]  # what a reader of the metrics must know
+    seed: int  # of what is drawn for the metrics: fresh reference points of a data set
 
     @property
     def columns(self) -> list[str]:
@@ -37,8 +39,11 @@ class Judge(Protocol):
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add images uint8 (B, H, W, C) or points (B, d), and the classes (B,) they are for."""
 
-    def results(self) -> dict[str, Metric]:
-        """The metrics of all samples added, by name."""
+    def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
+        """The metrics of all samples added, by name.
+
+        With `reasons` a metric that cannot be computed is left out, and the reason is added.
+        """
 
     def clear(self) -> None:
         """Forget the samples, but not the reference."""
@@ -95,15 +100,21 @@ class PointMetrics:
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add points (B, d). Their classes are not used."""
-        self.points.append(x.float().cpu())
+        self.points.append((x if x.dtype == torch.float64 else x.float()).cpu())
 
-    def results(self) -> dict[str, Metric]:
+    def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
         """The metrics of all points added, by name; see `point_metrics`."""
         x = torch.cat(self.points)
         if self.spread:
             x = gather(x)
         n = len(x) if self.reference is None else min(len(x), len(self.reference))
-        return point_metrics(self.names, x, self.data, n, self.seed, self.reference)
+        metrics = point_metrics(self.names, x, self.data, n, self.seed, self.reference, reasons)
+        for name, metric in metrics.items():
+            if metric.n < len(x):
+                self.warnings.append(f"{name} takes {part(metric.n, len(x))} samples: {CHOICE}")
+            if "note" in metric.extra:
+                self.warnings.append(f"{name}: {metric.extra['note']}")
+        return metrics
 
 
 class Against(NamedTuple):
@@ -166,7 +177,10 @@ def judge(
     if len(shape) == 1:
         if real.statistics is not None:
             raise FmdiffError(f"against={real.statistics}: points are compared with points")
-        return PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
+        points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
+        if real.samples is not None:
+            points.warnings += far(real.samples, f"against={settings['against']}")
+        return points
     extractor = _extractor(settings["features"], real.data or data, shape)
     extractor = extractor.for_shape(shape).to(device)
     owner = real.data if data is None else data

@@ -1,8 +1,12 @@
 """The result of a metric: a value with its error, its noise floor and its reference."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from fmdiff.errors import FmdiffError
 
 Z = 1.96  # a normal variable is within +-Z with probability 95 %
 
@@ -42,6 +46,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def impossible(name: str, reasons: list[str] | None) -> Iterator[None]:
+    """Add the reason to `reasons` if the metric `name` cannot be computed inside the block.
+
+    Without `reasons` the error is raised.
+    """
+    try:
+        yield
+    except (FmdiffError, ArithmeticError, ValueError, RuntimeError) as error:
+        if reasons is None:
+            raise
+        reasons.append(f"{name}: {error}")
 
 
 def normal_interval(value: float, se: float) -> Interval:

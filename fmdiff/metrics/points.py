@@ -14,11 +14,13 @@ from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
 from fmdiff.metrics import distances
-from fmdiff.metrics.metric import Metric, normal_interval, wilson
+from fmdiff.metrics.metric import Metric, impossible, normal_interval, wilson
+from fmdiff.metrics.subset import part, thin
 from fmdiff.path import CondOT
 from fmdiff.randomness import key
 
 ROWS = 1024  # points whose component densities are in memory at a time
+FAR = 1e6  # a point this many times as far as half of the others decides what distances say
 
 
 def nll(samples: Tensor, reference: Tensor, data: Data) -> Metric:
@@ -89,7 +91,10 @@ def _binomial(share: float, n: int) -> float:
 
 def off_support(samples: Tensor, reference: Tensor, data: Data) -> Metric:
     """The share of samples where there are (almost) no real points, by data.off_support."""
-    outside, outside_real = data.off_support(samples), data.off_support(reference)
+    # within what float32 can square, as data sets of users are written for float32
+    outside, outside_real = (
+        data.off_support(x.clamp(-1e18, 1e18).float()) for x in (samples, reference)
+    )
     assert outside is not None and outside_real is not None  # `measures` checks this
     share, real = outside.double().mean().item(), outside_real.double().mean().item()
     n = len(samples)
@@ -179,8 +184,9 @@ def point_metrics(
     The fresh points are a function of (seed, data, n), and model=data does not draw them. If data
     is None, n random rows of `points` (M, d) take their place and there is no floor. Rows are
     chosen as by `subset.thin`, so the order of neither set matters. With `reasons` a metric that
-    cannot be computed is NaN, and the reason is added to them. Raises FmdiffError for a name that
-    `data` does not allow, for n < 4 or fewer than n samples, and for samples that are not finite.
+    cannot be computed is left out, and the reason is added to them.
+    Raises FmdiffError for a name that `data` does not allow, for n < 4 or fewer than n samples,
+    and for samples that are not finite.
     """
     by_name = measures_of(names, data)
     if data is not None:
@@ -200,15 +206,31 @@ def point_metrics(
         raise FmdiffError(
             f"metrics={list(names)}: {broken} of n={len(samples)} samples are not finite"
         )
-    x, points = thin(samples.detach().cpu(), points, n)
+    source = "points of a file"
+    if data is not None:
+        source = f"fresh points of {type(data).__name__}, seed {seed}"
+    x, y = thin(samples.detach().cpu(), points, n)
     metrics = {}
     for name in names:
-        with impossible(name, metrics, reasons):
-            metric = by_name[name].metric(x, points)
+        with impossible(name, reasons):
+            metric = by_name[name].metric(x, y)
             if data is not None:
-                against = f"{metric.n} fresh points of {type(data).__name__}, seed {seed}"
                 metric = replace(metric, floor=floor(name, data, n))
-            else:
-                against = f"{metric.n} points of a file"
+            against = f"{part(metric.n, len(points))} {source}"
             metrics[name] = replace(metric, reference=metric.reference or against)
     return metrics
+
+
+def far(x: Tensor, name: str) -> list[str]:
+    """A note about the row of x (n, d) that is farthest from the median, if it decides distances.
+
+    It does if it is a million times as far as half of the rows that differ from the median.
+    """
+    sizes = (x.double() - x.double().median(0).values).abs().amax(1)
+    others, row = sizes[sizes > 0], int(sizes.argmax())
+    if not len(others) or sizes[row] <= FAR * others.median():
+        return []
+    return [
+        f"{name}: row {row} (the first is row 0) is {sizes[row]:.3g} from the median of the set, "
+        f"and half of the others are within {others.median():.3g}: it decides the distances"
+    ]

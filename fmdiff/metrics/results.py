@@ -44,7 +44,8 @@ PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity"
 def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[str, Metric]:
     """The mean of each metric over several seeds, with its standard error and 95 % interval.
 
-    runs: the metrics for each of `seeds`, all with the same names. The interval is Student's.
+    runs: the metrics for each of `seeds`, all with the same names. The interval is Student's. It
+    covers the choice of the reference if that was drawn for each seed; the reference says so.
     """
     if len(runs) == 1:
         return dict(runs[0])
@@ -58,8 +59,17 @@ def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[
         reach = float(stdtrit(k - 1, 0.975)) * se
         extra = {k: v for k, v in first.extra.items() if k == "floor_sets"}
         extra |= {"values": values, "seeds": list(seeds)}
+        reference = first.reference
+        if reference:
+            once = len({run[name].reference for run in runs}) == 1
+            reference += ", the same for all seeds" if once else ", and so on for each seed"
         means[name] = replace(
-            first, value=mean, se=se, interval=(mean - reach, mean + reach), extra=extra
+            first,
+            value=mean,
+            se=se,
+            interval=(mean - reach, mean + reach),
+            reference=reference,
+            extra=extra,
         )
     return means
 

@@ -6,21 +6,22 @@ from torch import Tensor
 
 from fmdiff.randomness import generator
 
+CHOICE = "a random choice with a fixed seed, the same for any order of the rows"
 
-def choice(x: Tensor, n: int, role: str = "samples") -> Tensor:
+
+def choice(x: Tensor, n: int, role: str = "samples", seed: int = 0) -> Tensor:
     """Indices (n,) of n rows of x (N, ...), a random subset in random order.
 
     The rows are sorted, by their numbers or, if they are bytes, by their bytes, and then permuted
-    by a seed that depends on the role. So a set in another order gives the same rows in the same
-    order, and a set that is moved or scaled gives the same choice. Sets of two roles have
-    independent choices.
+    by the seed and the role. So a set in another order gives the same rows in the same order, and
+    a set that is moved or scaled has the same choice. The choices of two roles are independent.
     """
     rows = x.flatten(1).numpy(force=True)
     if rows.dtype == np.uint8:  # thousands of columns, which lexsort would sort one by one
         order = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}")[:, 0].argsort(kind="stable")
     else:
         order = np.lexsort(rows.T[::-1])
-    permutation = torch.randperm(len(x), generator=generator(0, f"subset of {role}"))
+    permutation = torch.randperm(len(x), generator=generator(seed, f"subset of {role}"))
     return torch.from_numpy(order)[permutation[:n]]
 
 
@@ -34,3 +35,8 @@ def thin(a: Tensor, b: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
     if not torch.equal(first, same):
         same = b[choice(b, len(b), "reference")]
     return first[:n], same[:n]
+
+
+def part(n: int, total: int) -> str:
+    """The words "2,000 of 6,000", or "6,000" for all of them."""
+    return f"{n:,}" if n == total else f"{n:,} of {total:,}"

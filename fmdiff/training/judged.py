@@ -58,6 +58,7 @@ class SampleMetrics(Hooks):
         self.by, self.best = options.best, math.inf
         self.columns: list[str] = judge.columns if judge is not None else []
         self.values: dict[str, float] = {}
+        self.notes: set[str] = set()  # notes of the judge that are in the log
 
     def start(self, trainer: pl.Trainer, module: Training) -> None:
         if self.by is None:
@@ -72,12 +73,15 @@ class SampleMetrics(Hooks):
             return
         try:
             self.values = self.measure(module, self.judge)
-        except FmdiffError as error:  # a failed metric must not end the run
-            log.warning("no metrics at step %d: %s", module.step, error)
+        except Exception as error:  # a failed metric must not end the run
+            reason = str(error) if isinstance(error, FmdiffError) else repr(error)
+            log.warning("no metrics at step %d: %s", module.step, reason)
             return
         text = ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
         log.info("step %d: %s", module.step, text)
-        if self.by is not None and (rank := self._rank(self.values[self.by])) < self.best:
+        if self.by is None or self.by not in self.values:
+            return
+        if (rank := self._rank(self.values[self.by])) < self.best:
             try:
                 checkpoint.write(self.folder / "best.ckpt", content(module))
                 self.best = rank
@@ -85,7 +89,7 @@ class SampleMetrics(Hooks):
                 log.warning("best.ckpt was not written, the last one is kept: %s", error)
 
     def measure(self, module: Training, judge: Judge) -> dict[str, float]:
-        """The metrics of fresh samples, by name. Raises FmdiffError if they cannot be measured."""
+        """The metrics of fresh samples, by name. Warns of those that cannot be computed."""
         images = len(module.data.shape) == 3
         judge.clear()
 
@@ -93,7 +97,16 @@ class SampleMetrics(Hooks):
             judge.add(to_uint8(x) if images else x, y)
 
         generate(module.field(), self.n, steps=14, device=module.device, receive=receive)
-        return {name: metric.value for name, metric in judge.results().items()}
+        reasons: list[str] = []
+        metrics = judge.results(reasons)
+        for reason in reasons:
+            log.warning("step %d: no %s", module.step, reason)
+        for note in dict.fromkeys(judge.warnings):
+            if note not in self.notes:
+                log.info("note: %s", note)
+        self.notes |= set(judge.warnings)
+        judge.warnings.clear()
+        return {name: metric.value for name, metric in metrics.items()}
 
     def take(self) -> dict[str, float]:
         """Return the values since the last call."""

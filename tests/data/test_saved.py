@@ -32,7 +32,7 @@ def test_images_of_an_npz_and_of_a_folder_are_the_same(tmp_path, channels):
 def test_points_of_an_npz(tmp_path):
     np.savez(tmp_path / "p.npz", arr_0=np.ones((3, 2)))
     x, y = saved.read(tmp_path / "p.npz", "samples")
-    assert x.dtype == torch.float32 and x.shape == (3, 2) and y is None
+    assert x.dtype == torch.float64 and x.shape == (3, 2) and y is None
 
 
 class Trap:

@@ -190,7 +190,7 @@ def test_exact_wasserstein_tells_the_rows_it_took(monkeypatch):
     monkeypatch.setattr(points.distances, "ASSIGNED", 100)
     metric = point_metrics(["w2"], draws(data, 300, 3), data, 300)["w2"]
     assert metric.n == 100
-    assert metric.reference == "100 fresh points of Moons, seed 0"
+    assert metric.reference == "100 of 300 fresh points of Moons, seed 0"
 
 
 def test_a_row_is_json():
