@@ -23,7 +23,7 @@ from fmdiff.metrics.frechet import (
     gather,
 )
 from fmdiff.metrics.kernel import kernel_distance
-from fmdiff.metrics.manifold import Coverage, memorisation, precision_recall
+from fmdiff.metrics.manifold import FALSE_ALARM, Coverage, memorisation, precision_recall
 from fmdiff.metrics.metric import Metric, impossible, normal_interval, wilson
 from fmdiff.metrics.score import inception_score
 from fmdiff.randomness import generator
@@ -281,11 +281,12 @@ class ImageMetrics:
         return {"is": self._metric(score.mean, n, reference=None, extra=extra)}
 
     def _precision(self, samples: "Pool") -> dict[str, Metric]:
-        return {"precision": self._share(self._coverage(samples).precision, len(samples.features))}
+        near, n = self._coverage(samples), len(samples.features)
+        return {"precision": self._share(near.precision, n, near.precision_error)}
 
     def _recall(self, samples: "Pool") -> dict[str, Metric]:
-        span = min(SPAN, len(self._features()))
-        return {"recall": self._share(self._coverage(samples).recall, span)}
+        near, n = self._coverage(samples), min(SPAN, len(self._features()))
+        return {"recall": self._share(near.recall, n, near.recall_error)}
 
     def _features(self) -> Tensor:
         assert self.real.features is not None  # the constructor refuses such metrics
@@ -298,9 +299,13 @@ class ImageMetrics:
             samples.coverage = precision_recall(samples.features, real[order[:SPAN]])
         return samples.coverage
 
-    def _share(self, value: float, n: int, **more: Any) -> Metric:
-        se = math.sqrt(value * (1 - value) / n)
-        return self._metric(value, n, se=se, interval=wilson(value, n), **more)
+    def _share(self, value: float, n: int, se: float | None = None, **more: Any) -> Metric:
+        """A share of n; se: its standard error, if others than the n were chosen too."""
+        plain = math.sqrt(value * (1 - value) / n)
+        se = plain if se is None else se
+        # Wilson's interval of as many draws as have this error
+        interval = wilson(value, n * (plain / se) ** 2 if plain else n)
+        return self._metric(value, n, se=se, interval=interval, **more)
 
     def _memorisation(self, samples: "Pool") -> dict[str, Metric]:
         assert self.held_out is not None
@@ -310,10 +315,11 @@ class ImageMetrics:
         extra = {
             k: v for k, v in near._asdict().items() if k not in ("neighbour", "distance", "share")
         }
-        if near.share > 0.01 + 4 * near.share_error:
+        if near.chance < FALSE_ALARM:
             self.warnings.append(
                 f"memorisation: {near.share:.1%} of the samples are nearer to a training image "
-                "than all but 1 % of fresh real images; look at neighbours.png"
+                f"than all but {near.level:.1%} of fresh real images; look at neighbours.png "
+                f"(samples that copy nothing are warned of in {FALSE_ALARM:.1%} of evaluations)"
             )
         n = len(samples.features)
         return {"memorisation": self._metric(near.share, n, se=near.share_error, extra=extra)}

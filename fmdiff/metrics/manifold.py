@@ -14,14 +14,17 @@ from torch import Tensor
 from fmdiff.errors import FmdiffError
 
 ROWS = 1024  # rows of a distance matrix in memory at a time
+FALSE_ALARM = 0.001  # how often `Memorisation.chance` is below this if nothing is copied
 
 
 class Coverage(NamedTuple):
-    """Precision and recall with k nearest neighbours."""
+    """Precision and recall with k nearest neighbours, and their standard errors."""
 
     precision: float
     recall: float
     k: int
+    precision_error: float
+    recall_error: float
 
 
 def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> Coverage:
@@ -33,7 +36,8 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> Coverage:
         precision = share of generated features in the manifold of the real ones (quality),
         recall    = share of real features in the manifold of the generated ones (variety).
 
-    Both grow with the number of samples that span the manifold, so compare at one n and m.
+    Both grow with the number of samples that span the manifold, so compare at one n and m. The
+    errors are for the choice of both sets at these n and m.
     Raises FmdiffError for k or fewer samples (Kynkaanniemi et al., 2019, equations 1 and 2).
     """
     for name, features in (("generated", generated), ("real", real)):
@@ -43,13 +47,60 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> Coverage:
                 f"at least {k + 1} {name} images"
             )
     generated, real = _double(generated, real)
-    around_generated, around_real = radii(generated, k), radii(real, k)
-    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    precise, recalled = Manifold(real, k, len(generated)), Manifold(generated, k, len(real))
     for rows, distance in _blocks(generated, real):
-        precise.append((distance <= around_real).any(1))
-        recalled |= (distance <= around_generated[rows, None]).any(0)
-    precision, recall = torch.cat(precise).double().mean(), recalled.double().mean()
-    return Coverage(precision.item(), recall.item(), k)
+        precise.add(distance, rows, slice(None))
+        recalled.add(distance.T, slice(None), rows)
+    precision, precision_error = precise.share()
+    recall, recall_error = recalled.share()
+    return Coverage(precision, recall, k, precision_error, recall_error)
+
+
+class Manifold:
+    """The balls around `members` (m, d), and which of `count` queries lie inside any of them.
+
+    The error of this share is for the choice of the queries, p (1 - p) / count, and of the
+    members. That is the jackknife's: without member j its own ball is gone, and the balls that it
+    bounded reach to the next neighbour. Of the squared changes only the products of different
+    queries count. The others are of the choice of the queries, which would be counted twice.
+    """
+
+    def __init__(self, members: Tensor, k: int, count: int) -> None:
+        reach = min(k + 2, len(members))  # a row is its own nearest neighbour
+        nearest = [d.topk(reach, largest=False) for _, d in _blocks(members, members)]
+        distances = torch.cat([part.values for part in nearest])
+        self.radii, self.next_radii = distances[:, k], distances[:, -1]
+        self.bounds = torch.cat([part.indices for part in nearest])[:, : k + 1]
+        self.inside = torch.zeros(count, dtype=torch.int64, device=members.device)  # balls, number
+        self.ball = torch.zeros_like(self.inside)  # the sum of their indices
+        self.beyond: list[Tensor] = []  # (query, ball) that reaches it only with its next radius
+
+    def add(self, distance: Tensor, queries: slice, members: slice) -> None:
+        """Add the distances (queries, members) of some of both."""
+        inside = distance <= self.radii[members]
+        index = torch.arange(len(self.radii), device=distance.device)[members]
+        self.inside[queries] += inside.sum(1)
+        self.ball[queries] += (inside * index).sum(1)
+        beyond = ((distance <= self.next_radii[members]) & ~inside).nonzero()
+        self.beyond.append(beyond + beyond.new_tensor([queries.start or 0, members.start or 0]))
+
+    def share(self) -> tuple[float, float]:
+        """The share of queries inside, and its standard error."""
+        count, m = len(self.inside), len(self.radii)
+        query, ball = torch.cat(self.beyond).T
+        bounds = self.bounds[ball]  # without any of these others the ball reaches the query
+        only = self.inside == 1
+        rescued = torch.zeros_like(only)
+        rescued[query[(bounds == self.ball[query, None]).any(1)]] = True
+        lost = self.ball[only & ~rescued].bincount(minlength=m)
+        outside = (self.inside[query] == 0)[:, None] & (bounds != ball[:, None])
+        new = (query[:, None] * m + bounds)[outside].unique() % m
+        gained = new.bincount(minlength=m)
+        change = (gained - lost).double()
+        squares = change.square() - (gained + lost)  # pairs of different queries
+        members = (m - 1) / m * (squares.sum() - change.sum() ** 2 / m).item() / count**2
+        p = (self.inside > 0).double().mean().item()
+        return p, (p * (1 - p) / count + max(members, 0.0)) ** 0.5
 
 
 def radii(features: Tensor, k: int) -> Tensor:
@@ -93,8 +144,10 @@ class Memorisation(NamedTuple):
     generated: float  # median distance of a generated image to its nearest training image
     held_out: float  # the same of held-out images
     ratio: float  # generated / held_out [1]
-    threshold: float  # the `level` quantile of the held-out distances
+    threshold: float  # a held-out distance: that of rank about `level` times their number
+    level: float  # the rank of the threshold, over the number of held-out images plus 1
     share: float  # share of generated images nearer than the threshold [level]
+    chance: float  # probability of this share or a larger one, if nothing is copied
     share_error: float  # standard error of share - level, from both sets' choice, if it were 0
     authenticity: float  # see `memorisation` [that of held-out images, the next]
     held_out_authenticity: float
@@ -111,17 +164,23 @@ def memorisation(
     real images that were not trained on. With D(g) the distance of g to the nearest training
     image:
 
-        threshold = the `level` quantile of D over held_out,
+        threshold = the r-th smallest D over held_out, r = level (l + 1), rounded, at least 1,
         share = share of generated images with D(g) < threshold,
         authenticity = share of generated images g that are farther from their nearest training
             image x than x is from its own nearest other training image (Alaa et al., 2022).
 
-    A share well above `level`, in units of share_error, or an authenticity well below that of
-    held-out images, is a sign of copying. A ratio above 1 or a share of 0 is no sign of health:
+    A small chance, or an authenticity well below that of held-out images, is a sign of copying.
+    Without copies the D of generated and held-out images are draws of one law, so their order is
+    random. Then x or more generated images are below the threshold if at most r - 1 of the
+    x + r - 1 smallest D are held-out ones, which has a hypergeometric probability at any n and l.
+    This takes images as independent, and held-out ones as no nearer to `train` than others are.
+    A ratio above 1 or a share of 0 is no sign of health:
     blurred and wrong images are far from everything. Copies of training images that are not in
     `train` go unnoticed.
     Raises FmdiffError for an empty set or fewer than 2 training images.
     """
+    from scipy.stats import hypergeom
+
     if len(train) < 2 or not len(generated) or not len(held_out):
         raise FmdiffError(
             f"nearest neighbours need generated, held-out and 2 training images, not "
@@ -133,14 +192,20 @@ def memorisation(
     used, place = torch.cat([index, real_index]).unique(return_inverse=True)
     between = nearest(train[used.to(train.device)], train, skip=used)[0].to(distance)[place]
     authentic = (torch.cat([distance, real]) > between).double()
-    threshold = real.quantile(level)
+    rank = max(1, round(level * (len(real) + 1)))
+    level = rank / (len(real) + 1)
+    threshold = real.kthvalue(rank).values
+    near = int((distance < threshold).sum())
+    both = len(distance) + len(real)
     middle, real_middle = distance.median().item(), real.median().item()
     return Memorisation(
         generated=middle,
         held_out=real_middle,
         ratio=middle / real_middle if real_middle else float("nan"),
         threshold=threshold.item(),
-        share=(distance < threshold).double().mean().item(),
+        level=level,
+        share=near / len(distance),
+        chance=float(hypergeom.cdf(rank - 1, both, len(real), near + rank - 1)),
         share_error=(level * (1 - level) * (1 / len(distance) + 1 / len(real))) ** 0.5,
         authenticity=authentic[: len(distance)].mean().item(),
         held_out_authenticity=authentic[len(distance) :].mean().item(),

@@ -67,7 +67,7 @@ def normal_interval(value: float, se: float) -> Interval:
     return value - Z * se, value + Z * se
 
 
-def wilson(share: float, n: int, z: float = Z) -> Interval:
+def wilson(share: float, n: float, z: float = Z) -> Interval:
     """Wilson's interval of a probability from a share of n; it has width even at 0 and 1.
 
     (s + z^2/2n +- z sqrt(s (1 - s)/n + z^2/4n^2)) / (1 + z^2/n)   (Wilson, 1927)
