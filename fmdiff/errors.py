@@ -192,8 +192,13 @@ class Screen:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, and return its length."""
-        self.stream.write("\r".join(map(visible, text.split("\r"))))
+        """Write a text, and return its length. What the encoding lacks becomes an escape too."""
+        said = "\r".join(map(visible, text.split("\r")))
+        try:
+            self.stream.write(said)
+        except UnicodeEncodeError:
+            code = self.stream.encoding
+            self.stream.write(said.encode(code, "backslashreplace").decode(code))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

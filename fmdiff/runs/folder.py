@@ -75,6 +75,7 @@ def claim_sweep(folder: Path) -> "Run":
     sweep = _claim(folder, folder.parent)
     try:
         (folder / JOBS).unlink(missing_ok=True)
+        (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra would write through a link
         if links := [path for path in folder.glob("[0-9]*") if path.is_symlink()]:
             raise _link(links[0])
     except OSError as error:
@@ -227,7 +228,10 @@ def _parent(cfg: DictConfig) -> Path:
         from fmdiff.runs.find import find  # imports torch, which --help need not wait for
 
         cfg.ckpt = str(find(cfg.ckpt))
-        return Path(cfg.ckpt).parent / "samples"
+        samples = Path(cfg.ckpt).parent / "samples"
+        if samples.is_symlink():
+            raise _link(samples)
+        return samples
     choices = [cfg.choices.get(group) for group in ("model", "data", "system")]
     # with samples= and result= nothing is chosen
     return OUTPUTS / (cfg.name or "-".join(filter(None, choices)) or "evaluation")

@@ -221,9 +221,26 @@ def test_an_old_run_of_integer_names_goes_on_with_its_labels(command, train, tmp
 # Several processes
 
 
+# each waits for the others before its result is put in place, and removes slowly
 CONVERT = """
-import sys
+import os, shutil, time
+from pathlib import Path
+from fmdiff.data import folder
 from fmdiff.data.folder import Folder
+
+def write_text(path, text, write=folder.write_text):
+    write(path, text)
+    Path(f"{os.getpid()}.ready").touch()
+    for _ in range(150):
+        if len(list(Path().glob("*.ready"))) == 3:
+            break
+        time.sleep(0.02)
+
+def rmtree(*args, remove=shutil.rmtree, **keys):
+    remove(*args, **keys)
+    time.sleep(0.3)
+
+folder.write_text, shutil.rmtree = write_text, rmtree
 data = Folder(root="mine", size=8, channels=1, skip_broken=False, batch_size=4, conditional=None)
 print(data.train[0].sum().item(), len(data.train[1]))
 """

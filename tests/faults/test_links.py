@@ -201,9 +201,18 @@ def test_a_sweep_goes_into_no_linked_folder(run, command, tmp_path, capfd):
     assert command(*words, f"out={sweep}") == 2
     assert "0 is a link" in capfd.readouterr().err
     (sweep / "0").unlink()
-    (sweep / "jobs.jsonl").symlink_to(tmp_path / "outside" / "thesis.tex")
-    claim_sweep(sweep).close()
-    assert not (sweep / "jobs.jsonl").exists()
+    for name in ("jobs.jsonl", "multirun.yaml"):
+        (sweep / name).symlink_to(tmp_path / "outside" / "thesis.tex")
+    assert command(*words, f"out={sweep}", "plan=true") == 0
+    assert command(*words, f"out={sweep}") == 0
+    assert (sweep / "multirun.yaml").is_file() and not (sweep / "multirun.yaml").is_symlink()
+
+
+@pytest.mark.fault
+def test_samples_go_into_no_linked_folder(run, command, capfd):
+    lead(run / "samples", Path("..", "outside", "inner"))
+    assert command("sample", "ckpt=run", "n=4", "steps=1", "device=cpu") == 2
+    assert "samples is a link" in capfd.readouterr().err
 
 
 @pytest.mark.fault
