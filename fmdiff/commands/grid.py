@@ -1,6 +1,7 @@
 """The grid of fmdiff evaluate: its cells, the rows that are done, its table and picture."""
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -174,3 +175,22 @@ def conclude(rows: Sequence[Row], folder: Path) -> None:
     plots.save(figure, folder / "quality.png")
     for file in ("table.csv", "table.md", "quality.png"):
         print(f"  {folder / file}")
+    print(as_text(rows))
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """The table of all settings for a terminal, and the best of them by the first metric."""
+    names = list(rows[0].metrics)
+    table = [[*rows[0].cell, "NFE", *names]]
+    for row in rows:
+        metrics = [row.metrics[name] for name in names]
+        errors = ["" if m.se is None else f" ± {m.se:.2g}" for m in metrics]
+        values = [f"{m.value:.4g}{error}" for m, error in zip(metrics, errors, strict=True)]
+        table.append([*map(str, row.cell.values()), f"{row.nfe:g}", *values])
+    first, sign = names[0], -1 if names[0] in results.MORE else 1
+    finite = [row for row in rows if math.isfinite(row.metrics[first].value)]
+    text = tables.aligned(table, left=len(rows[0].cell))
+    if not finite:
+        return text
+    best = min(finite, key=lambda row: (sign * row.metrics[first].value, row.nfe))
+    return f"{text}\nbest {first}: {best.metrics[first].value:.4g}, {words(best.cell)}"

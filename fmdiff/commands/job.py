@@ -210,9 +210,16 @@ def print_sweep(sweep: Path) -> int:
     file = sweep / JOBS
     if not file.is_file():
         return 1  # no job ended, and the reason has been logged
+    from fmdiff.report import losses
+
     jobs = sorted(json.loads(line) for line in files.read_text(file, sweep).splitlines())
-    rows = [("job", "result", "folder", "overrides")]
+    values, note = losses(sweep)
+    rows = [["job", "result", *(["validation loss"] if values else []), "folder", "overrides"]]
     for number, words, code, folder in jobs:
-        rows.append((str(number), OUTCOMES.get(code, str(code)), folder or "", words))
+        loss = [values.get(number, "-")] if values else []
+        outcome = OUTCOMES.get(code, str(code))
+        rows.append([str(number), outcome, *loss, folder or "", words])
     print(tables.aligned(rows))
+    if note:
+        print(note)
     return max(code for _, _, code, _ in jobs)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 COMMANDS: dict[str, Callable[..., None]] = {}
-REPORTED = ("train", "sample", "evaluate")  # commands after which report.html is written
+# commands after which report.html is written
+REPORTED = ("train", "sample", "evaluate", "likelihood", "invert", "simulate")
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fmdiff.errors import FmdiffError
 from fmdiff.files import whole
-from fmdiff.report.compare import page_of_runs
+from fmdiff.report.charts import short
+from fmdiff.report.compare import incomparable, page_of_runs
 from fmdiff.report.read import Run, is_sweep, read_run, read_sweep
 from fmdiff.report.run import page_of_run
 from fmdiff.runs.resume import OUTPUTS
@@ -59,6 +60,17 @@ def compare(folders: Sequence[Path], out: Path) -> Path:
         for folder, label in zip(folders, _labels(folders), strict=True)
     ]
     return _write(out, page_of_runs(runs, " and ".join(_short(runs)), "fmdiff, runs side by side"))
+
+
+def losses(sweep: Path) -> tuple[dict[int, str], str]:
+    """The last validation loss of each job of a sweep, as text.
+
+    Also returns a sentence if the losses do not compare, else ''.
+    """
+    ends = [(run, run.last("val_loss")) for run in read_sweep(sweep)]
+    known = [(run, loss) for run, loss in ends if loss is not None]
+    texts = {int(run.label): short(loss) for run, loss in known if run.label.isdigit()}
+    return texts, incomparable([run for run, _ in known])
 
 
 def update(folder: Path) -> None:

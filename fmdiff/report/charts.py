@@ -9,8 +9,11 @@ from itertools import pairwise
 from fmdiff.report.read import Curve
 
 WIDTH, HEIGHT = 344, 220  # of the view box, about CSS pixels
-LEFT, TOP, BOTTOM = 46, 10, 34
+LEFT, TOP, BOTTOM = 46, 10, 34  # LEFT: at least, long numbers take more
 LETTER = 5.9  # width of a letter of the labels
+DIGIT = 7.0  # width of a digit of the ticks, in the widest of the page's fonts
+TITLE = 14  # width of the title of the values, which is written upwards
+MARKED = 12  # different steps up to which each has its tick
 POINTS = 400  # points of a line that are drawn
 LOG_FROM = 4.0  # the ratio of largest to smallest from which a logarithmic axis helps
 
@@ -42,8 +45,12 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Three to seven round values in the range."""
+        values = self._ticks(self.log and self.most / self.least > LOG_FROM)
+        return values if len(values) > 2 else self._ticks(log=False)
+
+    def _ticks(self, log: bool) -> list[float]:
         least, most = self.least, self.most
-        if self.log and most / least > LOG_FROM:
+        if log:
             first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
             every = max(1, math.ceil((last - first) / 6))
             steps = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
@@ -80,42 +87,47 @@ def in_words(value: float) -> str:
 
 @dataclass
 class Frame:
-    """The axes of a chart with their titles. Lines end at `right`."""
+    """The axes of a chart with their titles, from `left` to `right`.
+
+    marks: the places of points, if there are few, which have the ticks then.
+    """
 
     across: Axis
     up: Axis
+    left: float
     right: float
+    marks: Sequence[float]
     x_label: str
     y_label: str
 
     def rules(self) -> str:
         """A horizontal line and a number for each tick of the values."""
         return "".join(
-            f'<path class="rule" d="M{LEFT} {self.up(y):.1f}H{self.right:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 6}" y="{self.up(y) + 3.5:.1f}" text-anchor="end">'
-            f"{short(y)}</text>"
+            f'<path class="rule" d="M{self.left:.1f} {self.up(y):.1f}H{self.right:.1f}"/>'
+            f'<text class="tick" x="{self.left - 6:.1f}" y="{self.up(y) + 3.5:.1f}" '
+            f'text-anchor="end">{short(y)}</text>'
             for y in self.up.ticks()
         )
 
     def axis(self) -> str:
         """The horizontal axis with its ticks. Numbers that would overlap are left out."""
-        axis = f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{self.right:.1f}"/>'
+        axis = f'<path class="axis" d="M{self.left:.1f} {HEIGHT - BOTTOM}H{self.right:.1f}"/>'
         end = -math.inf
-        for x in self.across.ticks():
+        for x in self.marks or self.across.ticks():
             text, place = short(x), self.across(x)
-            if place - len(text) * LETTER / 2 > end + 6:
+            axis += f'<path class="axis" d="M{place:.1f} {HEIGHT - BOTTOM}v4"/>'
+            if place - len(text) * DIGIT / 2 > end + 4:
                 axis += (
-                    f'<path class="axis" d="M{place:.1f} {HEIGHT - BOTTOM}v4"/>'
                     f'<text class="tick" x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}" '
                     f'text-anchor="middle">{text}</text>'
                 )
-                end = place + len(text) * LETTER / 2
+                end = place + len(text) * DIGIT / 2
         return axis
 
     def titles(self) -> str:
         """The names of both axes."""
         return (
-            f'<text class="tick" x="{(LEFT + self.right) / 2:.0f}" y="{HEIGHT - 4}" '
+            f'<text class="tick" x="{(self.left + self.right) / 2:.0f}" y="{HEIGHT - 4}" '
             f'text-anchor="middle">{escape(self.x_label)}'
             f"{' (log)' if self.across.log else ''}</text>"
             f'<text class="tick" x="{-(TOP + HEIGHT - BOTTOM) / 2:.0f}" y="9" '
@@ -146,9 +158,12 @@ def chart(
     log_y = positive and (max(ys) / min(ys) > LOG_FROM if log_y is None else log_y)
     several = len(lines) > 1  # then they are labelled
     room = max(len(_cut(line.label)) for line in lines) * LETTER + 12 if several else 12
-    across = _axis(xs, LEFT, WIDTH - room, log_x and min(xs) > 0, 0 if log_x else None)
     up = _axis(ys, HEIGHT - BOTTOM, TOP, log_y)
-    frame = Frame(across, up, WIDTH - room, x_label, y_label)
+    left = max(LEFT, TITLE + max(len(short(y)) for y in up.ticks()) * DIGIT + 6)
+    across = _axis(xs, left, WIDTH - room, log_x and min(xs) > 0, 0 if log_x else None)
+    places = sorted(set(xs))
+    marks = places if len(places) <= MARKED else []
+    frame = Frame(across, up, left, WIDTH - room, marks, x_label, y_label)
     curves = "".join(_line(line, across, up) for line in lines)
     if front:
         way = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in front)
@@ -162,7 +177,7 @@ def chart(
         for line in lines[:8]
     )
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="chart enlarges" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
         f'aria-label="{escape(summary)}" data-x="{escape(x_label)}">'
         f"{frame.rules()}{frame.axis()}{frame.titles()}"
         f'{curves}{labels}<path class="cursor" d="" visibility="hidden"/></svg>'

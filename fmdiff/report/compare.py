@@ -17,8 +17,9 @@ from fmdiff.report.page import (
     table,
     text,
 )
+from fmdiff.report.quality import LOOKS, grid_of, nfe_charts
 from fmdiff.report.read import Run
-from fmdiff.report.results import LOOKS, first_picture, grid_of, metrics_of, nfe_charts, value_of
+from fmdiff.report.results import first_picture, metrics_of, value_of
 from fmdiff.report.run import (
     duration,
     footer,
@@ -31,6 +32,8 @@ from fmdiff.report.run import (
 from fmdiff.runs.config import leaves
 from fmdiff.runs.resume import CHANGEABLE
 
+OF_LOSS = ("data", "path", "objective", "source", "coupling", "time")
+INCIDENTAL = ("data.batch_size", "data.root")
 ROWS = 30  # differing settings that are shown
 PICTURED = 24  # runs whose samples are shown
 FILMED = 4  # for up to so many runs, all pictures over training are shown
@@ -87,6 +90,24 @@ def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return choices | others
 
 
+def incomparable(runs: Sequence[Run]) -> str:
+    """A sentence if the losses of runs do not compare, which names the reason; '' if they do.
+
+    A loss is the mean over data, noise and times of a distance to what the objective predicts, so
+    each of these groups gives it another size.
+    """
+    differ = [group for group in OF_LOSS if len({_part(run, group) for run in runs}) > 1]
+    if not differ:
+        return ""
+    return f"The validation losses do not compare: these runs differ in {' and '.join(differ)}."
+
+
+def _part(run: Run, group: str) -> str:
+    """The settings of a group that a loss depends on, as text."""
+    settings = [(k, v) for k, v in leaves({group: run.get(group)}) if k not in INCIDENTAL]
+    return str((run.get(f"choices.{group}"), sorted(map(str, settings))))
+
+
 def _summary(runs: Sequence[Run], sweep: bool) -> str:
     good = sum(run.outcome in (None, "ok") for run in runs)
     keys = list(varying([run for run in runs if run.config]))
@@ -103,9 +124,8 @@ def _summary(runs: Sequence[Run], sweep: bool) -> str:
             f" The lowest validation loss at the end, {short(loss)}, is that of "
             f"<b>{text(run.label)}</b>."
         )
-        objectives = {str((r.get("objective"), r.get("choices.data"))) for _, r in losses}
-        if len(objectives) > 1:
-            best = " Their losses are of different objectives or data and do not compare."
+        if apart := incomparable([run for _, run in losses]):
+            best = f" {apart}"
     return f'<p class="summary">{words}.{best}</p>'
 
 
@@ -127,7 +147,7 @@ def _table(runs: Sequence[Run], sweep: bool) -> str:
     head += ["validation loss", "time", *names]
     rows = []
     for i, run in enumerate(runs):
-        loss, seconds = run.last("val_loss"), run.last("seconds")
+        loss, seconds = run.last("val_loss"), run.seconds
         metrics = _metrics(run)
         row = [text(run.label.split(" ")[0] if sweep else run.label)]
         row += [text(_value(differs[key][i])) for key in keys]
@@ -140,7 +160,9 @@ def _table(runs: Sequence[Run], sweep: bool) -> str:
         ]
         rows.append(row)
     columns = [0, *(i for i in range(1, len(head)) if any(row[i] for row in rows))]
-    return table([head[i] for i in columns], [[row[i] for i in columns] for row in rows])
+    cells = [[row[i] for i in columns] for row in rows]
+    with_loss = [run for run in runs if run.last("val_loss") is not None]
+    return table([head[i] for i in columns], cells, text(incomparable(with_loss)))
 
 
 def _value(value: Any) -> str:

@@ -1,22 +1,71 @@
 "use strict";
-// Pictures over training: the slider shows, in each track, the last picture up to its step.
+// Pictures over training or over t: the slider shows, in each track, the last picture up to its
+// value. Those over t play, unless the reader wants less motion, until they are stopped.
+const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 for (const film of document.querySelectorAll(".film")) {
   const slider = film.querySelector("input");
   if (!slider) continue;
   const steps = slider.dataset.steps.split(" ").map(Number);
+  const whole = slider.dataset.unit === "step";
   const show = () => {
     const step = steps[slider.value];
-    film.querySelector("output").textContent = step.toLocaleString("en");
-    slider.setAttribute("aria-valuetext", "step " + step);
+    const words = whole ? step.toLocaleString("en") : step.toPrecision(3);
+    film.querySelector("output").textContent = words;
+    slider.setAttribute("aria-valuetext", `${slider.dataset.unit} ${words}`);
     for (const frames of film.querySelectorAll(".frames")) {
       const images = [...frames.querySelectorAll("img")];
-      const shown = images.filter(image => Number(image.dataset.step) <= step).pop() || images[0];
+      const place = image => Number(image.dataset.step ?? image.dataset.at);
+      const shown = images.filter(image => place(image) <= step).pop() || images[0];
       for (const image of images) image.hidden = image !== shown;
     }
   };
-  slider.addEventListener("input", show);
-  slider.show = show;
+  const button = film.querySelector(".play");
+  let timer = 0;
+  const play = playing => {
+    clearTimeout(timer);
+    timer = playing ? setTimeout(next, 80) : 0;
+    button.textContent = playing ? "Pause" : "Play";
+  };
+  const next = () => {
+    slider.value = (Number(slider.value) + 1) % steps.length;
+    show();
+    timer = setTimeout(next, Number(slider.value) === steps.length - 1 ? 1500 : 80);
+  };
+  slider.show = () => { if (button) play(false); show(); };
+  slider.addEventListener("input", slider.show);
   show();
+  if (!button) continue;
+  button.hidden = false;
+  button.addEventListener("click", () => play(!timer));
+  play(!still);
+}
+// A picture is enlarged by a click, Enter or Space, and closed by the same or Escape.
+const large = document.querySelector("dialog.large");
+const enlarge = picture => {
+  const copy = picture.cloneNode(true);
+  copy.removeAttribute("tabindex");
+  copy.classList.remove("enlarges");
+  copy.querySelector(".cursor")?.remove();
+  const look = ["pixels", "drawn"].find(name => picture.closest(`.${name}`));
+  large.className = `large ${look || ""}`;
+  large.replaceChildren(copy);
+  large.showModal();
+};
+large.addEventListener("click", () => large.close());
+large.addEventListener("close", () => large.replaceChildren());
+large.addEventListener("keydown", event => {
+  if (event.key === "Enter" || event.key === " ") {
+    event.preventDefault();
+    large.close();
+  }
+});
+for (const picture of document.querySelectorAll(".enlarges")) {
+  picture.addEventListener("click", () => enlarge(picture));
+  picture.addEventListener("keydown", event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    enlarge(picture);
+  });
 }
 // Arrow keys move the slider that is nearest to the middle of the window, wherever the focus is.
 document.addEventListener("keydown", event => {
@@ -31,24 +80,13 @@ document.addEventListener("keydown", event => {
     const box = slider.closest(".film").getBoundingClientRect();
     return box.bottom > 0 && box.top < innerHeight;
   });
+  if (large.open) return;
   const slider = seen.sort((a, b) => distance(a) - distance(b))[0];
   if (!slider) return;
   slider.value = Number(slider.value) + way;
   slider.show();
   event.preventDefault();
 });
-// Animations play, unless the reader wants less motion, until they are stopped.
-const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-for (const moving of document.querySelectorAll(".moving")) {
-  const button = moving.querySelector("button");
-  const play = playing => {
-    moving.classList.toggle("playing", playing);
-    button.textContent = playing ? "Pause" : "Play";
-  };
-  button.addEventListener("click", () => play(!moving.classList.contains("playing")));
-  button.hidden = false;
-  play(!still);
-}
 // Copy a command; a page opened from a file may lack the clipboard, so select as well.
 for (const button of document.querySelectorAll(".copy")) {
   button.hidden = false;

@@ -11,10 +11,15 @@ from typing import Any
 from fmdiff.data import decode
 from fmdiff.errors import visible
 from fmdiff.files import read_bytes
+from fmdiff.report.read import finite
 
 LIMIT = 5_800_000  # bytes of pictures in a page; as text they take 4/3 of that
 LARGE = 2_000_000  # bytes of one picture
 ACROSS = 1000  # pixels to which larger pictures are reduced
+FILM = 1_500_000  # bytes of the frames of one animation
+FILM_ACROSS = 560  # pixels to which larger frames are reduced
+FRAMES = 60  # frames of an animation that are shown
+BASE = 60  # milliseconds that one frame lasts in fmdiff's animations
 STEPS = 60  # pictures over training that are shown
 TYPES = {".png": "png", ".apng": "apng", ".gif": "gif", ".webp": "webp", ".jpg": "jpeg"}
 # the page may load nothing, whatever a config holds
@@ -28,18 +33,17 @@ def text(value: Any) -> str:
 
 @dataclass
 class Picture:
-    """An embedded picture. If it is the last frame of an animation, `film` is the URI of that."""
+    """An embedded picture."""
 
     uri: str
     width: int
     height: int
-    film: str | None = None
 
-    def tag(self, alt: str, more: str = "", uri: str | None = None) -> str:
-        """An <img>; more: attributes, each after a space. uri: replaces its own."""
+    def tag(self, alt: str, more: str = "") -> str:
+        """An <img> that is enlarged by a click, Enter or Space; more: attributes after a space."""
         return (
-            f'<img src="{uri or self.uri}" alt="{text(alt)}" width="{self.width}" '
-            f'height="{self.height}"{more}>'
+            f'<img src="{self.uri}" alt="{text(alt)}" width="{self.width}" '
+            f'height="{self.height}" tabindex="0" class="enlarges"{more}>'
         )
 
 
@@ -65,24 +69,30 @@ class Album:
             self.notes.append(f"{name} cannot be shown: {text_of(error)}")
             return None
 
-    def film(self, path: Path, name: str) -> Picture | None:
-        """Embed an animation with its last frame, or that frame alone if there is no room."""
+    def film(self, path: Path, name: str) -> tuple[str, list[tuple[float, Picture]]]:
+        """Embed frames of an animation, as many as fit; the last one always.
+
+        Returns what their numbers are and the frames: "t" for times, which fmdiff's animations
+        hold, or "frame".
+        """
         try:
             data = read_bytes(path, path.parent)
             with decode.picture(io.BytesIO(data)) as picture:
-                picture.seek(decode.frames(picture) - 1)
-                last = picture.convert("RGB")
-            still = self._take(_webp(last), "webp", last.size, name)
+                unit, times, frames = _frames(picture)
         except Exception as error:
             self.notes.append(f"{name} cannot be shown: {text_of(error)}")
-            return None
-        if still and len(data) > min(LARGE, self.room):
-            size = f"{len(data) / 1e6:.1f} MB"
-            self.notes.append(f"{name} ({size}) is too large for this page: its last frame only")
-        elif still:
-            self.room -= len(data)
-            still.film = _uri(data, TYPES.get(path.suffix, "gif"))
-        return still
+            return "frame", []
+        room, every = min(self.room // 2, FILM), 1
+        while every < len(frames) and sum(len(frames[i][0]) for i in _every(frames, every)) > room:
+            every += 1
+        choice = _every(frames, every)
+        if every > 1:
+            self.notes.append(
+                f"{len(choice)} of {len(frames)} frames of {name} are shown, to keep this page "
+                "small"
+            )
+        stills = [(times[i], self._take(frames[i][0], "webp", frames[i][1], name)) for i in choice]
+        return unit, [(t, still) for t, still in stills if still]
 
     def over_training(
         self, pictures: Sequence[tuple[int, Path]], share: int = 1
@@ -117,6 +127,37 @@ def _spread(n: int, count: int) -> list[int]:
     return sorted({round(i * (n - 1) / (count - 1)) for i in range(count)})
 
 
+def _every(frames: Sequence[Any], every: int) -> list[int]:
+    """The index of each `every`-th frame, counted from the last."""
+    return list(range(len(frames) - 1, -1, -every))[::-1]
+
+
+def _frames(picture: Any) -> tuple[str, list[float], list[tuple[bytes, tuple[int, int]]]]:
+    """The unit and the numbers of an animation's frames, and these as WebP with their sizes.
+
+    Pillow joins equal frames into one that lasts longer, and is seen at the last of their times.
+    """
+    comment = picture.info.get("comment") or picture.info.get("xmp") or ""
+    words = comment.decode(errors="replace") if isinstance(comment, bytes) else str(comment)
+    known = [finite(word) for word in words[2:].split()] if words[:2] == "t " else []
+    count = decode.frames(picture)
+    numbers = _spread(count, min(count, FRAMES))
+    times, frames, index = [], [], -1
+    for i in range(numbers[-1] + 1):
+        picture.seek(i)
+        if i in numbers:
+            frame = picture.convert("RGB")
+            frame.thumbnail((FILM_ACROSS, FILM_ACROSS))
+            frames.append((_webp(frame), frame.size))
+        index += max(1, round(picture.info.get("duration", 0) / BASE))
+        index = len(known) - 1 if i == count - 1 else index  # it stands longer
+        if i in numbers:
+            times.append(known[index] if 0 <= index < len(known) else None)
+    if None in times:
+        return "frame", [float(i + 1) for i in numbers], frames
+    return "t", times, frames  # type: ignore[return-value]
+
+
 def _webp(picture: Any) -> bytes:
     store = io.BytesIO()
     picture.convert("RGB").save(store, "WEBP", quality=85, method=0)
@@ -149,46 +190,46 @@ class Figures:
         )
 
 
-def animation(picture: Picture, alt: str) -> str:
-    """An animation that can be stopped. It does not start if the reader wants less motion."""
-    if not picture.film:
-        return picture.tag(alt)
-    return (
-        f'<div class="moving">{picture.tag(alt, " data-still")}'
-        f"{picture.tag(alt, ' data-moving', picture.film)}"
-        '<button type="button" class="play" hidden>Pause</button></div>'
-    )
+Track = tuple[str, str, Sequence[tuple[float, Picture]]]  # label, look, [(step or t, picture)]
 
 
-Track = tuple[str, str, Sequence[tuple[int, Picture]]]  # label, look, [(step, picture)]
+def film(tracks: Sequence[Track], name: str, unit: str = "step") -> str:
+    """Show pictures side by side with one slider for all tracks: over training, or over time t.
 
-
-def film(tracks: Sequence[Track], name: str) -> str:
-    """Show pictures over training side by side, with one slider for all tracks."""
+    unit: the name of what the slider moves. Pictures over t play by themselves.
+    """
     tracks = [track for track in tracks if track[2]]
     steps = sorted({step for _, _, pictures in tracks for step, _ in pictures})
     if not steps:
         return ""
-    columns = []
+    columns, attribute = [], "step" if unit == "step" else "at"
     for label, look, pictures in tracks:
         last = pictures[-1][0]
         images = "".join(
             picture.tag(
-                f"{label + ', ' if len(tracks) > 1 else ''}{name} after {step:,} steps",
-                f' data-step="{step}"{"" if step == last else " hidden"}',
+                f"{label + ', ' if len(tracks) > 1 else ''}{name} {_at(step, unit)}",
+                f' data-{attribute}="{step:.6g}"{"" if step == last else " hidden"}',
             )
             for step, picture in pictures
         )
         head = f'<p class="track">{text(label)}</p>' if len(tracks) > 1 else ""
         columns.append(f'<div class="frames {look}">{head}{images}</div>')
+    button = '<button type="button" class="play" hidden>Play</button>' if unit != "step" else ""
+    shown = f"{steps[-1]:,}" if unit == "step" else f"{steps[-1]:.3g}"
     slider = (
-        f'<label class="slider"><span>step <output>{steps[-1]:,}</output></span>'
+        f'<div class="slider">{button}<label><span>{unit} <output>{shown}</output></span>'
         f'<input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
-        f'data-steps="{" ".join(map(str, steps))}" aria-label="training step"></label>'
+        f'data-unit="{unit}" data-steps="{" ".join(f"{step:.6g}" for step in steps)}" '
+        f'aria-label="{"training step" if unit == "step" else text(f"{unit} of {name}")}">'
+        "</label></div>"
         if len(steps) > 1
         else ""
     )
     return f'<div class="film"><div class="tracks">{"".join(columns)}</div>{slider}</div>'
+
+
+def _at(step: float, unit: str) -> str:
+    return f"after {step:,} steps" if unit == "step" else f"at {unit} = {step:.3g}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
@@ -257,6 +298,7 @@ def page(title: str, above: str, body: str, below: str) -> str:
 {body}
 <footer>{below}</footer>
 </main>
+<dialog class="large" aria-label="enlarged picture"></dialog>
 <script>{script}</script>
 </body>
 </html>

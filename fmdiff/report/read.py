@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from fmdiff.files import inside, read_text
 from fmdiff.runs.config import load_config
 from fmdiff.runs.folder import JOBS
 
+# a key that the config of one command alone has
+SIGNS = {
+    "trainer": "train",
+    "system": "simulate",
+    "probes": "likelihood",
+    "interpolate": "invert",
+    "repeats": "evaluate",
+}
+JSONS = ("sample", "results", "likelihood", "invert")  # what the commands write
+LOGS = ("train", "sample", "evaluate", "likelihood", "invert", "simulate")
+STARTED = re.compile(r"([\d-]+ [\d:]+),\d+ [A-Z]+ ")
 STEP = re.compile(r"step_(\d+)\.png")
 LOGGED = re.compile(r"([\d-]+ [\d:]+),\d+ (WARNING|ERROR) [\w.]+: (.+)")
 WARNINGS = 10  # the last warnings of a log
@@ -27,13 +39,15 @@ Curve = list[tuple[float, float]]
 
 @dataclass
 class Result:
-    """A folder that `sample` or `evaluate` wrote."""
+    """A folder that a command after training wrote."""
 
     folder: Path
     written: float  # seconds since the epoch
-    config: dict[str, Any]
-    sample: dict[str, Any]  # sample.json
-    results: dict[str, Any]  # results.json
+    config: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)  # sample.json, and so on
+    results: dict[str, Any] = field(default_factory=dict)
+    likelihood: dict[str, Any] = field(default_factory=dict)
+    invert: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,11 +67,31 @@ class Run:
     notes: list[str] = field(default_factory=list)  # what could not be read
     parameters: int | None = None
     outcome: str | None = None  # outcome of a job of a sweep
+    started: str = ""  # when its first command began
+
+    @property
+    def command(self) -> str:
+        """The name of the command that wrote the folder."""
+        if self.metrics:
+            return "train"
+        for key, name in SIGNS.items():
+            if key in self.config:
+                return name
+        evaluated = any(result.results for result in self.results)
+        return "evaluate" if evaluated and not any(r.sample for r in self.results) else "sample"
 
     @property
     def is_training(self) -> bool:
-        """Whether train wrote it, rather than sample or evaluate."""
-        return isinstance(self.config.get("trainer"), dict) or bool(self.metrics)
+        """Whether train wrote it, rather than another command."""
+        return self.command == "train"
+
+    @property
+    def seconds(self) -> float | None:
+        """The time of the whole training, with every time that it was resumed."""
+        times = [value for _, value in self.metrics.get("seconds") or []]
+        # earlier versions counted from 0 again in a resumed run
+        ends = [a for a, b in pairwise(times) if b < a] + times[-1:]
+        return sum(ends) if ends else None
 
     def last(self, column: str) -> float | None:
         """The last value in a column of metrics.csv."""
@@ -122,6 +156,8 @@ def read_run(folder: Path, label: str | None = None) -> Run:
 
     def log(path: Path) -> None:
         text = read_text(path, folder, "replace")
+        if begun := STARTED.match(text):  # a log goes on where environment.json is replaced
+            run.started = min(filter(None, (run.started, begun[1][:16])))
         lines = dict.fromkeys(f"{m[2].lower()}: {m[3]}" for m in LOGGED.finditer(text))
         run.warnings += list(lines)[-WARNINGS:]
         if counts := re.findall(r"; ([\d,]+) parameters; writing to", text):
@@ -136,8 +172,9 @@ def read_run(folder: Path, label: str | None = None) -> Run:
     attempt("overrides", overrides)
     attempt("environment.json", environment)
     attempt("metrics.csv", metrics)
-    for name in ("train.log", "sample.log", "evaluate.log"):
-        attempt(name, log)
+    run.started = str(run.environment.get("started") or "")[:16].replace("T", " ")
+    for name in LOGS:
+        attempt(f"{name}.log", log)
     attempt("samples", pictures)
     attempt("", lambda path: run.results.extend(_results(run, path)))
     for result in run.results:
@@ -203,7 +240,7 @@ def _results(run: Run, folder: Path) -> list[Result]:
     """The samples and evaluations in the folder itself and in its samples/DATE_TIME."""
     inner = (path for path in folder.glob("samples/*") if inside(path, folder) and path.is_dir())
     folders = [folder, *inner]
-    names = ("sample.json", "results.json", "grid.png", "scatter.png")
+    names = (*(f"{name}.json" for name in JSONS), "grid.png", "scatter.png")
     dated = []
     for folder in folders:
         times = [(folder / name).stat().st_mtime for name in names if (folder / name).is_file()]
@@ -211,16 +248,17 @@ def _results(run: Run, folder: Path) -> list[Result]:
             dated.append((max(times), folder))
     results = []
     for written, folder in sorted(dated, reverse=True)[:RESULTS]:
-        result = Result(folder, written, {}, {}, {})
-        for name in ("sample.json", "results.json"):
+        result = Result(folder, written)
+        for name in JSONS:
+            file = folder / f"{name}.json"
             try:
-                if (folder / name).is_file():
-                    content = mapping(json.loads(read_text(folder / name, folder)))
-                    setattr(result, name.removesuffix(".json"), content)
+                if file.is_file():
+                    content = mapping(json.loads(read_text(file, folder)))
+                    setattr(result, name, content)
+                    result.config = result.config or mapping(content.get("config"))
             except Exception as error:
-                place = (folder / name).relative_to(run.folder)
+                place = file.relative_to(run.folder)
                 run.notes.append(f"{place} cannot be read: {_reason(error)}")
-        result.config = mapping(result.sample.get("config") or result.results.get("config"))
         results.append(result)
     return results
 

@@ -1,13 +1,12 @@
-"""Samples and evaluations: pictures, animations, metrics, quality against NFE."""
+"""Samples and their metrics: pictures, animations, tables."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmdiff.metrics.results import MORE, front
-from fmdiff.report.charts import Line, chart, short
-from fmdiff.report.page import Album, Figures, animation, details, section, table, text
+from fmdiff.metrics.results import MORE
+from fmdiff.report.charts import short
+from fmdiff.report.page import Album, Figures, film, section, table, text
 from fmdiff.report.read import Result, Run, dig, finite, mapping, when
 
 STILLS = {
@@ -19,43 +18,43 @@ FILMS = {
     "trajectory": "From noise to data: the state <i>x<sub>t</sub></i>.",
     "x_hat": "The estimate of <i>x</i> along the way.",
     "field": "The velocity field along the way, and the samples in it.",
+    "animation": "The paths as they grow with <i>t</i>.",
 }
 OF_QUALITY = {
     "neighbours.png": "Samples, each beside its nearest neighbours in the training data.",
     "quality.png": "Quality against the number of network evaluations.",
     "errors.png": "Error against the exact field over time.",
 }
-PLAIN = ("neighbours.png", "grid.png")  # these show pixels if the data are images
 SUFFIXES = (".gif", ".apng", ".webp")
-EVALUATIONS = 5
-LOOKS = 8  # colours of lines; charts of more lines are unreadable
-CHARTS = 4  # charts of quality against NFE
-ALONG = ("nfe", "steps", "seed", "n")  # settings of a grid that vary along a line of the chart
 
 
 def samples(run: Run, album: Album, figures: Figures, look: str) -> str:
     """Show the newest samples that have pictures. look: the style of the pictures."""
     for result in run.results:
         stills, films = _pictures(result.folder)
-        if stills or films:
+        if (stills or films) and not result.invert:  # its pictures have their own section
             break
     else:
         return ""
     how = _how(result)
-    parts, small = [], []
+    parts = []
     for path in stills:
         if picture := album.still(path, path.name):
             caption = STILLS.get(path.name, f"{text(path.name)}.")
             caption = f"{caption} {text(how)}"
             parts.append(figures(picture.tag(_alt(path, result)), caption, look))
-    for path in films:
-        if picture := album.film(path, path.name):
-            caption = FILMS.get(path.stem, f"{text(path.name)}.")
-            alt = f"animation: {path.stem}, its last frame at the data"
-            small.append(figures(animation(picture, alt), caption, look))
+    small = [movie(path, album, figures, look) for path in films]
     return section(
         "Samples", *parts, f'<div class="films">{"".join(small)}</div>' if small else ""
     )
+
+
+def movie(path: Path, album: Album, figures: Figures, look: str) -> str:
+    """An animation as a figure with a slider of t, and a button that plays it."""
+    unit, frames = album.film(path, path.name)
+    caption = FILMS.get(path.stem, f"{text(path.name)}.")
+    name = f"animation: {path.stem}"
+    return figures(film([("", look, frames)], name, unit), caption, look)
 
 
 def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -113,24 +112,6 @@ def _alt(path: Path, result: Result) -> str:
     if path.name == "grid.png":
         return f"Grid of {min(n, 100) if isinstance(n, int) else ''} generated images"
     return path.stem.replace("_", " ")
-
-
-def quality(results: Sequence[Result], album: Album, figures: Figures) -> str:
-    """Show the metrics of the newest evaluations, their curves and pictures."""
-    evaluations = [result for result in results if result.results][:EVALUATIONS]
-    parts = [metrics_table(result) for result in evaluations]
-    curves = next((_grid(r) for r in evaluations if _grid(r)), [])
-    if curves:
-        parts.append(nfe_charts(curves, figures))
-        parts.append(details("All settings of the grid", _grid_table(curves)))
-    for name, caption in OF_QUALITY.items():
-        if name == "quality.png" and curves:
-            continue  # the charts above show the same
-        path = next((r.folder / name for r in results if (r.folder / name).is_file()), None)
-        if path and (picture := album.still(path, name)):
-            look = "pixels" if name in PLAIN else "drawn"
-            parts.append(figures(picture.tag(caption), caption, look))
-    return section("Quality", *parts)
 
 
 def value_of(metric: Any) -> str:
@@ -193,11 +174,11 @@ def metrics_table(result: Result) -> str:
     empty = [i for i in range(2, 6) if not any(row[i] for row in rows)]
     columns = [i for i in range(6) if i not in empty]
     cells = [[row[i] for i in columns] for row in rows]
-    whole = table([head[i] for i in columns], cells, text(_caption(result)))
+    whole = table([head[i] for i in columns], cells, text(caption_of(result)))
     return (whole if rows else "") + _against(result)
 
 
-def _caption(result: Result) -> str:
+def caption_of(result: Result) -> str:
     """The date and the subject of an evaluation."""
     results = result.results
     of = mapping(results.get("checkpoint"))
@@ -209,11 +190,6 @@ def _caption(result: Result) -> str:
         checkpoint += f" (step {of['step']}, {weights} weights{which})"
     source = checkpoint or results.get("samples") or result.config.get("ckpt") or ""
     caption = f"Evaluated {when(result.written)}" + (f": {source}" if source else "")
-    metrics, rows = mapping(results.get("metrics")), results.get("grid")
-    for row in rows if isinstance(rows, list) else []:
-        if metrics and mapping(row).get("metrics") == metrics:
-            caption += f"; {_settings(mapping(mapping(row).get('settings')))}"
-            break
     if results.get("kind"):  # from against=exact
         caption += f"; errors of {results['kind']}"
     return caption
@@ -229,91 +205,3 @@ def _against(result: Result) -> str:
     ]
     kind = text(f"{result.results.get('kind', '')} against {result.results.get('against', '')}")
     return table(("mean over time", "value"), rows, kind) if rows else ""
-
-
-# Quality against NFE
-
-Point = tuple[str, float, dict[str, float], dict[str, Any]]  # line, NFE, metrics, settings
-
-
-def _grid(result: Result) -> list[Point]:
-    """The settings of a grid that have an NFE and a metric."""
-    rows = result.results.get("grid")
-    points: list[tuple[dict, float, dict]] = []
-    for row in map(mapping, rows if isinstance(rows, list) else []):
-        settings = mapping(row.get("settings"))
-        nfe = finite(row.get("nfe_counted"))
-        nfe = finite(settings.get("nfe")) if nfe is None else nfe
-        metrics = {
-            name: value
-            for name, metric in mapping(row.get("metrics")).items()
-            if (value := finite(mapping(metric).get("value"))) is not None
-        }
-        if nfe is not None and nfe > 0 and metrics:
-            points.append((settings, nfe, metrics))
-    varied = {
-        key
-        for settings, _, _ in points
-        for key in settings
-        if len({str(other.get(key)) for other, _, _ in points}) > 1
-    } - set(ALONG)
-
-    def line(settings: dict) -> str:
-        words = [str(settings["solver"])] if "solver" in settings else []
-        words += [f"{k}={settings.get(k)}" for k in sorted(varied - {"solver"})]
-        return " ".join(words) or "all"
-
-    return [(line(settings), nfe, metrics, settings) for settings, nfe, metrics in points]
-
-
-def nfe_charts(points: list[Point], figures: Figures) -> str:
-    """Draw each metric against NFE, a line per solver, with the Pareto front ringed."""
-    names = list(dict.fromkeys(name for _, _, metrics, _ in points for name in metrics))
-    charts = []
-    for name in names[:CHARTS]:
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for label, nfe, metrics, _ in points:
-            if name in metrics:
-                lines.setdefault(label, []).append((nfe, metrics[name]))
-        curves = {label: sorted(curve) for label, curve in list(lines.items())[:LOOKS]}
-        every = [point for curve in curves.values() for point in curve]
-        best = [every[i] for i in front(every, more=name in MORE)]
-        svg = chart(
-            [Line(k, curve, f"s{i}", True) for i, (k, curve) in enumerate(curves.items())],
-            f"{name} against network evaluations",
-            "network evaluations per sample",
-            name,
-            log_x=True,
-            log_y=True,
-            front=best,
-        )
-        better = "more is better" if name in MORE else "less is better"
-        left = len(lines) - len(curves)
-        caption = (
-            f"{text(name)} against cost; {better}. Ringed: no other setting is both cheaper and "
-            f"better.{f' {left} more lines are not drawn.' if left else ''}"
-        )
-        charts.append(figures(svg, f'{caption} <span class="readout"></span>'))
-    return f'<div class="pair">{"".join(charts)}</div>' if charts else ""
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in settings.items())
-
-
-def _grid_table(points: list[Point]) -> str:
-    names = list(dict.fromkeys(name for _, _, metrics, _ in points for name in metrics))
-    rows = [
-        (
-            text(_settings(settings)) or "-",
-            f"{nfe:g}",
-            *(short(metrics[name]) if name in metrics else "" for name in names),
-        )
-        for _, nfe, metrics, settings in points
-    ]
-    return table(["settings", "NFE", *names], rows)
-
-
-def grid_of(run: Run) -> list[Point]:
-    """The newest grid of a run."""
-    return next((points for result in run.results if (points := _grid(result))), [])

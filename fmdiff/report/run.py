@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fmdiff import __version__
 from fmdiff.data import decode
+from fmdiff.report.analyses import inversions, likelihoods, simulation
 from fmdiff.report.charts import Line, chart, in_words, short
 from fmdiff.report.page import (
     Album,
@@ -22,8 +23,9 @@ from fmdiff.report.page import (
     table,
     text,
 )
-from fmdiff.report.read import Curve, Result, Run, dig, mapping, when
-from fmdiff.report.results import headline, quality, samples
+from fmdiff.report.quality import opening, quality
+from fmdiff.report.read import Curve, Result, Run, dig, finite, mapping, when
+from fmdiff.report.results import headline, samples
 from fmdiff.runs.config import leaves
 from fmdiff.runs.overrides import repeatable
 
@@ -49,6 +51,16 @@ WORDS = {
 }
 
 
+ABOVE = {  # what a page is of, by the command that wrote the folder
+    "train": "training run",
+    "sample": "samples",
+    "evaluate": "evaluation",
+    "likelihood": "likelihood",
+    "invert": "inversion",
+    "simulate": "simulation",
+}
+
+
 def page_of_run(run: Run) -> str:
     """The whole page. It never raises, whatever the run holds."""
     album, figures = Album(), Figures()
@@ -63,23 +75,29 @@ def page_of_run(run: Run) -> str:
     summary = part(lambda: _summary(run), "the summary")
     facts = part(lambda: _facts(run), "the figures of the run")
     look = look_of(run)
+    first = part(lambda: opening(run, figures), "the grid")
     parts = [
+        part(lambda: simulation(run, album, figures), "the results"),
         part(lambda: samples(run, album, figures, look), "the samples"),
         part(lambda: _training(run, album, figures, look), "the curves"),
         part(lambda: quality(run.results, album, figures), "the metrics"),
+        part(lambda: likelihoods(run.results), "the likelihood"),
+        part(lambda: inversions(run.results, album, figures), "the inversion"),
         part(lambda: _settings(run), "the settings"),
     ]
-    above = "fmdiff " + ("training run" if run.is_training else "samples")
+    above = f"fmdiff {ABOVE[run.command]}"
     body = [
         summary,
+        first,
         listing(run.warnings, "warnings", "Warnings"),
         facts,
         command(line) if (line := repeat(run)) else "",
         *parts,
         listing([*run.notes, *album.notes], "notes", "Left out of this page"),
     ]
-    started = str(run.environment.get("started") or "")[:16].replace("T", " ")
-    return page(run.label, above + f" {text(started)}".rstrip(), "".join(body), footer(run.folder))
+    return page(
+        run.label, above + f" {text(run.started)}".rstrip(), "".join(body), footer(run.folder)
+    )
 
 
 def footer(*folders: Path) -> str:
@@ -107,9 +125,7 @@ def repeat(run: Run) -> str:
     settings = [shlex.quote(line) for line in repeatable(run.overrides)]
     if not run.overrides and not run.config:
         return ""
-    evaluated = any(result.results for result in run.results)
-    name = "train" if run.is_training else "evaluate" if evaluated else "sample"
-    return " ".join(["fmdiff", name, *settings])
+    return " ".join(["fmdiff", run.command, *settings])
 
 
 def repeat_sweep(run: Run) -> str:
@@ -118,8 +134,7 @@ def repeat_sweep(run: Run) -> str:
     words = [str(word) for word in command[1:]] if isinstance(command, list) else []
     if not {"-m", "--multirun"} & set(words):
         return ""
-    name = "train" if run.is_training else "sample"
-    return " ".join(["fmdiff", name, "-m", *map(shlex.quote, repeatable(words))])
+    return " ".join(["fmdiff", run.command, "-m", *map(shlex.quote, repeatable(words))])
 
 
 def _summary(run: Run) -> str:
@@ -151,12 +166,37 @@ def _summary(run: Run) -> str:
                     else f" and was lowest, {short(best[1])}, at step {best[0]:,.0f}."
                 )
             )
+    if run.command == "simulate":
+        sentences.append(_simulated(run))
     newest = next((result for result in run.results if result.sample), None)
     if newest:
         sentences.append(_sampling(run, newest))
     if not any(sentences):
         return ""
     return f'<p class="summary">{" ".join(filter(None, sentences))}</p>'
+
+
+def _simulated(run: Run) -> str:
+    """Describe a simulation in a sentence of HTML."""
+    solvers = run.get("solvers")
+    names = solvers if isinstance(solvers, list) else [run.get("choices.solver", "?")]
+    keys = {k: v for k, v in mapping(run.get("system")).items() if k != "_target_"}
+    settings = ", ".join(f"{key} = {value}" for key, value in keys.items())
+    words = f" ({settings})" if settings else ""
+    solver = f"solver{'s' if len(names) > 1 else ''} <b>{text(', '.join(map(str, names)))}</b>"
+    return (
+        f"The system <b>{text(run.get('choices.system', ''))}</b>{text(words)}, from t = 0 to "
+        f"{text(run.get('t_end', '?'))}, by the {solver}."
+    )
+
+
+def speed_of(run: Run) -> float | None:
+    """The samples a second of the whole training, with every time that it was resumed."""
+    size, seconds = finite(run.get("data.batch_size")), run.seconds
+    if size and seconds:
+        return steps_of(run) * size / seconds
+    speeds = run.metrics.get("samples_per_second")
+    return statistics.median(v for _, v in speeds) if speeds else None
 
 
 def _effort(run: Run) -> str:
@@ -167,10 +207,10 @@ def _effort(run: Run) -> str:
     size = run.get("data.batch_size")
     words = f"{steps:,} steps" if steps == planned else f"{steps:,} of {planned or '?':,} steps"
     words += f" of {size} samples" if size else ""
-    seconds, speed = run.last("seconds"), run.metrics.get("samples_per_second")
+    seconds, speed = run.seconds, speed_of(run)
     words += f" took {duration(seconds)}" if seconds else " were done"
     if speed:
-        words += f", {in_words(statistics.median(v for _, v in speed))} samples a second"
+        words += f", {in_words(speed)} samples a second"
     machine = run.environment.get("gpu") or ""
     cpus = run.environment.get("cpus")
     where = str(machine) if machine else f"{cpus} CPU cores" if cpus else ""
@@ -220,10 +260,10 @@ def _facts(run: Run) -> str:
             rows.append(("validation loss", short(loss)))
         elif (loss := run.last("loss")) is not None:
             rows.append(("training loss", short(loss)))
-        if seconds := run.last("seconds"):
+        if seconds := run.seconds:
             rows.append(("training time", duration(seconds)))
-        if speed := run.metrics.get("samples_per_second"):
-            rows.append(("samples a second", in_words(statistics.median(v for _, v in speed))))
+        if speed := speed_of(run):
+            rows.append(("samples a second", in_words(speed)))
         if share := run.last("utilisation"):
             rows.append(("of the device's peak", f"{share:.0%}"))
         times = {name: run.last(name) or 0.0 for name in run.metrics if name.startswith("ms_")}

@@ -4,8 +4,9 @@ import csv
 import errno
 import io
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def _is_number(cell: str) -> bool:
         return cell == "" or float(cell) is not None
     except ValueError:
         return False
+
+
+def elapsed(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The seconds of training up to the last row, 0 without rows or in a damaged one."""
+    try:
+        seconds = float(rows[-1]["seconds"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 class Rows:

@@ -18,7 +18,7 @@ from fmdiff.machine.clock import PARTS
 from fmdiff.machine.cost import operations, peak
 from fmdiff.machine.progress import Activity, note
 from fmdiff.randomness import generator
-from fmdiff.runs.rows import Rows, rows_up_to
+from fmdiff.runs.rows import Rows, elapsed, rows_up_to
 from fmdiff.training.judged import SampleMetrics
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -56,7 +56,8 @@ class Log(Hooks):
         costs = () if module.batches.coupling.independent else self.COSTS
         self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCK)
         self.columns += (*costs, *self.metrics.columns)
-        self.begin = self.mark = time.perf_counter()
+        self.mark = time.perf_counter()
+        self.begin = self.mark - elapsed(rows_up_to(self.path, module.step))
         self.mark_step = self.first = module.step
         rate = peak(module.device, self.options.precision)
         if rate is not None:

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from fmdiff import report
+from fmdiff.pictures import animate
 
 VOID = {"meta", "link", "img", "input", "br"}
 FORMULA = 'path.alpha="sin(pi*t/2)"'
@@ -181,8 +182,10 @@ def test_the_page_of_a_real_run_and_its_samples(command, moons_run, tmp_path, ca
     assert shown == [60]
     drawn = written(tmp_path / "drawn")
     assert "20 samples came from the solver heun" in drawn.words
-    # scatter.png, and trajectory, x_hat and field with the last frame of each
-    assert len(list(drawn.pictures())) == 1 + 2 * 3
+    # scatter.png, and the frames of trajectory, x_hat and field
+    assert len(list(drawn.pictures())) == 1 + 3 + 2 + 3
+    sliders = [(a["data-unit"], a["data-steps"]) for a in drawn.all("input")]
+    assert sliders == [("t", "0 0.5 1"), ("t", "0 0.5"), ("t", "0 0.5 1")]
 
 
 def test_the_shown_command_gives_the_overrides_back(tmp_path):
@@ -204,14 +207,52 @@ def test_pictures_over_training_are_the_files_in_their_order(tmp_path):
     assert slider["data-steps"] == "100 200 300 400 500" and slider["max"] == "4"
 
 
-def test_an_animation_comes_with_its_last_frame(tmp_path):
-    folder = made(tmp_path / "run")
-    sampled(folder)
-    pictures = {("data-moving" in i, "data-still" in i): p for i, p in written(folder).pictures()}
-    assert (
-        abs(pictures[True, False].convert("RGB").getpixel((9, 9))[0] - 10) < 8
-    )  # its first frame
-    assert abs(pictures[False, True].convert("RGB").getpixel((9, 9))[0] - 250) < 8
+def film_of(found):
+    """The numbers and the red of the frames of an animation, and its slider."""
+    frames = [(i["data-at"], p.getpixel((9, 9))[0]) for i, p in found.pictures() if "data-at" in i]
+    [slider] = [a for a in found.all("input") if a["data-unit"] != "step"]
+    return frames, slider
+
+
+@pytest.mark.parametrize("form", ["gif", "apng", "webp"])
+def test_an_animation_has_a_slider_of_t(tmp_path, form):
+    to = sampled(made(tmp_path / "run"))
+    (to / "trajectory.gif").unlink()
+    frames = [Image.new("RGB", (40, 30), (value, 0, 0)) for value in (10, 10, 10, 90, 250)]
+    animate.animation(frames, to / f"trajectory.{form}", times=[0, 0.1, 0.2, 0.7, 1])
+    found = written(tmp_path / "run")
+    frames, slider = film_of(found)
+    # the three equal frames are one in the file, which is last seen at t = 0.2
+    assert [at for at, _ in frames] == ["0.2", "0.7", "1"]
+    np.testing.assert_allclose([red for _, red in frames], [10, 90, 250], atol=8)
+    assert slider["data-unit"] == "t" and slider["data-steps"] == "0.2 0.7 1"
+    assert slider["max"] == slider["value"] == "2" and "t of" in slider["aria-label"]
+    assert found.all("button", **{"class": "play"})
+    check_self_contained(found)
+
+
+def test_frames_without_times_have_their_numbers(tmp_path):
+    sampled(made(tmp_path / "run"))
+    frames, slider = film_of(written(tmp_path / "run"))
+    assert [at for at, _ in frames] == ["1", "2", "3"] and slider["data-unit"] == "frame"
+
+
+@pytest.mark.parametrize("comment", [b"t 0 x", b"t nan 1 2", b"t", b"\xff\xfe"])
+def test_odd_times_in_a_file_are_not_believed(tmp_path, comment):
+    to = sampled(made(tmp_path / "run"))
+    frames = [Image.new("RGB", (40, 30), (value, 0, 0)) for value in (10, 90, 250)]
+    frames[0].save(to / "trajectory.gif", save_all=True, append_images=frames[1:], comment=comment)
+    _, slider = film_of(written(tmp_path / "run"))
+    assert slider["data-unit"] == "frame"
+
+
+def test_every_picture_and_chart_can_be_enlarged_by_keyboard(tmp_path):
+    sampled(made(tmp_path / "run"), metrics=METRICS)
+    found = written(tmp_path / "run")
+    things = [*found.all("img"), *found.all("svg")]
+    assert len(things) > 6
+    assert all(thing["tabindex"] == "0" and "enlarges" in thing["class"] for thing in things)
+    assert len(found.all("dialog")) == 1
 
 
 # Nothing from outside
@@ -334,14 +375,18 @@ def test_a_page_stays_small_and_says_what_it_leaves_out(tmp_path):
     to = sampled(folder)
     big = np.random.default_rng(0).integers(0, 256, (1500, 1400, 3), dtype=np.uint8)
     Image.fromarray(big).save(to / "scatter.png")  # 6 MB
-    (to / "trajectory.gif").write_bytes((to / "trajectory.gif").read_bytes() + bytes(3_000_000))
+    frames = [Image.fromarray(np.roll(noise, i)) for i in range(40)]
+    frames[0].save(to / "trajectory.webp", save_all=True, append_images=frames[1:], lossless=True)
+    (to / "trajectory.gif").unlink()
     found = written(folder)
     assert len(found.source) < 8_000_000
     steps = [int(image["data-step"]) for image in found.all("img") if "data-step" in image]
     assert steps[0] == 1 and steps[-1] == 100 and 10 <= len(steps) <= 60
     assert np.ptp(np.diff(steps)) <= 1
     assert f"{len(steps)} of 100 pictures over training are shown" in found.words
-    assert "trajectory.gif (3.0 MB) is too large for this page" in found.words
+    shown = len(film_of(found)[0])
+    assert 2 < shown < 40
+    assert f"{shown} of 40 frames of trajectory.webp are shown" in found.words
     assert [p.width for i, p in found.pictures() if "Scatter" in i["alt"]] == [1000]
 
 
