@@ -27,7 +27,7 @@ from fmdiff.report.quality import opening, quality
 from fmdiff.report.read import Curve, Result, Run, dig, finite, mapping, when
 from fmdiff.report.results import headline, samples
 from fmdiff.runs.config import leaves
-from fmdiff.runs.overrides import repeatable
+from fmdiff.runs.overrides import omissions, repeatable
 
 # prefixes of the columns of metrics.csv that are not metrics of samples
 COLUMNS = (
@@ -93,7 +93,9 @@ def page_of_run(run: Run) -> str:
         facts,
         command(line) if (line := repeat(run)) else "",
         *parts,
-        listing([*run.notes, *album.notes], "notes", "Left out of this page"),
+        listing(
+            [*run.notes, *omissions(run.overrides), *album.notes], "notes", "Left out of this page"
+        ),
     ]
     return page(
         run.label, above + f" {text(run.started)}".rstrip(), "".join(body), footer(run.folder)

@@ -52,6 +52,12 @@ def repeatable(lines: Sequence[str]) -> list[str]:
     return [line for line in lines if line.partition("=")[0] not in OWN and not refusal(line)]
 
 
+def omissions(lines: Sequence[str]) -> list[str]:
+    """Sentences about the overrides that `repeatable` leaves out for a reason."""
+    reasons = {line: refusal(line) for line in lines if line.partition("=")[0] not in OWN}
+    return [f"the command leaves out {k}: it {v}" for k, v in reasons.items() if v]
+
+
 def saved(folder: Path, keys: set[str], folders: Sequence[Path]) -> list[str]:
     """The overrides of a run folder, without those of `keys`, which are given anew.
 

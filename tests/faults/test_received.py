@@ -7,17 +7,28 @@ YAML and a checkpoint that name it, and a secret in the environment.
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
-from fmdiff.build import config_folder
-from fmdiff.runs import checkpoint
+import fmdiff
+from fmdiff.build import build, config_folder
+from fmdiff.errors import FmdiffError
+from fmdiff.loading import bounded
+from fmdiff.report.read import read_run
+from fmdiff.report.run import repeat, repeat_sweep
+from fmdiff.runs import checkpoint, resume, safetensors
+from fmdiff.runs.content import Checkpoint
 
 MEMORY = 6 * 2**30  # bytes that a process may take
 LONGEST = 20  # seconds of a command
@@ -251,7 +262,7 @@ def test_the_overrides_of_a_folder_choose_by_name_alone(place):
         cases[name] = (words, f"run{i}/overrides", "is not taken from a file")
     for group in ("source", "model", "experiment", "data", "optim", "trainer"):
         for way in (outward(place, group), str(place.folder / "outside" / "canary"), "x/../moons"):
-            for quote in ("", "'", '"'):
+            for quote in ("", "'", '"') if group == "source" else ("",):
                 name = f"{group}{len(cases)}"
                 words = place.received(name, f"{group}={quote}{way}{quote}\n")
                 # nothing else compares the settings of such a folder
@@ -385,3 +396,132 @@ def test_a_folder_is_the_run_of_its_checkpoint(place):
     alone = place.received("alone", config=b"", overrides=b"")
     cases["no overrides"] = (alone, "run of other settings", "model.hidden")
     place.refuses(cases)
+
+
+# In this process
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("steps", [5, 60])
+def test_a_finished_run_keeps_its_files(place, command, capfd, steps, monkeypatch):
+    place.received("run")
+    monkeypatch.chdir(place.folder / "work")
+    before = files_of(place.path("run"))
+    assert command("train", "resume=run", f"trainer.max_steps={steps}", "optim.lr=1") == 0
+    assert "has its 60 steps already; raise trainer.max_steps" in capfd.readouterr().err
+    assert {**files_of(place.path("run")), ".lock": b""} == {**before, ".lock": b""}
+
+
+@pytest.mark.fault
+def test_python_returns_a_finished_run(place, monkeypatch):
+    place.received("run")
+    monkeypatch.chdir(place.folder / "work")
+    trained = fmdiff.train("resume=run", "trainer.max_steps=5")
+    assert trained.folder == place.path("run") and trained.checkpoint.name == "0000060.ckpt"
+
+
+@pytest.mark.fault
+def test_the_copy_box_offers_what_resume_takes(place):
+    lines = [line for line in LINES.values() if "config" not in line]
+    place.received("run", "".join(f"{line}\n" for line in lines))
+    argv = ["fmdiff", "-m", "data=moons,rings", "--config-dir", "/evil", "--config-dir=/evil"]
+    about = json.dumps({"command": [*argv, *lines, "model=../../evil", "optim.lr=1e-3,1e-4"]})
+    (place.path("run") / "environment.json").write_text(about)
+    run = read_run(place.path("run"))
+    said = repeat(run).split()
+    own = (place.run / "overrides").read_text().split()
+    assert said == ["fmdiff", "train", *(shlex.quote(o) for o in own if o[:4] != "out=")]
+    assert repeat_sweep(run) == "fmdiff train -m data=moons,rings optim.lr=1e-3,1e-4"
+
+
+@pytest.mark.fault
+def test_the_newest_run_of_these_settings_is_found_past_a_broken_one(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    settings = OmegaConf.create({"seed": 0, "resume": "last", "out": None, "name": "runs"})
+    for day, text in (("1", OmegaConf.to_yaml(settings)), ("2", "a: *b"), ("3", "\0")):
+        (tmp_path / "outputs" / "runs" / day).mkdir(parents=True)
+        (tmp_path / "outputs" / "runs" / day / "config.yaml").write_text(text)
+    assert resume.resume_folder(settings) == Path("outputs/runs/1")
+    assert caplog.text.count("passed over") == 2
+
+
+@pytest.mark.fault
+def test_a_resumed_model_is_no_larger_than_its_checkpoint(place, command, capfd, monkeypatch):
+    """Overrides, config.yaml and checkpoint agree, and its weights are of a smaller network."""
+    monkeypatch.chdir(place.folder / "work")
+    place.received("run", "model.hidden=30000\n")
+    for path in place.path("run").glob("*.ckpt"):
+        content = checkpoint.read(path)
+        content["training"]["config"]["model"]["hidden"] = 30_000
+        checkpoint.write(path, content)
+    assert command("train", "resume=run", "trainer.max_steps=61") == 2
+    assert "far larger" in capfd.readouterr().err
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("value", ["many", -1, 10**9, {"a": 1}])
+def test_threads_come_from_a_file_within_bounds(place, command, capfd, monkeypatch, value):
+    monkeypatch.chdir(place.folder / "work")
+    words = place.received("run")
+    for path in place.path("run").glob("*.ckpt"):
+        content = checkpoint.read(path)
+        content["training"]["config"]["threads"] = value
+        checkpoint.write(path, content)
+    lines = (place.path("run") / "overrides").read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("threads=")]
+    (place.path("run") / "overrides").write_text("\n".join(lines))
+    assert command(*words) == 2
+    said = capfd.readouterr().err
+    assert "threads=" in said or "threads.a" in said
+
+
+@pytest.mark.fault
+def test_an_exported_file_without_a_name_is_damaged(place):
+    about = {"version": 1, "step": 1, "spec": {}}
+    tensors = {"a": torch.ones(2)}
+    about["sha256"] = safetensors._sha256(about, tensors)
+    save_file(tensors, place.path("f.safetensors"), {"fmdiff": json.dumps(about)})
+    with pytest.raises(FmdiffError, match=r"f\.safetensors is damaged"):
+        checkpoint.read(place.path("f.safetensors"))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"raw": []},
+        {"raw": {"a": 1}},
+        {"evil": {}},
+        {"1.0": {}},
+        {"power:x": {}},
+        {"raw": {1: 2}},
+    ],
+)
+def test_weights_of_a_checkpoint_have_names_and_tensors(place, weights):
+    content = checkpoint.read(place.run / "last.ckpt")
+    with pytest.raises(FmdiffError, match="not as fmdiff writes it: weights"):
+        Checkpoint.of(content | {"weights": weights})
+
+
+def test_a_class_that_the_user_trusts_is_built_as_it_is():
+    spec = {"_target_": "test_received.Wide", "shape": (2,), "classes": 0}
+    state = {"a": torch.ones(1)}
+    with bounded(spec, state):
+        assert build(spec).first.weight.numel() == 4_000_000
+    ours = {"_target_": "fmdiff.models.mlp.MLP"}
+    with pytest.raises(FmdiffError, match="far larger than the 1 numbers"), bounded(ours, state):
+        Wide((2,), 0)
+    assert Wide((2,), 0).first.weight.numel() == 4_000_000  # the bound has ended
+
+
+class Wide(torch.nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.first = torch.nn.Linear(2_000, 2_000)

@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -199,10 +198,15 @@ def test_what_is_wrong_is_said_in_one_sentence(command, tmp_path, caplog, capsys
     assert says in caplog.text + capsys.readouterr().err
 
 
-def test_the_command_of_a_config_folder_of_the_user(tmp_path):
+def test_the_command_names_no_folder_of_code(tmp_path):
+    """Someone else may have recorded it; what is left out is said."""
     folder = made(tmp_path / "run")
     argv = ["/bin/fmdiff", "--config-dir", "my configs", "data=mine"]
     (folder / "environment.json").write_text(json.dumps({"command": argv}))
     (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_steps": 1}}))
-    line = written(folder).source.partition("<code>")[2].partition("</code>")[0]
-    assert shlex.split(line.replace("&#x27;", "'"))[:4] == ["fmdiff", "train", *argv[1:3]]
+    with (folder / "overrides").open("a") as file:
+        file.write("data=mine\nseed=3\n")
+    source = written(folder).source
+    line = source.partition("<code>")[2].partition("</code>")[0]
+    assert "config" not in line and "mine" not in line and line.endswith("seed=3")
+    assert "the command leaves out data=mine: it is no choice of data" in source
