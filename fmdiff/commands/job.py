@@ -154,6 +154,8 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
 
 def _log(name: str, error: BaseException, opened: Any) -> int:
     """Log the error that ended a job. Returns the exit code. opened: the run, if there is one."""
+    from fmdiff.runs.folder import gone, place
+
     if isinstance(error, FmdiffError):
         if processes.rank() and isinstance(error, Interrupted | Diverged):
             return 0  # rank 0 logs it after saving
@@ -167,7 +169,9 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
         return signals.exit_code(error)
     if isinstance(error, BrokenPipeError):
         return PIPE
-    if sentence := shortage(error, name):
+    if isinstance(error, OSError) and opened is not None and opened.place != place(opened.folder):
+        log.error("fmdiff %s: %s", name, gone(opened.folder))
+    elif sentence := shortage(error, name):
         checkpoint = f"; {opened.advice()}" if name == "train" and opened is not None else ""
         log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
     elif place := culprit(error):

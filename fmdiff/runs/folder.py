@@ -96,6 +96,20 @@ def _link(path: Path) -> FmdiffError:
     )
 
 
+def place(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name: device and inode; None if it is gone."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def gone(folder: Path) -> str:
+    """The sentence about a folder that is not where it was when the command began."""
+    return f"{folder} is gone: it was deleted or moved while the command ran, so nothing is saved"
+
+
 @dataclass
 class Run:
     """A run folder that this process has locked."""
@@ -107,6 +121,7 @@ class Run:
     beginning: dict[Path, bytes | None] = field(default_factory=dict)
     earlier: set[Path] = field(default_factory=set)  # files in the folder before the run
     handler: logging.Handler | None = None
+    place: tuple[int, int] | None = None
 
     def advice(self) -> str:
         """A sentence about the newest checkpoint and how to go on from it."""
@@ -123,10 +138,12 @@ class Run:
                 self.handler.close()
         replaced = self.folder / REPLACED
         ours = {*self.beginning, *self.earlier}
-        if discard and self.beginning and set(self.folder.iterdir()) <= ours:
+        here = self.place == place(self.folder)
+        if discard and here and self.beginning and set(self.folder.iterdir()) <= ours:
             self._undo(replaced)
         if self.lock is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+            if here:
+                shutil.rmtree(replaced, ignore_errors=True)
             self.lock.close()
 
     def _undo(self, replaced: Path) -> None:
@@ -266,7 +283,7 @@ def _claim(folder: Path | None, parent: Path) -> Run:
     if not files.shared(lock):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return Run(folder, lock, new_folders)
+    return Run(folder, lock, new_folders, place=place(folder))
 
 
 def environment() -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from lightning import pytorch as pl
 
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import Failed, FmdiffError
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import changes_text, differences
 from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.folder import gone, place
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks, board
@@ -124,10 +125,12 @@ class Checkpoints(Hooks):
 
     Snapshots of power averages go to averages/ and are all kept: see `fmdiff.runs.averages`. If
     writing fails (a full disk), it warns and tries again next time; at the end it is an error.
+    It raises Failed if the folder is gone.
     """
 
     def __init__(self, folder: Path, options: TrainerOptions) -> None:
         self.folder, self.every, self.keep = folder, options.checkpoint_every, options.keep
+        self.place = place(folder)
         self.snapshot_every = options.snapshot_every or options.checkpoint_every
         self.last = options.max_steps
         self.newest = -1
@@ -147,6 +150,7 @@ class Checkpoints(Hooks):
             if module.step % self.every == 0 and not last:
                 self.save(trainer, module)
         except OSError as error:
+            self.check_folder()
             log.warning("step %d was not saved, the last one is kept: %s", module.step, error)
 
     def finish(self, trainer: pl.Trainer, module: Training) -> None:
@@ -156,6 +160,7 @@ class Checkpoints(Hooks):
         """Write the checkpoint of this step, unless it exists. Raises OSError."""
         if self.newest == module.step or not trainer.is_global_zero:
             return
+        self.check_folder()
         writer = board(trainer)
         if writer is not None:  # so the process cannot lose events of earlier steps
             with contextlib.suppress(OSError):  # its thread may have died of a full disk
@@ -167,3 +172,8 @@ class Checkpoints(Hooks):
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         for old in numbered[: -self.keep] if self.keep else []:
             old.unlink(missing_ok=True)
+
+    def check_folder(self) -> None:
+        """Raise Failed if the folder was deleted or moved while training."""
+        if place(self.folder) != self.place:
+            raise Failed(gone(self.folder))
