@@ -174,8 +174,8 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
     elif sentence := shortage(error, name):
         checkpoint = f"; {opened.advice()}" if name == "train" and opened is not None else ""
         log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
-    elif place := culprit(error):
-        log.error("fmdiff %s: an error in your own code, %s", name, place, exc_info=error)
+    elif line := culprit(error):
+        log.error("fmdiff %s: an error in your own code, %s", name, line, exc_info=error)
     else:
         log.error("fmdiff %s: this is a bug", name, exc_info=error)
     return 1

@@ -16,9 +16,12 @@ from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trial import steps_per_second
 
+HEAD_ROOM = 1.15  # validation and pictures take a little more than the steps of the trial
+
 
 def plan(cfg: DictConfig) -> None:
     """Print the cost of training as cfg says, measured in a few steps that are discarded."""
+    growth = cost.Growth()
     module, device = assemble(cfg)
     judge_of(module, device)  # raises for metrics that it cannot judge
     options, data, net = module.options, module.data, module.net
@@ -26,7 +29,12 @@ def plan(cfg: DictConfig) -> None:
     micro, half = _micro(options, data), options.precision in ("bf16", "fp16")
     needed = cost.memory(net, data.shape, data.classes, micro, len(module.averages), half)
     speed = steps_per_second(module, device)
-    rows = table(module, options, device, work, needed, speed)
+    with torch.no_grad():  # as many at once as validation and pictures take
+        at_once = 100 if len(data.shape) == 3 else 2000
+        module.field().net(*cost.example(data.shape, data.classes, at_once, device))
+    needed += _size(data)
+    trial = growth(device) if options.devices == 1 else None  # the trial is of one device
+    rows = table(module, options, device, work, _memory(needed, trial), speed)
     width = max(map(len, rows))
     for name, value in rows.items():
         if value:
@@ -40,12 +48,12 @@ def table(
     options: TrainerOptions,
     device: torch.device,
     work: int,
-    needed: int,
+    memory: str,
     speed: float,
 ) -> dict[str, str]:
     """The lines of a plan by their first word. Empty lines are not shown.
 
-    work: operations of one sample's forward pass. needed: bytes. speed: steps a second.
+    work: operations of one sample's forward pass. speed: steps a second.
     """
     data, net, devices = module.data, module.net, options.devices
     batch, steps, noun = data.batch_size, options.max_steps, _noun(data.shape)
@@ -60,7 +68,7 @@ def table(
         f"{options.accumulate} x {_micro(options, data)}",
         "length": f"{steps:,} steps from the start, {steps * batch:,} {noun}s"
         + _epochs(data, steps * batch),
-        "memory": f"about {_engineering(needed)}B a device" + _measured(device),
+        "memory": memory,
         "speed": f"{speed * batch:,.4g} {noun}s/s on {_place(device)} ({speed:.3g} steps/s; "
         f"ms a step: {parts})" + ("" if devices == 1 else "; tried on one device"),
         "used": used,
@@ -168,10 +176,21 @@ def _noun(shape: tuple[int, ...]) -> str:
     return "image" if len(shape) == 3 else "point"
 
 
-def _measured(where: torch.device) -> str:
-    if where.type != "cuda":
-        return ""
-    return f", {_engineering(torch.cuda.max_memory_allocated(where))}B in the trial"
+def _memory(estimate: int, trial: int | None) -> str:
+    """The memory of a device: that of the trial with head-room, or else the estimate."""
+    what = "weights, gradients, moments, averages, activations, data and workspace"
+    origin = "estimated"
+    if trial is not None:
+        estimate, origin = int(HEAD_ROOM * trial), f"{_engineering(trial)}B in the trial"
+    return f"about {_engineering(estimate)}B a device ({origin}): {what}; Python itself on top"
+
+
+def _size(data: Data) -> int:
+    """The bytes of the tensors that a data set holds."""
+    values = [
+        v for value in vars(data).values() for v in (value if type(value) is tuple else [value])
+    ]
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
 
 
 def _place(where: torch.device) -> str:

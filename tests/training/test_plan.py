@@ -1,11 +1,14 @@
 """What a run would cost: counted operations, memory, the plan and its warnings."""
 
+import multiprocessing
 import re
+import sys
 
 import pytest
 import torch
 from conftest import IMAGES, PLAIN, POINTS
 
+from fmdiff import cli
 from fmdiff.build import named
 from fmdiff.machine import cost, precision
 from fmdiff.training import trial
@@ -175,6 +178,72 @@ def test_slips_are_told(planned, monkeypatch, words, slip, request):
     # the trial is timed elsewhere: here two steps will do
     monkeypatch.setattr(trial, "SECONDS", 0.0)
     assert slip in planned(*words)["note"]
+
+
+def forked(words, said):
+    """Run a command in a child of this process: by how many bytes its memory grew at most."""
+
+    def run():
+        sys.stdout = sys.stderr = said.open("w")
+        torch.set_num_threads(1)
+        growth = cost.Growth()
+        code = cli.main(list(words))
+        sys.stdout.flush()
+        sender.send((code, growth(torch.device("cpu"))))
+
+    receiver, sender = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    code, size = receiver.recv()
+    child.join()
+    assert code == 0, said.read_text()
+    return size
+
+
+LARGE_DIT = ("model=dit_s", "model.width=96", "model.depth=3", "model.heads=3", "model.patch=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "averages"),
+    [
+        (("data=moons", "model.hidden=1024", "data.batch_size=2048"), 1),
+        pytest.param(
+            ("data=moons", "model.hidden=2048", "data.batch_size=64"), 0, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("data=digits", "model=unet", "data.batch_size=128"), 2, marks=pytest.mark.slow
+        ),
+        pytest.param(("data=digits", *LARGE_DIT, "data.batch_size=64"), 0, marks=pytest.mark.slow),
+    ],
+    ids=["points", "wide", "unet", "dit"],
+)
+def test_a_plan_has_room_for_what_a_run_takes(tmp_path, words, averages):
+    """The largest resident memory of a real run, with validation, pictures and checkpoints."""
+    words = ("train", *PLAIN, *words, f"trainer.ema={[0.9, 0.99][:averages]}".replace(" ", ""))
+    words += ("trainer.max_steps=4", "trainer.inner_steps=1", f"out={tmp_path / 'run'}")
+    forked([*words, "plan=true"], tmp_path / "plan")
+    line = re.search(r"memory +about ([\d.]+) (\w)B a device", (tmp_path / "plan").read_text())
+    plan = float(line[1]) * {"M": 1e6, "G": 1e9}[line[2]]
+    real = forked(words, tmp_path / "said")
+    assert 0.5 * plan < real <= plan
+
+
+def test_an_estimate_of_memory_has_room_too():
+    """What the resident memory grew by in runs of 2 steps, in MB, with one CPU thread."""
+    for name, keys, samples, averages, data, real in (
+        ("mlp", {"hidden": 1024}, 4096, 0, (2,), 250),
+        ("mlp", {"hidden": 1024}, 4096, 2, (2,), 276),
+        ("mlp", {"hidden": 2048}, 64, 0, (2,), 233),
+        ("mlp", {"hidden": 2048}, 64, 2, (2,), 268),
+        ("unet", {}, 32, 0, (1, 8, 8), 97),
+        ("unet", {}, 128, 1, (1, 8, 8), 177),
+        ("unet", {}, 16, 1, (1, 28, 28), 286 - 55),  # without the data, as below
+        ("unet", {}, 8, 1, (3, 32, 32), 370 - 184),
+    ):
+        classes = 0 if name == "mlp" else 10
+        net = named("model", name, shape=data, classes=classes, **keys)
+        estimate = cost.memory(net, data, classes, samples, averages, False) / 1e6
+        assert real < 1.02 * estimate < 1.7 * real, (name, keys, samples, averages, estimate)
 
 
 @pytest.fixture
