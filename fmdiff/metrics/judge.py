@@ -16,7 +16,7 @@ from fmdiff.errors import FmdiffError, nearest
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference as statistics
 from fmdiff.metrics.features import Features, extractor_of, for_data
-from fmdiff.metrics.frechet import gather
+from fmdiff.metrics.frechet import few_samples, gather
 from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, foreign, real_images
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import far, measures, measures_of, point_metrics
@@ -206,6 +206,14 @@ def judge(
             f"the Frechet distance is {extractor.distance}, of the features of "
             f"features={extractor.name}; only features=inception gives FID"
         )
+    if real.statistics is not None and "count" not in files.npz_names(real.statistics):
+        judge.warnings.append(
+            f"{real.statistics} does not say of how many images it is; if they were few, the "
+            "distance is too large"
+        )
+    count = extractor.dimension + 1 if reference.features is None else len(reference.features)
+    if "fid" in judge.names and (few := few_samples(count, extractor.dimension)):
+        judge.warnings.append(f"the reference {reference.text}: {few}")
     if not own:
         kind = "these files" if owner is None else type(owner).__name__
         judge.warnings += foreign(judge, _name(owner) or kind)

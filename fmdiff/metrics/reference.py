@@ -9,7 +9,8 @@
               name of the feature extractor and hash of its weights
     features  (count, d) float32, where stored: for KID, precision and recall, neighbours
 
-All but the first two may be absent. Absent entries are not compared.
+All but the first two may be absent. Absent entries are not compared. Numbers of any real type are
+read, in either order of bytes.
 """
 
 import contextlib
@@ -103,20 +104,18 @@ def load(
     path = Path(path)
     arrays = files.read_npz(path, {"mu", "sigma", *FACTS} | ({"features"} if features else set()))
     # another program's arrays may have the names of our facts
-    arrays = {k: v for k, v in arrays.items() if k not in FACTS or v.ndim == 0}
+    own = {k: arrays[k].item() for k in FACTS if k in arrays and arrays[k].ndim == 0}
+    own = {k: v for k, v in own.items() if type(v) is (int if k == "count" else str)}
     for name, shape in (("mu", "(d,)"), ("sigma", "(d, d)")):
         if name not in arrays:
             raise FmdiffError(f"{path} holds no statistics: it lacks {name} {shape}")
-    mean, cov = arrays["mu"], arrays["sigma"]
+    mean, cov = (_numbers(path, name, arrays[name]) for name in ("mu", "sigma"))
     d = mean.shape[-1] if mean.ndim else 0
     if mean.shape != (d,) or cov.shape != (d, d) or not d:
         raise FmdiffError(
             f"{path} holds mu {mean.shape} and sigma {cov.shape}, not (d,) and (d, d)"
         )
-    _numbers(path, mu=mean, sigma=cov)
-    if not np.allclose(cov, cov.T, atol=1e-6 * np.abs(cov).max()):
-        raise FmdiffError(f"{path} holds a sigma that is no covariance: it is not symmetric")
-    own = {name: arrays[name].item() for name in FACTS if name in arrays}
+    _check_covariance(path, cov, arrays["sigma"].dtype)
     rows = arrays.get("features")
     if features:
         if rows is None:
@@ -124,7 +123,7 @@ def load(
         count = own.get("count", len(rows) if rows.ndim else 0)
         if rows.shape != (count, d):
             raise FmdiffError(f"{path} holds features {rows.shape}, not ({count}, {d})")
-        _numbers(path, features=rows)
+        rows = _numbers(path, "features", rows, np.float32)
     if extractor is not None:
         if d != extractor.dimension:
             raise FmdiffError(
@@ -138,14 +137,35 @@ def load(
                 f"{path} holds statistics of {name}={own[name]}, and {name}={value} is wanted"
             )
     return Reference(
-        torch.from_numpy(mean).double(),
-        torch.from_numpy(cov).double(),
+        torch.from_numpy(mean),
+        torch.from_numpy(cov),
         **own,
-        features=None if rows is None else torch.from_numpy(rows).float(),
+        features=None if rows is None else torch.from_numpy(rows),
     )
 
 
-def _numbers(path: str | Path, **arrays: np.ndarray) -> None:
-    for name, array in arrays.items():
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise FmdiffError(f"{path} holds a {name} that is not all finite real numbers")
+def _numbers(path: Path, name: str, array: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
+    """An array of any real type as floats of this machine."""
+    with np.errstate(over="ignore"):  # a long double may be too large
+        real = array.astype(dtype) if array.dtype.kind in "fiu" else np.array(np.nan)
+    if not np.isfinite(real).all():
+        raise FmdiffError(f"{path} holds a {name} that is not all finite real numbers")
+    return real
+
+
+def _check_covariance(path: Path, cov: np.ndarray, dtype: np.dtype) -> None:
+    """Raises FmdiffError unless a matrix is symmetric and has no negative eigenvalue.
+
+    Both hold up to the rounding of float32, or of its own dtype if that is coarser.
+    """
+    size = np.abs(cov).max()
+    coarse = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
+    if not np.allclose(cov, cov.T, atol=max(1e-6, coarse) * size):
+        raise FmdiffError(f"{path} holds a sigma that is no covariance: it is not symmetric")
+    shift = max(1e-5, coarse * len(cov) ** 0.5) * size or 1.0
+    _, failed = torch.linalg.cholesky_ex(torch.from_numpy(cov + shift * np.eye(len(cov))))
+    if failed:
+        low = np.linalg.eigvalsh(cov)[0]
+        raise FmdiffError(
+            f"{path} holds a sigma that is no covariance: it has the negative eigenvalue {low:.3g}"
+        )

@@ -251,3 +251,29 @@ def test_images_of_two_channels_have_no_features():
     data.shape = (2, 8, 8)
     with pytest.raises(FmdiffError, match=r"no features of images of 2 channels.*extending\.md"):
         judge(keys, data, (2, 8, 8), 0, 0, "cpu")
+
+
+def test_statistics_without_a_count_say_so_and_wrong_ones_are_refused(
+    command, capfd, nothing_sampled
+):
+    pixels, _ = colours(10, 12)
+    np.savez("made.npz", arr_0=pixels)
+    features = Classifier("cifar10")(torch.from_numpy(pixels))[0].double().numpy()
+    mean, cov = features.mean(0), np.cov(features.T)
+    words = ("evaluate", "samples=made.npz", "against=theirs.npz", "features=cifar10", *CPU)
+    for dtype in (">f8", "longdouble", "<f8"):
+        np.savez("theirs.npz", mu=mean.astype(dtype), sigma=cov.astype(dtype))
+        assert command(*words, "out=judged", "overwrite=true") == 0
+        found = report()
+        assert abs(found["metrics"]["fd_cifar10"]["value"]) < 1e-6
+        assert any("does not say of how many images" in text for text in found["warnings"])
+    np.savez("theirs.npz", mu=mean, sigma=-cov)
+    assert command("evaluate", "model=data", *colour_folders(10), *words[2:], "out=b") == 2
+    err = capfd.readouterr().err.splitlines()[-1]
+    assert "theirs.npz holds a sigma that is no covariance: it has the negative" in err
+    np.savez("few.npz", arr_0=pixels[::20])
+    words = ("evaluate", "samples=made.npz", "against=few.npz", *CPU)
+    assert command(*words, "out=few") == 0
+    assert any(
+        "the reference files all, 6 images: n=6" in text for text in report("few")["warnings"]
+    )

@@ -62,6 +62,38 @@ def test_other_programs_read_it(path):
     assert mu.dtype == sigma.dtype == np.float64
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">f4", "<f8", "longdouble", "float16"])
+def test_numbers_of_other_types_are_read(path, dtype):
+    f = drawn().numpy()
+    np.savez(path, mu=f.mean(0).astype(dtype), sigma=np.cov(f.T).astype(dtype))
+    found = load(path, EXTRACTOR)
+    assert found.mean.dtype == found.cov.dtype == torch.float64
+    off = 1e-3 if dtype == "float16" else 1e-6
+    np.testing.assert_allclose(found.cov, np.cov(f.T), atol=off)
+    np.testing.assert_allclose(found.mean, f.mean(0), atol=off)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", ">i4"])
+def test_whole_numbers_are_read(path, dtype):
+    np.savez(path, mu=np.arange(3).astype(dtype), sigma=(2 * np.eye(3)).astype(dtype))
+    assert load(path).mean.tolist() == [0, 1, 2] and load(path).cov.diagonal().tolist() == [2] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 50])
+def test_singular_covariances_of_single_precision_are_read(path, rank):
+    """Their smallest eigenvalues are a little below 0, by rounding."""
+    f = np.random.default_rng(0).normal(size=(rank + 1, 60)).astype(np.float32) * 30
+    cov = np.cov(f.T.astype(np.float32), dtype=np.float32) if rank else np.zeros((60, 60))
+    np.savez(path, mu=f.mean(0), sigma=cov.astype(np.float32))
+    assert load(path).cov.shape == (60, 60)
+
+
+def test_a_count_or_name_of_another_kind_is_another_program_s(path):
+    eye = {"mu": np.ones(3), "sigma": np.eye(3)}
+    np.savez(path, **eye, count=np.array(3.5), data=np.array(7), sha256=np.array(b"x"))
+    assert set(load(path).facts().values()) == {None}
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_files_of_other_programs_are_read(path, dtype):
     f = drawn().numpy()
@@ -130,6 +162,11 @@ def test_other_dimensions_are_refused(path):
         ({"mu": np.ones(3), "sigma": np.full((3, 3), np.inf)}, "sigma that is not all finite"),
         ({"mu": np.array(["a"] * 3), "sigma": np.eye(3)}, "mu that is not all finite"),
         ({"mu": np.ones(3), "sigma": np.arange(9.0).reshape(3, 3)}, "not symmetric"),
+        ({"mu": np.ones(3), "sigma": -np.eye(3)}, "has the negative eigenvalue -1$"),
+        ({"mu": np.ones(3), "sigma": np.diag([5.0, 1, -0.01])}, "negative eigenvalue -0.01$"),
+        ({"mu": np.ones(3), "sigma": np.eye(3) * 1j}, "sigma that is not all finite real"),
+        ({"mu": np.ones(3) > 0, "sigma": np.eye(3)}, "mu that is not all finite real"),
+        ({"mu": np.full(3, np.longdouble("1e999")), "sigma": np.eye(3)}, "mu that is not all fin"),
     ],
 )
 def test_wrong_contents_are_refused(path, arrays, text):
