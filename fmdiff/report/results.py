@@ -141,12 +141,18 @@ def metrics_of(result: Result) -> dict[str, Any]:
 
 
 def headline(run: Run) -> list[tuple[str, str]]:
-    """The first two metrics of the newest evaluation that has any, as names and values."""
+    """The first two metrics of the newest evaluation that has any, as names and values.
+
+    A name ends in the step of the weights if training has gone on since.
+    """
+    last = max((curve[-1][0] for curve in run.metrics.values() if curve), default=None)
     for result in run.results:
         best = "best " if result.results.get("grid") else ""
         values = {k: finite(mapping(m).get("value")) for k, m in metrics_of(result).items()}
         if values:
-            rows = [(best + k, short(v)) for k, v in values.items() if v is not None]
+            step = finite(dig(result.results, "checkpoint.step"))
+            at = f" at step {step:,.0f}" if step is not None and last not in (None, step) else ""
+            rows = [(best + k + at, short(v)) for k, v in values.items() if v is not None]
             return rows[:2]
     return []
 
@@ -187,7 +193,8 @@ def caption_of(result: Result) -> str:
         weights = str(of.get("weights", "ema"))
         average = str(of.get("average", weights))
         which = f": {average}" if average != weights else ""
-        checkpoint += f" (step {of['step']}, {weights} weights{which})"
+        digest = f", {str(of['sha256'])[:12]}" if of.get("sha256") else ""
+        checkpoint += f" (step {of['step']}, {weights} weights{which}{digest})"
     source = checkpoint or results.get("samples") or result.config.get("ckpt") or ""
     caption = f"Evaluated {when(result.written)}" + (f": {source}" if source else "")
     if results.get("kind"):  # from against=exact
