@@ -7,8 +7,9 @@ The intervals come from the influence of each point, phi_i = n dT/d(weight of po
 which is the limit of the bootstrap without its repeated points. A point drawn twice is at
 distance 0 from itself, which moves distances of resampled sets by as much as their noise floor.
 If the laws agree, T is quadratic in the noise and this is twice its variance, so the intervals
-are too wide. Between Gaussians in the plane, n = 300 and 500, their measured coverage is 94 to
-100 % (energy: 92 % if the effect is about the size of the noise, and 88 % on the line).
+are too wide. scripts/coverage.py measures how often they cover: of 200 pairs of sets of 200, 94 to
+100 % for shifted and scaled Gaussians, shares of modes and laws with a long tail. The high figures
+are those of effects smaller than the noise.
 
 The noise of finite sets biases all of these distances except the unbiased mmd2 and energy. The
 intervals are corrected for it, the values are not. A Wasserstein value near its floor may thus

@@ -16,7 +16,15 @@ from fmdiff.metrics.manifold import FALSE_ALARM, memorisation, precision_recall
 from fmdiff.randomness import generator
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from coverage import Case, cases, coverage, energy_of_gaussians, gaussian, metric_of
+from coverage import (
+    Case,
+    cases,
+    coverage,
+    energy_of_gaussians,
+    exponential,
+    gaussian,
+    metric_of,
+)
 
 
 def normal(n, d, seed, std=1.0):
@@ -33,6 +41,12 @@ def test_energy_of_a_small_shift_is_covered(mean):
     share = coverage(distances.energy, case, 100, 200)
     assert share.covered >= 0.905
     assert share.below < 0.06
+
+
+def test_a_long_tail_is_covered():
+    """Exponential laws of means 1.2 and 1: W2 = sqrt(2) 0.2."""
+    case = Case("", exponential(1.2), exponential(1.0), 2**0.5 * 0.2)
+    assert coverage(distances.sw2, case, 200, 200).covered >= 0.9
 
 
 @pytest.mark.slow
