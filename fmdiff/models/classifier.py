@@ -33,6 +33,7 @@ class ImageClassifier(Network):
         multipliers: Sequence[int],
         blocks: int,
         dropout: float,
+        time_frequency: float | None = None,  # checkpoints of 0.1.0 lack it
     ) -> None:
         super().__init__()
         if len(shape) != 3:
@@ -42,7 +43,7 @@ class ImageClassifier(Network):
             )
         levels = len(resolutions(shape[1], shape[2], len(multipliers)))
         embedding, current = 4 * channels, channels
-        self.conditioning = Conditioning(channels, embedding, 0)
+        self.conditioning = Conditioning(channels, embedding, 0, frequency=time_frequency)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for width in (channels * m for m in multipliers[:levels]):

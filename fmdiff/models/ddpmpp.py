@@ -85,7 +85,8 @@ class DDPMpp(Network):
         blocks: int,
         attention: Sequence[int],
         dropout: float,
-        augment: int = 0,  # checkpoints of 0.1.0 lack it
+        augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
+        time_frequency: float | None = None,
     ) -> None:
         super().__init__()
         levels, attentive = plan("ddpmpp", shape, len(multipliers), attention)
@@ -100,7 +101,7 @@ class DDPMpp(Network):
         ) -> Block:
             return Block(channels_in, channels_out, width, dropout, attend, resample)
 
-        self.time = Sinusoid(channels)
+        self.time = Sinusoid(channels, time_frequency)
         self.label = nn.Embedding(classes + 1, channels) if classes else None
         self.augment = Augmentation(augment, channels) if augment else None
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))

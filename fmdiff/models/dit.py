@@ -187,11 +187,12 @@ class DiT(Network):
         width: int,
         depth: int,
         heads: int,
-        augment: int = 0,  # checkpoints of 0.1.0 lack it
+        augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
+        time_frequency: float | None = None,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment, time_frequency)
         self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
         self.register_buffer("places", positions(*grid, width), persistent=False)
         self.blocks = nn.ModuleList()

@@ -121,7 +121,8 @@ class JiT(Network):
         heads: int,
         label_tokens: int,
         start: int,
-        augment: int = 0,  # checkpoints of 0.1.0 lack it
+        augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
+        time_frequency: float | None = None,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
@@ -131,7 +132,7 @@ class JiT(Network):
                 f"choose from 0 to {depth - 1}"
             )
         self.start, self.patch = start, patch
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment, time_frequency)
         pixels = shape[0] * patch**2
         self.press = nn.Linear(pixels, bottleneck, bias=False)
         self.first = nn.Linear(bottleneck, width)

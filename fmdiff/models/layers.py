@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.errors import FmdiffError
+
 
 def zeroed(layer: nn.Module) -> nn.Module:
     """Set every parameter of the layer to zero, so that its branch starts as 'no change'."""
@@ -35,18 +37,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Sinusoid(nn.Module):
-    """Features of time: cos(w_i t) and sin(w_i t), w_i = 10000^(-i / half), half = features / 2.
+    """Features of time: cos(w_i t) and sin(w_i t), i = 0 ... half - 1, half = features / 2.
 
-    (B,) in [0, 1000] -> (B, features). A time in [0, 1] would leave them nearly constant: the
-    longest period is 2 pi 10^4 and the shortest 2 pi. Source: Vaswani et al. 2017; Ho et al. 2020.
+    (B,) in [0, 1000] -> (B, features). With a highest frequency W, in radians per 1000, w_i runs
+    from pi/2 to W in equal ratios, so that no feature has a slope above W / 1000. With None it is
+    10000^(-i / half), as for the integer times of Vaswani et al. 2017 and Ho et al. 2020: up to
+    1000 radians per 1000, which makes a field wiggle in time.
+
+    Raises FmdiffError for a highest frequency that is not positive.
     """
 
     frequencies: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, highest: float | None = None) -> None:
         super().__init__()
         half = features // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        if highest is None:
+            frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        elif 0 < highest < math.inf:
+            lowest = math.pi / 2
+            frequencies = lowest * (highest / lowest) ** torch.linspace(0, 1, half) / 1000
+        else:
+            raise FmdiffError(
+                f"model.time_frequency={highest}: a positive number or null is needed"
+            )
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -72,14 +86,26 @@ class Augmentation(nn.Linear):
 class Conditioning(nn.Module):
     """One vector for time, label and augmentation: MLP(sinusoid(t)) + table[y] + W a.
 
+    `frequency` is the highest of the sinusoids, or None.
+
     t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
     classes == 0, a (B, augment) or None for zeros -> (B, width).
     """
 
-    def __init__(self, features: int, width: int, classes: int, augment: int = 0) -> None:
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        classes: int,
+        augment: int = 0,
+        frequency: float | None = None,
+    ) -> None:
         super().__init__()
         self.time = nn.Sequential(
-            Sinusoid(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width)
+            Sinusoid(features, frequency),
+            nn.Linear(features, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
         )
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.augment = Augmentation(augment, width) if augment else None

@@ -40,8 +40,9 @@ class MLP(Network):
         layers: int,
         frequencies: int,
         scale: float,
-        activation: str = "silu",  # checkpoints of 0.1.0 lack it and skip
+        activation: str = "silu",  # checkpoints of 0.1.0 lack it and what follows
         skip: bool = False,
+        time_frequency: float | None = None,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -57,7 +58,7 @@ class MLP(Network):
         draws = generator(0, "fourier")
         normal = torch.randn(size, frequencies, generator=draws, device="cpu")
         self.register_buffer("fourier", scale * normal)
-        self.time = Sinusoid(TIME_FEATURES)
+        self.time = Sinusoid(TIME_FEATURES, time_frequency)
         self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
         self.label = nn.Embedding(classes + 1, hidden) if classes else None
         self.skip = zeroed(nn.Linear(TIME_FEATURES, 1)) if skip else None
@@ -93,6 +94,7 @@ class MLPClassifier(MLP):
         frequencies: int,
         scale: float,
         activation: str,
+        time_frequency: float | None = None,  # checkpoints of 0.1.0 lack it
     ) -> None:
         if len(shape) != 1:
             raise FmdiffError(
@@ -107,5 +109,6 @@ class MLPClassifier(MLP):
             frequencies=frequencies,
             scale=scale,
             activation=activation,
+            time_frequency=time_frequency,
         )
         self.rest[-1] = nn.Linear(hidden, classes)

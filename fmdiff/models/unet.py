@@ -124,6 +124,7 @@ class UNet(Network):
         time_features: int | None = None,  # checkpoints of 0.1.0 lack it and what follows
         conv_resample: bool = True,
         augment: int = 0,
+        time_frequency: float | None = None,
     ) -> None:
         super().__init__()
         levels, attentive = plan("unet", shape, len(multipliers), attention)
@@ -136,7 +137,7 @@ class UNet(Network):
             return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
 
         stages = Stages(block, widths, blocks, attentive, conv_resample)
-        self.conditioning = Conditioning(features, embedding, classes, augment)
+        self.conditioning = Conditioning(features, embedding, classes, augment, time_frequency)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.down, self.shrink, skips = stages.down(channels)
         lowest = skips[-1]

@@ -1,3 +1,4 @@
+import inspect
 import math
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fmdiff.build import build
+from fmdiff.build import build, locate, spec_of
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Attention, Sinusoid, group_norm
 from fmdiff.models.unet import resolutions
@@ -25,6 +26,9 @@ CASES = [  # name, shape, classes, overrides
     ("unet", CIFAR, 10, SMALL),
     ("unet_cifar", CIFAR, 10, SMALL),
 ]
+NETWORKS = sorted(
+    file.stem for file in CONFIGS.glob("*.yaml") if "fmdiff.models" in file.read_text()
+)
 every_case = pytest.mark.parametrize(("name", "shape", "classes", "overrides"), CASES)
 
 
@@ -192,6 +196,40 @@ def test_time_features_tell_neighbours_apart():
     assert torch.linalg.matrix_rank(features[::100]) == 11
 
 
+def test_features_of_time_have_the_frequencies_that_are_asked_for():
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    w = math.pi / 2 * (50 * 2 / math.pi) ** (torch.arange(32) / 31)
+    angles = t[:, None] * w.double()
+    bounded = Sinusoid(64, 50.0)(1000 * t)
+    torch.testing.assert_close(
+        bounded, torch.cat([angles.cos(), angles.sin()], dim=1), rtol=0, atol=1e-5
+    )
+    slope = (bounded[1:] - bounded[:-1]) * 100
+    assert 45 < slope.abs().max() <= 50
+    assert torch.linalg.matrix_rank(bounded[::10]) == 11
+    first = 10_000 ** (-torch.arange(32) / 32)  # with None: those of checkpoints that lack the key
+    torch.testing.assert_close(Sinusoid(64).frequencies, first, rtol=1e-6, atol=0)
+    for wrong in (0, -3.0, math.inf, math.nan):
+        with pytest.raises(FmdiffError, match=r"model\.time_frequency=.* positive number or null"):
+            Sinusoid(64, wrong)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_new_networks_have_bounded_features_of_time_and_old_ones_keep_theirs(name):
+    settings = spec_of("model", name)
+    assert settings["time_frequency"] == 50
+    kind = locate(settings["_target_"])
+    assert inspect.signature(kind).parameters["time_frequency"].default is None
+    keys = {k: v for k, v in settings.items() if k not in ("_target_", "time_frequency")}
+    with torch.device("meta"):
+        new, old = (
+            kind(shape=(2,) if kind.flat else (3, 32, 32), classes=3, **keys, **more)
+            for more in ({"time_frequency": 50}, {})
+        )
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (new, old)]
+    assert shapes[0] == shapes[1]
+
+
 def test_fourier_features_are_fixed_and_saved():
     first = network("mlp", (2,))
     torch.manual_seed(5)
@@ -216,7 +254,7 @@ def test_mlp_is_the_written_out_formula(name, skip):
     }[name]  # Klambauer et al. 2017 for the constants
     state = net.state_dict()
     angles = x @ state["fourier"]
-    time = Sinusoid(64)(t)
+    time = Sinusoid(64, 50.0)(t)
     h = torch.cat([x, angles.cos(), angles.sin(), time], dim=1)
     h = h @ state["first.weight"].T + state["first.bias"]
     for layer in (1, 3, 5):

@@ -92,7 +92,7 @@ def reference(net, x, t, y, patch, heads, jit):
     ],
 )
 def test_forward_is_the_written_out_network(name, shape, overrides):
-    net = network(name, shape, 3, perturbed=True, **overrides).double()
+    net = network(name, shape, 3, True, **overrides, time_frequency=None).double()
     x, t, y = inputs(shape, 3)
     x, t = x.double(), t.double()
     patch, heads, jit = overrides["patch"], overrides["heads"], name.startswith("jit")
@@ -107,7 +107,7 @@ def test_forward_is_the_written_out_network(name, shape, overrides):
 def test_dit_is_the_one_of_diffusers():
     from diffusers import DiTTransformer2DModel
 
-    net = network("dit_s", (4, 8, 8), 10, perturbed=True, **DIT)
+    net = network("dit_s", (4, 8, 8), 10, True, **DIT, time_frequency=None)
     other = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=24,

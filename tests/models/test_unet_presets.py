@@ -153,7 +153,7 @@ def test_the_network_of_torchcfm():
         num_head_channels=64,
         dropout=0.1,
     ).eval()
-    ours = network("unet_cifar", CIFAR)
+    ours = network("unet_cifar", CIFAR, time_frequency=None)
     copied(theirs, ours, heads_first=True)
     x, t, _ = inputs(CIFAR, 0, 2)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_the_network_of_flow_matching():
         use_scale_shift_norm=True,
         use_new_attention_order=True,
     ).eval()
-    ours = network("unet_flow_matching", shape)
+    ours = network("unet_flow_matching", shape, time_frequency=None)
     copied(theirs, ours, heads_first=False)
     x, t, _ = inputs(shape, 0, 1)
     with torch.no_grad():
@@ -267,7 +267,7 @@ class WrittenOut:
 def test_the_network_of_edm_written_out(attention):
     # Below 128 channels our norm can have fewer groups: their number divides the channels.
     shape, size = (3, 16, 24), {"channels": 128, "multipliers": [1, 2, 2], "blocks": 2}
-    net = network("ddpmpp", shape, 5, perturbed=True, **size, attention=attention)
+    net = network("ddpmpp", shape, 5, True, **size, attention=attention, time_frequency=None)
     written = WrittenOut(net.state_dict(), 3, 2, {level % 3 for level in attention})
     with torch.no_grad():
         found, expected = net(*inputs(shape, 5)), written(*inputs(shape, 5))
