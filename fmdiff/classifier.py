@@ -7,11 +7,12 @@ from fmdiff.path import Path, expand
 
 
 class Classifier:
-    """log p(y | x_t) = log softmax(net(alpha s x_t / (alpha^2 s^2 + beta^2), 1000 t))_y.
+    """log p(y | x_t) = log softmax(net(share (x_t - alpha m), 1000 t))_y.
 
-    With s = data_std the network sees the linear estimate of x, divided by s. So the guiding
-    gradient vanishes with alpha, as it must. A network that sees x_t at unit scale errs there by
-    its own roughness, which guidance divides by alpha. `shape` is that of the data.
+    share = alpha s / (alpha^2 s^2 + beta^2), s = data_std, m = data_mean (None for 0). So the
+    network sees the linear estimate of x - m, divided by s, and the guiding gradient vanishes with
+    alpha, as it must. A network that sees x_t at unit scale errs there by its own roughness, which
+    guidance divides by alpha. `shape` is that of the data.
     Source: Dhariwal & Nichol 2021 (arXiv:2105.05233, section 4).
     """
 
@@ -19,8 +20,15 @@ class Classifier:
     sha256: str = ""  # of its checkpoint's spec and these weights
 
     def __init__(
-        self, net: nn.Module, path: Path, data_std: float, shape: tuple[int, ...], classes: int
+        self,
+        net: nn.Module,
+        path: Path,
+        data_std: float,
+        shape: tuple[int, ...],
+        classes: int,
+        data_mean: Tensor | None = None,
     ) -> None:
+        self.data_mean = data_mean
         self.net, self.path, self.data_std = net, path, data_std
         self.shape, self.classes = tuple(shape), classes
 
@@ -28,6 +36,8 @@ class Classifier:
         """The logits (B, classes) of x_t (B, *shape) at t () or (B,)."""
         a, b = self.path.row("x_t", expand(t, x_t))
         share = a * self.data_std / (a * a * self.data_std**2 + b * b)
+        if self.data_mean is not None:
+            x_t = x_t - (a * self.data_mean.to(a.device)).to(x_t)
         logits: Tensor = self.net(share.to(x_t) * x_t, (1000 * t).to(x_t).expand(len(x_t)))
         return logits
 

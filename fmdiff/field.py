@@ -132,14 +132,15 @@ class NetField(Field):
     """A trained network as a field.
 
     The network sees x_t and predicts its quantity at unit scale. Let s = data_std, let q be the
-    std of the source (1 if normal), and let (a, b) be the row of a quantity. Then its root mean
-    square is rms = sqrt(a^2 s^2 + b^2 q^2), and
+    std of the source (1 if normal), let m = data_mean (0 if None), and let (a, b) be the row of a
+    quantity. Then the root mean square of its distance to a m is rms = sqrt(a^2 s^2 + b^2 q^2),
 
-        prediction = rms(prediction) net(x_t / rms(x_t), 1000 t, y).
+        prediction = a m + rms(prediction) net((x_t - alpha m) / rms(x_t), 1000 t, y),
 
-    1 / rms(x_t) is EDM's c_in on every path (Karras et al. 2022, arXiv:2206.00364, table 1). For
-    the score the scale of the output is about 1 / beta, as in Song et al. 2021. With
-    `precondition` a prediction of x is EDM's denoiser, on every path:
+    and a translation of the data translates the samples. 1 / rms(x_t) is EDM's c_in on every path
+    (Karras et al. 2022, arXiv:2206.00364, table 1). For the score the scale of the output is about
+    1 / beta, as in Song et al. 2021. With `precondition` a prediction of x is EDM's denoiser, on
+    every path (here for m = 0):
 
         x = c_skip x_t + c_out net(c_in x_t, 500 (1 - c_noise / 3), y),
         c_skip = alpha s^2 / rms(x_t)^2, c_out = beta q s / rms(x_t), c_noise = log(beta/alpha)/4.
@@ -158,7 +159,9 @@ class NetField(Field):
         precondition: bool = False,
         source: Source | None = None,
         coupled: bool = False,
+        data_mean: Tensor | None = None,
     ) -> None:
+        self.data_mean = data_mean
         self.net, self.path, self.prediction = net, path, prediction
         self.data_std, self.t_eps = data_std, t_eps
         self.shape, self.classes, self.y = tuple(shape), classes, y
@@ -166,9 +169,15 @@ class NetField(Field):
         self.gaussian = self.source.gaussian and not coupled
 
     def rms(self, kind: Kind, t: Tensor) -> Tensor:
-        """The root mean square of a quantity at t, shaped like t."""
+        """The root mean square of a quantity about its mean at t, shaped like t."""
         a, b = self.path.row(kind, t)
         return (a * a * self.data_std**2 + b * b * self.source.std**2).sqrt()
+
+    def mean(self, kind: Kind, t: Tensor, x_t: Tensor) -> Tensor | float:
+        """The mean of a quantity at t () or (B,), of a shape and type that add to x_t."""
+        if self.data_mean is None:
+            return 0.0
+        return (self.path.row(kind, expand(t, x_t))[0] * self.data_mean.to(t.device)).to(x_t)
 
     def scale(self, t: Tensor) -> Tensor:
         """The factor of the network's output, shaped like t."""
@@ -182,14 +191,18 @@ class NetField(Field):
         if self.precondition:
             c_noise = (-self.path.logsnr(t) / 8).clamp(-3, 3)
             feature = 500 * (1 - c_noise / 3)
-        return x_t / self.rms("x_t", expand(t, x_t)), feature.to(x_t).expand(len(x_t))
+        time = expand(t, x_t)
+        z = (x_t - self.mean("x_t", t, x_t)) / self.rms("x_t", time)
+        return z, feature.to(x_t).expand(len(x_t))
 
     def skip(self, x_t: Tensor, t: Tensor) -> Tensor | float:
         """The term added to the scaled output."""
+        mean = self.mean(self.prediction, t, x_t)
         if not self.precondition:
-            return 0.0
+            return mean
         time = expand(t, x_t)
-        return self.path.alpha(time) * (self.data_std / self.rms("x_t", time)) ** 2 * x_t
+        share = self.path.alpha(time) * (self.data_std / self.rms("x_t", time)) ** 2
+        return share * (x_t - self.mean("x_t", t, x_t)) + mean
 
     def output(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's own prediction at x_t."""
@@ -218,8 +231,9 @@ class NetField(Field):
         return lo, hi
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        """A source sample at the scale of x_t, which is beta eps if alpha is 0."""
-        return self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
+        """A source sample at the mean and scale of x_t, which is beta eps if alpha is 0."""
+        sample = self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
+        return sample + self.mean("x_t", t, eps)
 
     def bind(self, y: Tensor) -> "NetField":
         twin = copy.copy(self)
@@ -228,7 +242,10 @@ class NetField(Field):
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         scale = self.rms("x_t", t) / self.source.std
-        return self.source.log_prob(z / scale) - math.prod(self.shape) * scale.log()
+        return (
+            self.source.log_prob((z - self.mean("x_t", t, z)) / scale)
+            - math.prod(self.shape) * scale.log()
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         assert self.net is not None

@@ -18,7 +18,7 @@ from fmdiff.errors import FmdiffError, number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
-from fmdiff.runs.content import Checkpoint, identity
+from fmdiff.runs.content import Checkpoint, data_mean, identity
 from fmdiff.runs.find import find
 
 REGISTRATIONS = (
@@ -135,6 +135,7 @@ def restore(
             source=source,
             coupled=not coupling.independent,
         )
+        objective.data_mean = data_mean(spec)
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()

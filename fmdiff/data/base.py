@@ -135,7 +135,15 @@ class Data(ABC):
     @cached_property
     @abstractmethod
     def std(self) -> float:
-        """Standard deviation of all elements of the training data as the network sees them."""
+        """Standard deviation of all elements of the training data, about `centre`."""
+
+    @property
+    def centre(self) -> Tensor | None:
+        """The mean of the training data (*shape), float64, subtracted before a network sees them.
+
+        None stands for 0, as for images, which lie in [-1, 1] wherever their mean is.
+        """
+        return None
 
     @abstractmethod
     def batch(
@@ -185,6 +193,11 @@ class Data(ABC):
     def with_labels(self, x: Tensor, label: Tensor, device: Device) -> Batch:
         """x and its labels on a device. The labels are None without classes."""
         return x.to(device), label.to(device) if self.classes else None
+
+
+def far(mean: Tensor, std: float) -> bool:
+    """Whether a mean is further from 0 than 4 standard errors of that of 65,536 points."""
+    return mean.abs().max().item() > std / 64
 
 
 class Toy(Data):
@@ -244,8 +257,24 @@ class Toy(Data):
         return x.float(), label.long()
 
     @cached_property
+    def moments(self) -> tuple[Tensor | None, float]:
+        """`centre` and `std`. A mean that 65,536 points hardly tell from 0 counts as 0.
+
+        So data around 0 are not moved for nothing. The standard deviation is taken over all
+        coordinates, about the mean of each or, if that counts as 0, about their common mean.
+        """
+        x = self.pairs(65_536, generator(0, "std"))[0]
+        mean = x.double().mean(0)
+        std = (x - mean).square().mean().sqrt().item()
+        return (mean, std) if far(mean, std) else (None, x.std().item())
+
+    @property
+    def centre(self) -> Tensor | None:
+        return self.moments[0]
+
+    @cached_property
     def std(self) -> float:
-        return self.pairs(65_536, generator(0, "std"))[0].std().item()
+        return self.moments[1]
 
     def batch(
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.data.base import Toy
+from fmdiff.data.base import Toy, far
 from fmdiff.errors import FmdiffError
 
 LARGEST = 2**27  # numbers in the covariances of a mixture: 1 GB
@@ -39,10 +39,14 @@ class GaussianMixture(Toy):
         return weights / weights.sum(), means, covs
 
     @cached_property
-    def std(self) -> float:
+    def moments(self) -> tuple[Tensor | None, float]:
         weights, means, covs = self.mixture()
-        square = weights @ (means.square() + covs.diagonal(dim1=1, dim2=2)).mean(1)
-        return (square - (weights @ means.mean(1)) ** 2).sqrt().item()
+        mean, spread = weights @ means, covs.diagonal(dim1=1, dim2=2)
+        std = (weights @ ((means - mean).square() + spread).mean(1)).sqrt().item()
+        if far(mean, std):
+            return mean, std
+        square = weights @ (means.square() + spread).mean(1)
+        return None, (square - (weights @ means.mean(1)) ** 2).sqrt().item()
 
     @cached_property
     def _means(self) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.data.base import Batches, Device, Toy, concatenate
+from fmdiff.data.base import Batches, Device, Toy, concatenate, far
 from fmdiff.data.mixture import GMM, EightGaussians, FourGaussians, Pattern, TwoModes, plane
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
@@ -200,10 +200,14 @@ class Embedded(Toy):
         return (x.double() @ self.basis.T).float(), label
 
     @cached_property
-    def std(self) -> float:
+    def moments(self) -> tuple[Tensor | None, float]:
         x = self.plane.pairs(65_536, generator(0, "std"))[0].double()
+        mean = self.basis @ x.mean(0)
+        std = ((x - x.mean(0)).square().sum(1).mean() / self.ambient_dim).sqrt().item()
+        if far(mean, std):
+            return mean, std
         square = x.square().sum(1).mean() / self.ambient_dim
-        return (square - (self.basis.mean(0) @ x.mean(0)) ** 2).sqrt().item()
+        return None, (square - mean.mean() ** 2).sqrt().item()
 
     def project(self, x: Tensor) -> Tensor:
         """The coordinates x P (B, 2) of x (B, D) in the plane."""

@@ -27,7 +27,7 @@ class Classification(Objective):
     ) -> Classifier:
         """The network as a classifier."""
         assert net is not None
-        return Classifier(net, self.path, self.data_std, tuple(shape), classes)
+        return Classifier(net, self.path, self.data_std, tuple(shape), classes, self.data_mean)
 
     def __call__(
         self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor

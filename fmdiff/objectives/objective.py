@@ -24,6 +24,9 @@ class Objective(Described):
     logits = False  # whether its networks return logits, not a quantity of the path
     prediction: Kind = "v"  # the quantity that the network predicts, for `field`
     precondition = False  # see field.NetField
+    # the mean of the data (*shape), set by the run; None stands for 0. No argument, so that
+    # objectives of one's own need not name it
+    data_mean: Tensor | None = None
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Objective(Described):
             self.precondition,
             self.source,
             self.coupled,
+            self.data_mean,
         )
 
     def time(self, u: Tensor) -> Tensor:

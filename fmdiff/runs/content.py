@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fmdiff.ema import POWER, power
@@ -44,6 +45,7 @@ FORM: dict[str, Any] = {
             "shape": list,
             "classes": int,
             "std": (int, float),
+            # and mean, a list: see `data_mean`
             "source": dict,  # settings of the data set
         },
     },
@@ -164,6 +166,24 @@ def _unlike(key: str, value: Any) -> FmdiffError:
     return FmdiffError(
         f"this checkpoint is not as fmdiff writes it: {key} is {reprlib.repr(value)}"
     )
+
+
+def data_mean(spec: Mapping[str, Any]) -> Tensor | None:
+    """The mean of the data (*shape) that a spec names, float64; None if it names none.
+
+    Raises FmdiffError unless it is a list of finite numbers of the shape of the data.
+    """
+    data = spec["data"]
+    mean = data.get("mean")  # missing in checkpoints from before data were centred
+    if mean is None:
+        return None
+    try:
+        value = torch.tensor(mean, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        value = torch.tensor(math.nan)
+    if list(value.shape) != data["shape"] or not value.isfinite().all():
+        raise _unlike("spec.data.mean", mean)
+    return value
 
 
 def digest(tensor: Tensor) -> str:

@@ -39,7 +39,7 @@ CHANGEABLE = INCIDENTAL | {
 # keys for which null means a rule; config.yaml holds the value that the rule gave
 FILLED_IN = ("threads", "trainer.inner_steps")
 # keys of later versions, with what was done before they could be chosen
-FORMER = {"data.layout": 1}
+FORMER = {"data.layout": 1, "model.time_frequency": None}
 MOST = 10_000  # threads or inner steps that are taken from a file
 
 # files that every command writes by itself; alone they are not results

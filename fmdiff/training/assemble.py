@@ -1,5 +1,6 @@
 """Builds the module that is trained from settings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +46,10 @@ def assemble(
     source = build(settings["source"])
     source.check(data.shape)
     source.prepare()
-    context = {"path": path, "data_std": float(data.std), "source": source}
+    context = {"path": path, "data_std": spread(data), "source": source}
     context["coupled"] = not coupling.independent
     objective = build(settings["objective"], base=Objective, **context)
+    objective.data_mean = data.centre
     check_pair(settings, net, objective)
     if where.type == "cpu":
         parameters = sum(p.numel() for p in net.parameters())
@@ -88,6 +90,17 @@ def check_sizes(data: Data, options: TrainerOptions) -> None:
             f"trainer.accumulate = {ranks * options.accumulate}"
         )
     options.steps_per_batch(points=len(data.shape) == 1)
+
+
+def spread(data: Data) -> float:
+    """The standard deviation of the data. Raises FmdiffError if they have none."""
+    std = float(data.std)
+    if not 0 < std < math.inf:
+        raise FmdiffError(
+            f"data: the standard deviation of {type(data).__name__} is {std:g}, and a positive "
+            "number is needed; samples that are all equal cannot be learnt"
+        )
+    return std
 
 
 def check_network(settings: dict[str, Any], net: Any) -> None:

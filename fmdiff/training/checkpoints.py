@@ -10,7 +10,7 @@ from lightning import pytorch as pl
 from fmdiff.errors import Failed, FmdiffError
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import changes_text, differences
-from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.content import Checkpoint, data_mean
 from fmdiff.runs.folder import gone, place
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -19,18 +19,20 @@ from fmdiff.training.trainer import Hooks, board
 log = logging.getLogger("fmdiff")
 
 PARTS = ("model", "path", "objective", "source", "coupling")
+TIME = "time_frequency"
 FITTING = ("data.shape", "data.classes")  # keys on which the weights depend, beside the model's
 
 
 def spec(module: Training) -> dict[str, Any]:
     """Everything that is needed to rebuild the module, except its weights."""
-    data = module.data
+    data, mean = module.data, module.objective.data_mean
     parts = {name: module.settings[name] for name in PARTS}
     parts["data"] = {
         "name": module.settings["choices"]["data"],
         "shape": list(data.shape),
         "classes": data.classes,
         "std": module.objective.data_std,
+        "mean": None if mean is None else mean.tolist(),
         "source": module.settings["data"],
     }
     if data.names:
@@ -60,6 +62,9 @@ def resume(module: Training, stored: dict[str, Any]) -> None:
     """
     init(module, stored)
     check_data(stored["spec"]["data"], spec(module)["data"])
+    # as the weights were trained with them; runs of earlier versions did not centre their data
+    module.objective.data_std = stored["spec"]["data"]["std"]
+    module.objective.data_mean = data_mean(stored["spec"])
     module.step = stored["step"]
     training = stored.get("training") or {}
     if lack := [name for name in ("optimizer", "sums") if name not in training]:
@@ -98,6 +103,14 @@ def init(module: Training, stored: dict[str, Any]) -> None:
     Raises FmdiffError if the weights do not fit this network.
     """
     weights = Checkpoint.of(stored).weights
+    saved, now = (m.get(TIME) for m in (stored["spec"]["model"], module.settings["model"]))
+    if saved != now:  # shapes do not tell
+        raise FmdiffError(
+            f"the checkpoint's weights do not fit: model.{TIME} is {_word(saved)} in it and "
+            f"{_word(now)} here; say model.{TIME}={_word(saved)}"
+        )
+    if "mean" not in stored["spec"]["data"]:
+        module.objective.data_mean = None  # the weights were trained on data that kept their mean
     raw = weights.get("raw") or next(iter(weights.values()))  # an exported file has one
     try:
         module.net.load_state_dict(raw)
@@ -109,6 +122,10 @@ def init(module: Training, stored: dict[str, Any]) -> None:
         raise FmdiffError(
             f"the checkpoint's weights do not fit model={choice}: {reason}"
         ) from error
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _misfit(module: Training, stored: dict[str, Any]) -> str:
