@@ -1,5 +1,6 @@
 """Runs a command and finds its exit code: one job of `hydra.main`, or those of a sweep."""
 
+import gc
 import inspect
 import json
 import logging
@@ -113,6 +114,7 @@ def job(name: str, cfg: Any) -> None:
             cfg.out = settings.runtime.output_dir
     code = run(name, cfg, overrides).code
     if sweep:
+        gc.collect()  # Lightning's objects refer to each other, and the next job needs the room
         out = None if cfg.get("plan") else cfg.get("out")
         line = (settings.job.num, " ".join(overrides), code, out)
         with files.append(Path(settings.sweep.dir) / JOBS) as file:

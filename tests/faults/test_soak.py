@@ -21,6 +21,7 @@ from test_training import interrupt
 
 import fmdiff
 from fmdiff import cli
+from fmdiff.commands import job
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
 from fmdiff.runs.rows import Rows
@@ -302,6 +303,38 @@ def test_memory_is_flat_for_a_while(train, tmp_path, monkeypatch, digits_run):
 def test_memory_is_flat_over_fifty_thousand_steps(train, tmp_path, monkeypatch):
     """50,000 steps take no more memory than 10,000"""
     assert training_growth(train, monkeypatch, tmp_path / "a", 50_000) < 10
+
+
+def sweep_growth(command, monkeypatch, jobs):
+    """Megabytes by which a sweep grows after its first jobs, and how many files stay open."""
+    sizes, files, one = [], [], job.job
+
+    def measured(name, cfg):
+        one(name, cfg)
+        sizes.append(resident())
+        files.append(len(list(Path("/proc/self/fd").iterdir())))
+
+    monkeypatch.setattr(job, "job", measured)
+    words = (*PLAIN, *POINTS, "trainer.max_steps=5", "trainer.picture_every=1000")
+    assert command("train", "-m", *words, f"seed=range({jobs})", "out=sweep") == 0
+    assert len(sizes) == jobs
+    return growth(sizes, warm=0.2), max(files) - files[0]
+
+
+@flat
+@pytest.mark.slow
+def test_memory_is_flat_over_six_jobs(command, monkeypatch):
+    size, files = sweep_growth(command, monkeypatch, 6)
+    assert size < 10 and files <= 0
+
+
+@flat
+@pytest.mark.slow
+@pytest.mark.fault(count=50)
+def test_memory_is_flat_over_fifty_jobs(command, monkeypatch):
+    """A sweep of 50 jobs takes no more memory than 10, and closes its files"""
+    size, files = sweep_growth(command, monkeypatch, 50)
+    assert size < 10 and files <= 0
 
 
 @flat
