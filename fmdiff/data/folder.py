@@ -1,5 +1,6 @@
 """A folder of the user's images, converted once into a memory-mapped uint8 array."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -181,8 +182,7 @@ class Folder(Images):
                 with lock(where.with_name(f"{where.name}.lock")):
                     array = load(where)  # another process may have converted them meanwhile
                     if array is None:
-                        self._convert(where)
-                        array, what = load(where), "written to the cache"
+                        array, what = self._convert(where), "written to the cache"
             except OSError as error:
                 raise FmdiffError(
                     f"data=folder: {where.parent} cannot be written ({error.strerror or error}); "
@@ -251,8 +251,8 @@ class Folder(Images):
             )
         return place / "folder" / f"{root.name}-{digest}"
 
-    def _convert(self, where: Path) -> None:
-        """Write images.npy and about.json. `where` is absent or whole at every instant.
+    def _convert(self, where: Path) -> Converted | None:
+        """Write images.npy and about.json, and return the array; None if it cannot be read back.
 
         If another process was faster, where there are no locks, its array is taken.
         """
@@ -263,12 +263,9 @@ class Folder(Images):
                 about = self._write(file)
                 sync(file)
             write_text(folder / "about.json", json.dumps(about))
-            try:
-                folder.replace(where)
-            except OSError:  # there is a folder
-                if load(where) is None:  # a damaged one
-                    shutil.rmtree(where)
-                    folder.replace(where)
+            array = load(folder)  # it stays mapped, whatever becomes of the folder's name
+            put(folder, where)
+            return load(where) or array
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -324,6 +321,26 @@ def head(file: BinaryIO, n: int, shape: tuple[int, ...]) -> None:
     """Write the header of a .npy of n images. Its length does not depend on n."""
     about = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
     np.lib.format.write_array_header_1_0(file, about)
+
+
+def put(folder: Path, where: Path) -> None:
+    """Rename a cache folder to `where`, unless a whole one is there by now. Raises OSError."""
+    for _ in range(10):
+        try:
+            folder.replace(where)
+            return
+        except OSError:
+            if load(where) is not None:
+                return
+            if not where.is_dir():
+                raise
+        # a damaged one; without locks, another process may put a whole one there meanwhile
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=where.parent))
+        with contextlib.suppress(OSError):
+            where.replace(aside)
+            if load(aside) is not None:
+                aside.replace(where)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(where: Path) -> Converted | None:

@@ -258,7 +258,7 @@ def together(code, folder, count=3, **variables):
         )
         for _ in range(count)
     ]
-    said = [run.communicate(timeout=120) for run in runs]
+    said = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0] * count, said
     return [out for out, _ in said]
 

@@ -120,7 +120,7 @@ def test_small_files_take_little_memory(tmp_path, monkeypatch, kind):
         entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
         path.write_bytes(head + entries + bytes(400))
     run = subprocess.run(
-        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, timeout=300
     )
     megabytes = int(run.stdout.splitlines()[-1])
     assert megabytes < 120, run.stdout
@@ -170,7 +170,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path, kind):
         "except Exception as error:\n    print(error)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200
     )
     assert "x.png cannot be read as an image" in run.stdout, run.stderr
     with pytest.raises(FmdiffError, match=r"1 of its 21 images cannot be read: x\.png"):

@@ -127,7 +127,7 @@ def test_files_are_utf_8_in_any_locale(command, train, tmp_path):
         [sys.executable, "-m", "fmdiff", *words],
         env=os.environ | locale,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     assert "Größe 模型" in (tmp_path / "run" / "report.html").read_text("utf-8")

@@ -22,7 +22,7 @@ SECRET = "canary: 6f1d2a\n"
 GO_ON = ("train", "resume=run", "trainer.max_steps=4", "threads=1")
 
 
-def shell(*words, seconds=120):
+def shell(*words, seconds=300):
     """A command in a fresh process: its exit code, and what it printed."""
     process = subprocess.run(
         [sys.executable, "-m", "fmdiff", *map(str, words)],
@@ -136,7 +136,7 @@ def test_a_lock_with_two_names_is_not_written_to(run, command, tmp_path):
 def test_a_pipe_in_the_way_does_not_hang(run, name):
     (run / name).unlink()
     os.mkfifo(run / name)
-    code, said = shell(*GO_ON, seconds=60)
+    code, said = shell(*GO_ON, seconds=200)
     assert code == 2 and "Traceback" not in said and name in said.splitlines()[-1], said
 
 
@@ -167,7 +167,7 @@ def test_pipes_in_a_folder_do_not_keep_the_report(run):
         (run / name).unlink()
         os.mkfifo(run / name)
     (run / "sample.json").write_text("{}")
-    code, said = shell("report", "runs=run", seconds=60)
+    code, said = shell("report", "runs=run", seconds=200)
     assert code == 0, said
     assert (run / "report.html").read_text("utf-8").count("no regular file") == len(names)
 
@@ -300,7 +300,7 @@ def test_a_lock_is_for_one_at_a_time(tmp_path):
     )
     (tmp_path / "count").write_text("0")
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(3)]
-    assert [process.wait(60) for process in both] == [0, 0, 0]
+    assert [process.wait(200) for process in both] == [0, 0, 0]
     assert (tmp_path / "count").read_text() == "60" and not (tmp_path / "lock").exists()
 
 
