@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Moons with an MLP and 8x8 handwritten digits with a U-Net: train, sample, look. About 3 minutes
-# on 2 CPU cores. STEPS=40 makes it a smoke test, OUT=DIR puts the results elsewhere.
+# on 2 CPU cores. STEPS=40 makes it a smoke test, OUT=DIR puts the results elsewhere. Results that are
+# there already stay: the next ones go to outputs/demo-2, outputs/demo-3, ...
 set -euo pipefail
-out=${OUT:-outputs/demo}
-rm -rf "$out/moons" "$out/digits"
+base=${OUT:-outputs/demo} out=${OUT:-outputs/demo} number=1
+while [ -e "$out/moons" ] || [ -e "$out/digits" ]; do
+    number=$((number + 1))
+    out=$base-$number
+done
+[ "$out" = "$base" ] || echo "$base has results already, which stay; these go to $out"
 
 echo "== 1/2 moons: points, flow matching along the straight path, an MLP"
 fmdiff train data=moons model=mlp trainer.max_steps="${STEPS:-4000}" out="$out/moons"

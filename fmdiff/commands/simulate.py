@@ -88,8 +88,12 @@ def usable(solver: Solver, name: str, system: System) -> Solver:
         raise FmdiffError(
             f"solver={name}: here the noise is one draw a step, for solver=euler_maruyama"
         )
-    if not system.has_score and (solver.stochastic or solver.asks != "v"):
-        raise FmdiffError(f"solver={name} needs a score or noise, this system is an ODE; {plain}")
+    if not system.has_score and solver.stochastic:
+        raise FmdiffError(
+            f"solver={name} is for random systems, like system=ou, and this one is an ODE; {plain}"
+        )
+    if not system.has_score and solver.asks != "v":
+        raise FmdiffError(f"solver={name} needs a score, and this system has none; {plain}")
     if system.steps and not isinstance(solver, Euler):
         raise FmdiffError(f"solver={name}: velocities given one a step are for solver=euler")
     return solver

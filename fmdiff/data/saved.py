@@ -19,11 +19,14 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
 
     Points are float64 if the file's are wider than float32, and float32 otherwise.
 
-    A .npz holds them as `arr_0` (and `labels`). A folder holds image files of one size, in itself
+    A .npz holds them as `arr_0` (and `labels`), and a folder of `fmdiff sample` is read by its
+    samples.npz. Another folder holds image files of one size, in itself
     or in its folders, read in the order of their names. They are grey, C = 1, if all files are
     grey and channels = 1.
     Raises FmdiffError, naming `option`, for anything else.
     """
+    if (path / "samples.npz").is_file():
+        path = path / "samples.npz"
     if path.is_dir():
         return _folder(path, option, channels), None
     arrays = files.read_npz(path, ("arr_0", "labels"), f"{option}=")

@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fmdiff import files
 from fmdiff.data.base import Data
 from fmdiff.data.images import to_uint8
 from fmdiff.pictures import animate, plots
 
 GRID = 100  # images in the grid
+SINGLES = "png"  # the folder of single images, which holds nothing else
 REAL = 2000  # points of the data behind an animation
 TITLES = {"trajectory": "samples", "x_hat": "estimates of x"}
 
@@ -30,16 +32,22 @@ def captions(labels: Tensor | None, names: Sequence[str]) -> list[object] | None
 def image_files(
     pixels: np.ndarray, labels: Tensor | None, folder: Path, each: bool, names: Sequence[str] = ()
 ) -> list[str]:
-    """Write grid.png of images uint8 (n, H, W, C), and each to 000000.png ... Returns names."""
+    """Write grid.png of images uint8 (n, H, W, C), and each to png/000000.png ... Returns names.
+
+    Single images of an earlier run that are more than n are deleted.
+    """
     first = slice(0, GRID)
     words = None if labels is None else captions(labels[first], names)
     plots.save(plots.grid(pixels[first], words), folder / "grid.png")
     if not each:
         return ["grid.png"]
+    singles = files.make_folder(folder / SINGLES)
+    for path in singles.glob("[0-9]" * 6 + ".png"):
+        path.unlink()
     for i, image in enumerate(pixels):
         plain = image[..., 0] if image.shape[-1] == 1 else image
-        plots.save(Image.fromarray(plain), folder / f"{i:06d}.png")
-    return ["grid.png", f"000000.png ... {len(pixels) - 1:06d}.png"]
+        plots.save(Image.fromarray(plain), singles / f"{i:06d}.png")
+    return ["grid.png", f"{SINGLES}/000000.png ... {len(pixels) - 1:06d}.png"]
 
 
 def point_files(

@@ -16,6 +16,8 @@ from fmdiff.runs.content import Damaged
 GROUPS = ("data", "path", "model", "objective", "optim", "trainer")  # of every training
 
 log = logging.getLogger("fmdiff")
+# suffixes of the other files of a run
+OTHERS = (".yaml", ".csv", ".json", ".log", ".html", ".png", ".gif", ".npz", ".md")
 
 
 def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
@@ -32,6 +34,8 @@ def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
         path = files[0].parent
     else:
         path = Path(spec).expanduser()
+    if path.is_file() and path.suffix in OTHERS:
+        raise FmdiffError(f"ckpt={spec} is no checkpoint; {_nearby(path.parent, outputs)}")
     if path.is_file():
         return path
     good = newest_good(path) if path.exists() else None

@@ -6,6 +6,7 @@ same words and the same folders.
 
 import contextlib
 import copy
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,9 @@ def parse(words: list[str]) -> tuple[Namespace, list[str]]:
     """Parse Hydra's flags. Returns them, and the words of the command line that make them up."""
 
     def refuse(message: str) -> NoReturn:
-        raise FmdiffError(f"{message}; --help shows the flags")
+        key = re.search(r"arguments: -+([A-Za-z][\w.]*)", message)
+        more = f"; a setting is written {key[1]}=VALUE, without dashes" if key else ""
+        raise FmdiffError(f"{message}{more}; --help shows the flags")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -109,7 +112,7 @@ class Composer:
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """The config that Hydra composes for these overrides, with its `hydra` node."""
         for override in overrides:
-            sentences.check_grammar(self.parser, self.loader, override, mode)
+            sentences.check_grammar(self.parser, self.loader, self.command, override, mode)
         try:
             return self.loader.load_configuration(self.config_name, overrides, mode)
         except (HydraException, ValueError, OSError, YAMLError) as error:
@@ -134,7 +137,9 @@ class Composer:
     def jobs(self, overrides: list[str]) -> list[list[str]]:
         """The overrides of each job of a sweep."""
         for override in overrides:
-            sentences.check_grammar(self.parser, self.loader, override, RunMode.MULTIRUN)
+            sentences.check_grammar(
+                self.parser, self.loader, self.command, override, RunMode.MULTIRUN
+            )
         settings = self.compose(groups(overrides), RunMode.MULTIRUN).hydra
         own = [override for override in overrides if not key_of(override).startswith("hydra")]
         words = self.parser.parse_overrides(own)

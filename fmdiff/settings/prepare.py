@@ -15,6 +15,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.runs.folder import Run, claim_sweep, new_folder
 from fmdiff.runs.overrides import saved
 from fmdiff.runs.resume import OUTPUTS
+from fmdiff.settings import sentences
 from fmdiff.settings.combinations import kind_of
 from fmdiff.settings.compose import Composer, config_folders, groups
 from fmdiff.settings.sentences import choices_of, key_of
@@ -97,6 +98,7 @@ def prepare(command: str, args: Namespace) -> Prepared:
     Raises FmdiffError before anything is written.
     """
     composer = Composer(command, args)
+    args.overrides = sentences.texts(composer.parser, args.overrides)
     folders = config_folders(args)[1:]
     overrides = [*saved_overrides(args.overrides, folders), *args.overrides]
     cfg = None if args.multirun else composer.compose(groups(overrides))

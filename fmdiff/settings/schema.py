@@ -256,6 +256,11 @@ RULES: dict[str, Rule] = {
     "trainer.spike": or_null(number(above=1)),
     "trainer.progress": FLAG,
 }
+# keys of paths and names; what is typed there is always a text
+PATHS = {key for key, rule in RULES.items() if rule.says.startswith(PATH.says)} | {
+    "resume",
+    "runs",
+}
 STEPS = Rule(
     lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(1).passes),
     "an integer >= 1, a list of them like [4,10,50], or null",
@@ -319,7 +324,9 @@ def check(command: str, cfg: DictConfig) -> None:
         if value is ABSENT or rule.passes(value):
             continue
         if not rule.passes(integers.whole(value)):
-            raise FmdiffError(f"{key}={_typed(value)}: must be {rule.says}")
+            raise FmdiffError(
+                f"{key}={_typed(value)}: must be {rule.says}{_cure(command, key, value, rule)}"
+            )
         OmegaConf.update(cfg, key, integers.whole(value))
     for key, value in leaves(OmegaConf.to_container(cfg)):
         if isinstance(value, float) and math.isnan(value):
@@ -327,6 +334,17 @@ def check(command: str, cfg: DictConfig) -> None:
     extras.check(cfg)
     combinations.check(command, cfg)
     integers.of_classes(cfg)
+
+
+def _cure(command: str, key: str, value: Any, rule: Rule) -> str:
+    """The end of a sentence: how to give several values of a key that takes one."""
+    if not isinstance(value, list) or not value:
+        return ""
+    if command == "evaluate" and f"grid.{key}" in RULES:
+        return f"; several are grid.{key}={_typed(value)}"
+    if all(rule.passes(item) for item in value):
+        return f"; for several runs add -m and write {key}={','.join(map(_typed, value))}"
+    return ""
 
 
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:

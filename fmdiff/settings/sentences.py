@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
+from yaml import YAMLError
 
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.settings import extras
+from fmdiff.settings import extras, schema
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -27,13 +29,40 @@ def choices_of(hydra_cfg: Any) -> dict[str, str | None]:
     return {group: name for group, name in choices if group.split("/")[0] != "hydra"}
 
 
+# the key that names a run, by command, for words without a key
+RUN_KEYS = {"train": "resume", "report": "runs"}
+
+
+def texts(parser: OverridesParser, overrides: list[str]) -> list[str]:
+    """The overrides, with quotes around paths and names that Hydra would not read as a text.
+
+    These are numbers, true and false, and characters that Hydra does not know: out=2024, out=nan,
+    name=on, out=\u00e4.
+    """
+    return [_quoted(parser, override) for override in overrides]
+
+
+def _quoted(parser: OverridesParser, override: str) -> str:
+    key, equals, value = override.partition("=")
+    if key_of(override) not in schema.PATHS or not value or set(value) & set("'\"\\,[]{}$"):
+        return override
+    try:
+        plain = parser.parse_override(override).value()
+    except HydraException:
+        plain = 0
+    flag = isinstance(plain, bool) and key_of(override) == "resume"
+    if flag or plain is None or not isinstance(plain, bool | int | float):
+        return override
+    return f'{key}{equals}"{value}"'
+
+
 def check_grammar(
-    parser: OverridesParser, loader: ConfigLoader, override: str, mode: RunMode
+    parser: OverridesParser, loader: ConfigLoader, command: str, override: str, mode: RunMode
 ) -> None:
     """Raises FmdiffError for an override that cannot be parsed or is useless in this mode."""
     key, equals, value = override.partition("=")
     if not key or not (equals or key.startswith("~")):
-        raise FmdiffError(f"{override!r} is not of the form key=value or group=choice")
+        raise FmdiffError(_no_key(command, override))
     if key_of(override).partition(".")[0] == "choices":
         raise FmdiffError(f"{override}: choices says what was chosen; write GROUP=NAME")
     try:
@@ -42,16 +71,52 @@ def check_grammar(
         raise FmdiffError(_unreadable(key, value)) from error
     if setting.is_sweep_override():
         if mode == RunMode.RUN:
-            raise FmdiffError(
-                f"{override} asks for several runs: add -m to sweep, or write {key}=[...] for "
-                f"a list and '{key}=\"{value}\"', with both quotes, for a text"
-            )
+            raise FmdiffError(_several(loader, command, override))
         return
     group = key_of(override)
     if setting.is_delete() or isinstance(setting.value(), str) or "." in group:
         return
     if choices := loader.get_group_options(group):  # it takes milliseconds
-        raise FmdiffError(f"{override}: {group} takes one name; {nearest(value, choices)}")
+        more = f"; several are grid.{override}" if _in_grid(command, group) else ""
+        raise FmdiffError(f"{override}: {group} takes one name{more}; {nearest(value, choices)}")
+
+
+def _no_key(command: str, word: str) -> str:
+    """A sentence about a word without a key, or without a value."""
+    sentence = f"{word!r} is not of the form key=value or group=choice"
+    bare = re.fullmatch(r"[A-Za-z_][\w.]*", word) and not Path(word).exists()
+    if word.startswith("=") or bare:
+        sentence += ", written without spaces"
+    if command == "simulate" or word.startswith("=") or word in schema.RULES:
+        return sentence
+    return f"{sentence}; a run is named by {RUN_KEYS.get(command, 'ckpt')}={word}"
+
+
+def _in_grid(command: str, key: str) -> bool:
+    return command == "evaluate" and f"grid.{key}" in schema.RULES
+
+
+def _several(loader: ConfigLoader, command: str, override: str) -> str:
+    """A sentence about values with commas between them, in a command that runs once."""
+    key, _, value = override.partition("=")
+    rule = schema.OWN_RULES.get(command, {}).get(key) or schema.RULES.get(key)
+    cures = ["add -m to sweep"]
+    if _in_grid(command, key):
+        cures.append(f"write grid.{key}=[{value}] for one table")
+    if loader.get_group_options(key):
+        return f"{override} asks for several runs: {', or '.join(cures)}"
+    try:
+        items: Any = OmegaConf.to_container(OmegaConf.create(f"[{value}]"))
+    except (YAMLError, ValueError):
+        items = value.split(",")
+    if rule is None or rule.passes(items):
+        cures.append(f"write {key}=[{value}] for a list")
+    if rule is None or rule.passes(value):
+        cures.append(f"'{key}=\"{value}\"', with both quotes, for a text")
+    decimal = re.fullmatch(r"\d+,\d+", value)
+    if decimal and (rule is None or rule.passes(float(value.replace(",", ".")))):
+        cures.append(f"{key}={value.replace(',', '.')} for a decimal number")
+    return f"{override} asks for several runs: {', or '.join(cures)}"
 
 
 def refusal(compose: Compose, loader: ConfigLoader, error: Exception, overrides: list[str]) -> str:
@@ -89,7 +154,8 @@ def _unknown_key(
     if level:
         return f"unknown key {key!r}{where}; {nearest(key, level)}"
     if where:
-        others = ", ".join(loader.get_group_options(parent))
+        options = loader.get_group_options(parent)
+        others = ", ".join(name for name in options if name != choices[parent])
         return f"unknown key {key!r}{where}, which has none; another {parent} may: {others}"
     return f"unknown key {key!r}; {nearest(key, [k for k in keys if '.' not in k])}"
 
