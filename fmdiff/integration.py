@@ -185,7 +185,7 @@ def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
     # the cost of guidance depends on the time, so a rehearsal finds the times of evaluation
     rehearsal = _Rehearsal(field)
     x = torch.zeros(1, 1, dtype=torch.float64)
-    integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x))
+    integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x), jump=jump)
     if jump:
         rehearsal.predict(x, times[-1], "x")
     return rehearsal.cost

@@ -198,8 +198,8 @@ class Churn(Solver):
         return 2 * steps
 
     def begin(self, times: Tensor, jump: bool = False) -> int:
-        """The number of steps along times (S+1,)."""
-        return len(times) - 1
+        """The paper's N: the number of steps along times (S+1,), a jump to the data included."""
+        return len(times) - 1 + jump
 
     def step(
         self,

@@ -16,7 +16,8 @@ from fmdiff.field import Straight
 from fmdiff.integration import integrate
 from fmdiff.path import EDM, VE, VP, CondOT, Cosine
 from fmdiff.randomness import Brownian
-from fmdiff.sampling import generate
+from fmdiff.sampling import Sampler, generate
+from fmdiff.schedules import Karras
 from fmdiff.solvers.exponential import DPMpp
 from fmdiff.solvers.runge_kutta import Euler, Heun
 from fmdiff.solvers.stochastic import (
@@ -314,6 +315,33 @@ def test_edm_churn_is_algorithm_2(options):
             got = ours.predict(ours.path.alpha(up) * y, up, "x")
         torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-7)
         assert next(draws) is z[0]
+
+
+@pytest.mark.parametrize("coordinates", ["native", "straight"])
+@pytest.mark.parametrize("steps", [12, 18])
+def test_edm_churn_spreads_its_noise_over_all_steps_of_a_run(steps, coordinates):
+    """The paper's N counts the step to sigma = 0, which is the jump to the estimate of x here."""
+    options = 4.0, 0.01, 60.0, 1.003  # no noise is added at the first level and at the last
+    field = eight_gaussians(EDM(0.002, 80.0, 7.0))
+    sampler = Sampler(
+        solver=Churn(*options),
+        steps=steps,
+        schedule=Karras(0.002, 80.0, 7.0),
+        coordinates=coordinates,
+        dtype=torch.float64,
+    )
+    flow = sampler.seen(field, None)
+    layout = sampler.plan(flow)
+    assert layout.steps == steps and layout.jump
+    ramp = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), steps, dtype=torch.float64)
+    levels = torch.cat([ramp**7, torch.zeros(1).double()])
+    walk = Brownian(0, 6, (2,), 3)
+    z = [walk(t, s) / (s - t).sqrt() for t, s in pairwise(layout.times)]
+    x = 80 * noise(6)
+    wanted = algorithm_2(field, x, levels, [*z, torch.zeros(6, 2)], *options)
+    first = flow.path.alpha(layout.times[0])
+    got = sampler.carry(flow, layout, range(6), 3, first * x)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_edm_churn_without_churn_is_heun_in_the_noise_level():
