@@ -1,6 +1,11 @@
-"""Paths that users describe by a YAML, a class or two formulas. Each of them is checked."""
+"""What users describe themselves, each of it checked.
 
+A path by a YAML, a class or two formulas, and the strength of guidance by a number or a formula.
+"""
+
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,7 +14,7 @@ from torch import Tensor
 from fmdiff.build import build, of_class
 from fmdiff.errors import FmdiffError
 from fmdiff.formula import Formula
-from fmdiff.path import Path, Shifted
+from fmdiff.path import Path, Shifted, expand
 
 
 def from_spec(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> Path:
@@ -104,3 +109,32 @@ def _values(title: str, call: str, formula: Callable[[Tensor], Any], t: Tensor) 
             f"but {name}({t[bad][0]:g}) = {value[bad][0]:g}"
         )
     return value
+
+
+class Strength:
+    """The guidance scale w: a number, or a formula of the path's time t and straight time r.
+
+    Raises FmdiffError for anything else.
+    """
+
+    def __init__(self, w: float | str) -> None:
+        self.value: float | Formula
+        if isinstance(w, str):
+            self.value = Formula(w, ("t", "r"), "guidance.w")
+        elif isinstance(w, Real) and math.isfinite(w):
+            self.value = float(w)
+        else:
+            raise FmdiffError(f"guidance.w={w}: a finite number or a formula of t and r is needed")
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __eq__(self, w: object) -> bool:
+        """Whether the scale is the number w at every time."""
+        return self.value == w
+
+    def __call__(self, path: Path, x: Tensor, t: Tensor) -> Tensor | float:
+        """The scale at t, shaped to broadcast against x."""
+        if isinstance(self.value, float):
+            return self.value
+        return expand(self.value(t, path.r(t)), x).to(x)

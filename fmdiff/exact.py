@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Classes, Field
+from fmdiff.field import Field
+from fmdiff.labels import Classes
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
 

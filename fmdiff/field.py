@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from fmdiff.build import spec_of
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError, number
+from fmdiff.errors import FmdiffError
+from fmdiff.labels import Classes, in_turn
 from fmdiff.models.network import answer
 from fmdiff.path import CondOT, Kind, Path, expand
-from fmdiff.source import Normal, Source
+from fmdiff.source import Normal, Source, need_gaussian
 
 # A field that is singular at t = 0 or 1 is used only this far (in straight time) from that end.
 # Beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
-# the labels to sample, as numbers or names; None means all in turn
-Classes = list[int | str] | list[int] | list[str] | int | str | None
 
 
 class Field:
@@ -41,6 +40,7 @@ class Field:
     names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
+    y: Tensor | None = None  # the labels (B,) of a batch
     branches: int = 1  # the most model evaluations that one call costs
     evaluations: int = 0
 
@@ -78,6 +78,10 @@ class Field:
         """The same field with the class labels y (B,) fixed."""
         raise NotImplementedError
 
+    def select(self, rows: Tensor) -> "Field":
+        """The same field for the samples `rows` (R,) of its batch. It may count apart."""
+        return self if self.y is None else self.bind(self.y[rows])
+
     def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
         """Labels of samples start ... stop - 1: `classes` in turn, or None without classes.
 
@@ -97,35 +101,6 @@ class Field:
         values = vars(self)
         names = [name for name in ("path", "shape", "classes") if values.get(name)]
         return f"{type(self).__name__}({', '.join(f'{name}={values[name]!r}' for name in names)})"
-
-
-def in_turn(
-    classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
-) -> Tensor | None:
-    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
-
-    of: the model whose `classes` and `names` count.
-    """
-    if not of.classes:
-        if classes is not None:
-            raise FmdiffError(f"classes={classes}: this model was trained without classes")
-        return None
-    single = [classes] if isinstance(classes, int | str) else classes
-    choice: list[int] = [
-        number(c, of.names, "classes") for c in single or labels or range(of.classes)
-    ]
-    if any(not 0 <= c < of.classes for c in choice):
-        raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")
-    return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
-
-
-def need_gaussian(field: Field, what: str, instead: str = "") -> None:
-    """Raises FmdiffError, naming `what` needs it, unless eps is normal and independent of x."""
-    if not field.gaussian:
-        raise FmdiffError(
-            f"{what} needs a normal source independent of x, and this model was trained with "
-            f"another source or coupling{instead}"
-        )
 
 
 class NetField(Field):
@@ -193,7 +168,7 @@ class NetField(Field):
             feature = 500 * (1 - c_noise / 3)
         time = expand(t, x_t)
         z = (x_t - self.mean("x_t", t, x_t)) / self.rms("x_t", time)
-        return z, feature.to(x_t).expand(len(x_t))
+        return z.to(x_t), feature.to(x_t).expand(len(x_t))
 
     def skip(self, x_t: Tensor, t: Tensor) -> Tensor | float:
         """The term added to the scaled output."""
@@ -210,7 +185,7 @@ class NetField(Field):
         self.evaluations += len(x_t)
         x_in, time = self.inputs(x_t, t)
         out = answer(self.net, x_in, time, self.y).to(x_t)
-        return out * self.scale(expand(t, x_t)) + self.skip(x_t, t)
+        return (out * self.scale(expand(t, x_t)) + self.skip(x_t, t)).to(x_t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         if kind == "score":
@@ -268,8 +243,12 @@ class Around(Field):
         self.gaussian = field.gaussian
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.field.evaluations
+
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:
+        self.field.evaluations = count
 
     def reset(self) -> None:
         self.field.reset()
@@ -282,6 +261,14 @@ class Around(Field):
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         return self.field.start(eps, t, first, seed)
+
+    def select(self, rows: Tensor) -> Field:
+        inner = self.field.select(rows)
+        if inner is self.field:
+            return self
+        part = copy.copy(self)
+        part.field = inner
+        return part
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.field!r})"
@@ -309,9 +296,10 @@ class Along(Around):
         if kind == "score":
             need_gaussian(self, "the score")
         inner, scale = self._inner(t)
+        state = (expand(scale, x_t) * x_t).to(x_t)
         if kind in ("x", "eps"):  # the same on every path
-            return self.field.predict(expand(scale, x_t) * x_t, inner, kind)
-        straight = self.field.predict(expand(scale, x_t) * x_t, inner, "straight")
+            return self.field.predict(state, inner, kind)
+        straight = self.field.predict(state, inner, "straight")
         return self.path.convert(straight, x_t, t, "straight", kind)
 
     def price(self, t: Tensor) -> int:
@@ -348,9 +336,9 @@ class FunctionField(NetField):
     """A plain function in place of a network; its result is used as it is.
 
     fn(x_t, t) returns the quantity `kind` of x_t (B, *shape) at t. t has shape (), or (B,) if the
-    solver is adaptive. `interval` gives the times at which fn may be called, by default all that
-    the path allows. Sampling starts from beta eps, or from noise of std
-    sqrt(alpha^2 data_std^2 + beta^2) if alpha is not 0.
+    solver is adaptive, which asks for any B of the samples. `interval` gives the times at which fn
+    may be called, by default all that the path allows. Sampling starts from beta eps, or from
+    noise of std sqrt(alpha^2 data_std^2 + beta^2) if alpha is not 0.
 
     Raises FmdiffError for an interval outside [0, 1] and, when called, if fn does not return a
     tensor of the shape of x_t.
@@ -372,7 +360,7 @@ class FunctionField(NetField):
 
     def output(self, x_t: Tensor, t: Tensor) -> Tensor:
         self.evaluations += len(x_t)
-        value: Any = self.fn(x_t, t)
+        value: Any = self.fn(x_t, t.to(x_t) if t.ndim else t)
         name = f"the field's function {self._name()}"
         if not isinstance(value, Tensor):
             raise FmdiffError(f"{name} must return a tensor and returned a {type(value).__name__}")

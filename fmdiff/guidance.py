@@ -11,6 +11,7 @@ grad log (p(x_t | y) / p(x_t)) = grad log p(y | x_t). If the guide is the same n
 branches are computed in one batch. Each counts as an evaluation, and so does a classifier.
 """
 
+import copy
 import math
 from numbers import Real
 
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
+from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Along, Around, Classes, Field, in_turn, need_gaussian
-from fmdiff.formula import Formula
-from fmdiff.path import Kind, Path, expand
+from fmdiff.field import EDGE, Along, Around, Field
+from fmdiff.labels import Classes, in_turn
+from fmdiff.path import Kind, expand
+from fmdiff.source import need_gaussian
 
 PERCENTILE = 0.995  # dynamic thresholding takes this quantile of |x| for the end of the range
 
@@ -161,35 +164,6 @@ def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
     return ("cpu", torch.float32) if parameter is None else (parameter.device, parameter.dtype)
 
 
-class Strength:
-    """The guidance scale w: a number, or a formula of the path's time t and straight time r.
-
-    Raises FmdiffError for anything else.
-    """
-
-    def __init__(self, w: float | str) -> None:
-        self.value: float | Formula
-        if isinstance(w, str):
-            self.value = Formula(w, ("t", "r"), "guidance.w")
-        elif isinstance(w, Real) and math.isfinite(w):
-            self.value = float(w)
-        else:
-            raise FmdiffError(f"guidance.w={w}: a finite number or a formula of t and r is needed")
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-    def __eq__(self, w: object) -> bool:
-        """Whether the scale is the number w at every time."""
-        return self.value == w
-
-    def __call__(self, path: Path, x: Tensor, t: Tensor) -> Tensor | float:
-        """The scale at t, shaped to broadcast against x."""
-        if isinstance(self.value, float):
-            return self.value
-        return expand(self.value(t, path.r(t)), x).to(x)
-
-
 class Guided(Around):
     """The guided field guide + w (v(x_t, y) - guide).
 
@@ -219,6 +193,11 @@ class Guided(Around):
 
     def reset(self) -> None:
         self.evaluations = 0
+
+    def select(self, rows: Tensor) -> "Guided":
+        part = copy.copy(self)
+        part.y = None if self.y is None else self.y[rows]
+        return part
 
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         return self._branch().prior(z, t)
@@ -298,12 +277,18 @@ class Tilted(Around):
     """
 
     evaluations = 0  # rows evaluated by the model and by the classifier
+    y: Tensor
 
     def __init__(self, field: Field, y: Tensor, w: Strength, classifier: Classifier) -> None:
         super().__init__(field)
         self.y, self.w, self.classifier = y, w, classifier
         self.base, self.offset = (field.bind(y), 1) if field.classes else (field, 0)
         self.branches = 1 if w == self.offset else 2
+
+    def select(self, rows: Tensor) -> "Tilted":
+        part = copy.copy(self)
+        part.y, part.base = self.y[rows], self.base.select(rows)
+        return part
 
     def reset(self) -> None:
         self.evaluations = 0

@@ -1,5 +1,6 @@
 """Integration of a field: the times of the steps, their cost, and the one loop over them."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Around, Field, need_gaussian
+from fmdiff.field import Around, Field
 from fmdiff.path import Kind
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
 from fmdiff.solvers.solver import Noise, Solver, check_step
+from fmdiff.source import need_gaussian
 
 STEPS = 28  # the default if neither steps nor nfe nor the schedule decides
 Law = Callable[[Tensor], Tensor]  # a schedule, or a plain function of u in its place
@@ -45,15 +47,38 @@ def integrate(
     return x
 
 
-class Backward(Field):
+class Backward(Around):
     """A field in the time u = -t, which runs from data to noise: dx/du = -v(x, -u)."""
 
-    def __init__(self, field: Field) -> None:
-        self.field, self.branches = field, field.branches
+    def price(self, t: Tensor) -> int:
+        return self.field.price(-t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         """-v at the time u = t, whatever the kind, since only v changes its sign with time."""
         return -self.field(x_t, -t)
+
+
+class Tally(Around):
+    """A field that counts what each of the n samples of its batch costs.
+
+    The rows of a call share its cost, which differs only under guidance that ends on the way.
+    """
+
+    def __init__(self, field: Field, n: int) -> None:
+        super().__init__(field)
+        self.each = torch.zeros(n, dtype=torch.float64)
+        self.rows: Tensor | slice = slice(None)
+
+    def select(self, rows: Tensor) -> "Tally":
+        part = copy.copy(self)
+        part.field, part.rows = self.field.select(rows), rows
+        return part
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        before = self.evaluations
+        value = self.field.predict(x_t, t, kind)
+        self.each[self.rows] += (self.evaluations - before) / len(x_t)
+        return value
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
+from fmdiff.field import Around, Field
 from fmdiff.guidance import Unguided
 from fmdiff.integration import Backward, Plan, check_steps, integrate, plan
 from fmdiff.path import Kind
@@ -49,7 +49,7 @@ EXACT = 32  # divergence=auto computes the exact trace up to this many dimension
 LEVELS = 127.5  # pixel levels per unit of x
 
 
-class Augmented(Field):
+class Augmented(Around):
     """States (B, d + P) of x and P log volumes: dx/dt = v and dl_j/dt = div v by probe j.
 
     Each w of probes (P, B, *shape) gives w^T (dv/dx) w by one backward pass (Hutchinson 1990;
@@ -58,7 +58,13 @@ class Augmented(Field):
     """
 
     def __init__(self, field: Field, probes: Tensor | None) -> None:
-        self.field, self.probes, self.branches = field, probes, field.branches
+        super().__init__(field)
+        self.probes = probes
+
+    def select(self, rows: Tensor) -> "Augmented":
+        return Augmented(
+            self.field.select(rows), None if self.probes is None else self.probes[:, rows]
+        )
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         d = math.prod(self.field.shape)

@@ -89,7 +89,7 @@ class Path(Described):
     def mix(self, x: Tensor, eps: Tensor, t: Tensor, kind: Kind = "x_t") -> Tensor:
         """Return a x + b eps, the quantity `kind` of pairs (x, eps) (B, *), at t () or (B,)."""
         a, b = self.row(kind, expand(t, x))
-        return a * x + b * eps
+        return (a * x + b * eps).to(x)
 
     def convert(
         self,
@@ -116,14 +116,15 @@ class Path(Described):
         t = expand(t, x_t)
         a, b = self.alpha(t), self.beta(t)
         if source == "score":
-            return self.convert(-b * value, x_t, t, "eps", target, floor)
+            return self.convert((-b * value).to(x_t), x_t, t, "eps", target, floor)
         if target == "score":
-            return -self.convert(value, x_t, t, source, "eps", floor) / b.clamp(min=floor)
+            eps = self.convert(value, x_t, t, source, "eps", floor)
+            return (-eps / b.clamp(min=floor)).to(x_t)
         (c, d), (p, q) = self.row(source, t), self.row(target, t)
         det = a * d - b * c
         if floor:
             det = torch.where(det < 0, det.clamp(max=-floor), det.clamp(min=floor))
-        return ((p * d - q * c) * x_t + (q * a - p * b) * value) / det
+        return (((p * d - q * c) * x_t + (q * a - p * b) * value) / det).to(x_t)
 
     def logsnr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / beta^2), increasing in t."""

@@ -11,9 +11,10 @@ from fmdiff import randomness
 from fmdiff.build import build, of_class, spec_of
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import Along, Classes, Field, Straight
+from fmdiff.field import Along, Field, Straight
 from fmdiff.guidance import Unguided, in_range
-from fmdiff.integration import Law, Plan, integrate, need_positive, plan
+from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
+from fmdiff.labels import Classes
 from fmdiff.path import Path
 from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.runge_kutta import Heun
@@ -32,7 +33,8 @@ class Samples:
     x: Tensor
     y: Tensor | None
     nfe_planned: int | None  # None for an adaptive solver
-    nfe_counted: float
+    nfe_counted: float  # the mean over the samples
+    nfe_most: float  # of the sample that costs most
     plan: Plan
     # all states (frames, n, *shape) of the first 20 images or 2,000 points at the scale of the
     # data, start and end included, and their times (frames,)
@@ -146,6 +148,7 @@ class Sampler:
             flow = self.seen(field, None if y is None else y.to(self.device))
             flow.reset()
             layout = layout or self.plan(flow, trajectory)
+            flow = tally = Tally(flow, len(rows))
             watch = None
             if trajectory and (few := watch_size(field.shape) - start) > 0:
                 watch = Witness(flow, few)
@@ -158,7 +161,7 @@ class Sampler:
                 path = self.path or field.path
                 x = _moved(self._own(x_start[part]), path, flow.path, t)
             x = self.carry(flow, layout, rows, seed, x, watch)
-            harvest.add(x, y, flow.evaluations)
+            harvest.add(x, y, flow.evaluations, tally.each.max().item())
             if progress:
                 progress(len(rows))
         assert layout is not None
@@ -232,10 +235,11 @@ class _Harvest:
         self.xs: list[Tensor] = []
         self.ys: list[Tensor] = []
         self.watches: list[Witness] = []
-        self.evaluations, self.bad = 0, 0
+        self.evaluations, self.most, self.bad = 0, 0.0, 0
 
-    def add(self, x: Tensor, y: Tensor | None, evaluations: int) -> None:
+    def add(self, x: Tensor, y: Tensor | None, evaluations: int, most: float) -> None:
         self.evaluations += evaluations
+        self.most = max(self.most, most)
         self.bad += int((~x.flatten(1).isfinite()).any(1).sum())
         if self.receive:
             self.receive(x, y)
@@ -257,6 +261,7 @@ class _Harvest:
             torch.cat(self.ys) if self.ys else None,
             layout.nfe,
             self.evaluations / n,
+            self.most,
             layout,
             trajectory,
             x_hat,

@@ -147,3 +147,12 @@ class Dataset(Source):
 
     def prepare(self) -> None:
         self.dataset.prepare()
+
+
+def need_gaussian(field: Any, what: str, instead: str = "") -> None:
+    """Raises FmdiffError, naming `what` needs it, unless eps is normal and independent of x."""
+    if not field.gaussian:
+        raise FmdiffError(
+            f"{what} needs a normal source independent of x, and this model was trained with "
+            f"another source or coupling{instead}"
+        )

@@ -51,12 +51,27 @@ class Witness(Around):
             if (time - t).abs().max() < 1e-6 and torch.equal(x_t, x):
                 self._estimate(value, x_t, t, kind)
 
+    def select(self, rows: Tensor) -> Around:
+        return _Part(self, rows)
+
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         value = self.field.predict(x_t, t, kind)
+        self.note(value, x_t, t, kind)
+        return value
+
+    def note(
+        self, value: Tensor, x_t: Tensor, t: Tensor, kind: Kind, rows: Tensor | None = None
+    ) -> None:
+        """Take note of a result, or of that of some rows (R,): the others keep their last one."""
+        if rows is not None:
+            parts = value, x_t, t
+            count = int(rows.max()) + 1  # the first call is for all
+            old = self.last or [part.new_empty(count, *part.shape[1:]) for part in parts]
+            pairs = zip(old[:3], parts, strict=True)
+            value, x_t, t = (was.index_put((rows,), part) for was, part in pairs)
         self.last = value, x_t, t, kind
         if self.now is not None:
             self._estimate(value, x_t, t, kind)
-        return value
 
     def _estimate(self, value: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> None:
         rows = slice(self.rows)
@@ -65,6 +80,19 @@ class Witness(Around):
         assert time is not None
         self.estimates.append((x_hat.to("cpu", copy=True), time.double().cpu()))
         self.now = None
+
+
+class _Part(Around):
+    """Some rows of a Witness, which an adaptive solver asks when the others have arrived."""
+
+    def __init__(self, whole: Witness, rows: Tensor) -> None:
+        super().__init__(whole.field.select(rows))
+        self.whole, self.places = whole, rows
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        value = self.field.predict(x_t, t, kind)
+        self.whole.note(value, x_t, t, kind, self.places)
+        return value
 
 
 def join(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:

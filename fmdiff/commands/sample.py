@@ -62,8 +62,9 @@ def sample(cfg: DictConfig, folder: Path) -> None:
         output = draw(stage, sampler, judge)
     if processes.rank():
         return
+    most = f", {output.most:g} at most" if layout.nfe is None else ""
     print(
-        f"{output.nfe:g} evaluations per sample counted, {output.seconds:.1f} s, "
+        f"{output.nfe:g} evaluations per sample counted{most}, {output.seconds:.1f} s, "
         f"{1000 * output.seconds / stage.n:.3g} ms per sample"
     )
     names = write(stage, sampler, output, folder)
@@ -108,6 +109,7 @@ class Output:
     batches: Batches
     samples: Samples  # samples of this process; their x are in `batches`
     nfe: float  # evaluations per sample, as counted
+    most: float  # of the sample that took most
     seconds: float
     metrics: "dict[str, Metric] | None"
 
@@ -149,8 +151,9 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
         samples = processes.agree(work)
         batches.gather()
         nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
+        most = max(processes.gather(samples.nfe_most))
         seconds = time.perf_counter() - begin
-    return Output(batches, samples, nfe, seconds, judge.results() if judge else None)
+    return Output(batches, samples, nfe, most, seconds, judge.results() if judge else None)
 
 
 def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, branches: int) -> str:
@@ -223,6 +226,7 @@ def report(stage: Stage, output: Output) -> dict[str, Any]:
     return {
         "nfe_planned": output.samples.nfe_planned,
         "nfe_counted": output.nfe,
+        "nfe_most": output.most,
         "n": stage.n,
         "batch_size": stage.size,
         "seconds": output.seconds,

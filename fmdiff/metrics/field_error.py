@@ -8,9 +8,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fmdiff.data.base import Data
-from fmdiff.field import Field, need_gaussian
+from fmdiff.field import Field
 from fmdiff.path import Kind
 from fmdiff.randomness import noise
+from fmdiff.source import need_gaussian
 
 
 class Errors(NamedTuple):
