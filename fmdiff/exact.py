@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
-from fmdiff.labels import Classes
+from fmdiff.field import Classes, Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
 

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from fmdiff.build import spec_of
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError
-from fmdiff.labels import Classes, in_turn
+from fmdiff.errors import FmdiffError, number
 from fmdiff.models.network import answer
-from fmdiff.path import CondOT, Kind, Path, expand
+from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Normal, Source, need_gaussian
 
 # A field that is singular at t = 0 or 1 is used only this far (in straight time) from that end.
 # Beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
+# the labels to sample, as numbers or names; None means all in turn
+Classes = list[int | str] | list[int] | list[str] | int | str | None
 
 
 class Field:
@@ -41,6 +42,7 @@ class Field:
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
     y: Tensor | None = None  # the labels (B,) of a batch
+    atoms: Tensor | None = None  # straight times r (T,), if it was trained at finitely many
     branches: int = 1  # the most model evaluations that one call costs
     evaluations: int = 0
 
@@ -101,6 +103,26 @@ class Field:
         values = vars(self)
         names = [name for name in ("path", "shape", "classes") if values.get(name)]
         return f"{type(self).__name__}({', '.join(f'{name}={values[name]!r}' for name in names)})"
+
+
+def in_turn(
+    classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
+) -> Tensor | None:
+    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
+
+    of: the model whose `classes` and `names` count.
+    """
+    if not of.classes:
+        if classes is not None:
+            raise FmdiffError(f"classes={classes}: this model was trained without classes")
+        return None
+    single = [classes] if isinstance(classes, int | str) else classes
+    choice: list[int] = [
+        number(c, of.names, "classes") for c in single or labels or range(of.classes)
+    ]
+    if any(not 0 <= c < of.classes for c in choice):
+        raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")
+    return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
 
 
 class NetField(Field):
@@ -240,7 +262,7 @@ class Around(Field):
         self.field, self.path, self.branches = field, field.path, field.branches
         self.shape, self.classes, self.only = field.shape, field.classes, field.only
         self.names = field.names
-        self.gaussian = field.gaussian
+        self.gaussian, self.atoms = field.gaussian, field.atoms
 
     @property
     def evaluations(self) -> int:
@@ -272,64 +294,6 @@ class Around(Field):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.field!r})"
-
-
-class Along(Around):
-    """A field seen along another path: an exact change of coordinates.
-
-    All Gaussian paths share the straight one. Times correspond by r = alpha / (alpha + beta), and
-    x_t / (alpha + beta) is the same point on each. The inner field predicts "straight", which is
-    finite wherever the field is.
-    """
-
-    def __init__(self, field: Field, path: Path) -> None:
-        super().__init__(field)
-        self.path = path
-
-    def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner time, and the ratio of the inner to the outer state, at the outer time u."""
-        t = self.field.path.time_of_r(self.path.r(u))
-        inner, outer = self.field.path, self.path
-        return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        if kind == "score":
-            need_gaussian(self, "the score")
-        inner, scale = self._inner(t)
-        state = (expand(scale, x_t) * x_t).to(x_t)
-        if kind in ("x", "eps"):  # the same on every path
-            return self.field.predict(state, inner, kind)
-        straight = self.field.predict(state, inner, "straight")
-        return self.path.convert(straight, x_t, t, "straight", kind)
-
-    def price(self, t: Tensor) -> int:
-        return self.field.price(self._inner(t)[0])
-
-    def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        ends = torch.tensor(self.field.interval("straight"), dtype=torch.float64)
-        lo, hi = self.path.time_of_r(self.field.path.r(ends))
-        if not all(torch.isfinite(c) for c in self.path.row(kind, hi)):
-            hi = hi.clamp(max=self.path.time_of_r(1 - EDGE * torch.ones_like(hi)))
-        return lo.item(), hi.item()
-
-    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        inner, scale = self._inner(t)
-        return self.field.start(eps, inner, first, seed) / scale
-
-    def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        inner, scale = self._inner(t)
-        return self.field.prior(scale * z, inner) + math.prod(self.shape) * scale.log()
-
-    def bind(self, y: Tensor) -> "Along":
-        return Along(self.field.bind(y), self.path)
-
-    def __repr__(self) -> str:
-        return f"Along({self.field!r}, {self.path!r})"
-
-
-def Straight(field: Field) -> Field:
-    """The field in straight coordinates x_r = r x + (1 - r) eps, where v is `straight`."""
-    return field if isinstance(field.path, CondOT) else Along(field, CondOT())
 
 
 class FunctionField(NetField):

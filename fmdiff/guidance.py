@@ -18,12 +18,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from fmdiff.along import Along
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Along, Around, Field
-from fmdiff.labels import Classes, in_turn
+from fmdiff.field import EDGE, Around, Classes, Field, in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 

@@ -12,7 +12,7 @@ from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Around, Field
 from fmdiff.path import Kind
-from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels
+from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels, Trained
 from fmdiff.solvers.solver import Noise, Solver, check_step
 from fmdiff.source import need_gaussian
 
@@ -101,7 +101,7 @@ def plan(
     field: Field,
     solver: Solver,
     steps: int | None = None,
-    schedule: Law = UNIFORM,
+    schedule: Law | None = None,
     final: str = "auto",
     nfe: int | None = None,
     trajectory: bool = False,
@@ -111,13 +111,15 @@ def plan(
     final=denoise makes the last interval one jump to the estimate of x. final=solver has no jump.
     final=auto jumps if noise is left at the end of the interval. Such a jump comes after
     steps - 1 solver steps; a jump from a clean end replaces the last step. An adaptive solver
-    crosses the interval in one step, unless a trajectory has to show the `steps`.
+    crosses the interval in one step, unless a trajectory has to show the `steps`. For the default
+    schedule see `law_of`.
 
     Raises FmdiffError if steps and nfe are both given or not positive, if nfe does not pay for one
     step, or if `solver` is no Solver.
     """
     of_class(solver, Solver)
     need_positive(steps=steps, nfe=nfe)
+    schedule = law_of(field, solver, schedule)
     if solver.stochastic:
         need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
     if nfe is None:
@@ -132,7 +134,28 @@ def plan(
 
     if isinstance(schedule, Explicit):
         raise FmdiffError(f"nfe={nfe}: schedule=explicit has its own {schedule.steps} steps")
-    return _largest(lambda n: _lay_out(field, solver, n, schedule, final, trajectory), nfe)
+    most = len(_atoms(field, solver)) if isinstance(schedule, Trained) else nfe
+    return _largest(lambda n: _lay_out(field, solver, n, schedule, final, trajectory), nfe, most)
+
+
+def law_of(field: Field, solver: Solver, schedule: Law | None) -> Law:
+    """The schedule itself, or the default for None.
+
+    This is uniform, but for ancestral sampling (solver=ddpm) of a model that was trained at
+    finitely many times it is those times.
+    """
+    if schedule is not None:
+        return schedule
+    return Trained() if solver.ancestral and field.atoms is not None else UNIFORM
+
+
+def _atoms(field: Field, solver: Solver) -> Tensor:
+    """The straight times (T,) of training at which the solver's quantity is determined."""
+    atoms = field.atoms
+    if atoms is None:
+        return torch.empty(0)
+    pure_noise = atoms == 0  # there eps says nothing of x
+    return atoms[~pure_noise] if field.interval(solver.asks)[0] > 0 else atoms
 
 
 def need_positive(**numbers: int | None) -> None:
@@ -151,12 +174,16 @@ def check_steps(solver: Solver, steps: int | None) -> None:
         )
 
 
-def _largest(lay_out: Callable[[int], Plan], nfe: int) -> Plan:
-    """The plan with the most steps that costs at most nfe. More steps cost more: it bisects."""
+def _largest(lay_out: Callable[[int], Plan], nfe: int, most: int) -> Plan:
+    """The plan with the most steps, at most `most`, that costs at most nfe.
+
+    More steps cost more: it bisects.
+    """
     best = lay_out(1)
     if (best.nfe or 0) > nfe:
         raise FmdiffError(f"nfe={nfe}: one step costs {best.nfe} evaluations with this solver")
-    over = nfe + 1 if best.nfe else 0  # a step costs an evaluation, or there is nothing to solve
+    # a step costs an evaluation, or there is nothing to solve
+    over = min(nfe, most) + 1 if best.nfe else 0
     while over - best.steps > 1:
         middle = lay_out((best.steps + over) // 2)
         if (middle.nfe or 0) <= nfe:
@@ -179,6 +206,12 @@ def _lay_out(
         lo, hi = times[0].item(), times[-1].item()
         noisy, jump = _ending(field, hi, final)
         jump = jump or len(times) <= schedule.steps
+    elif isinstance(schedule, Trained):
+        atoms = None if field.atoms is None else _atoms(field, solver)
+        usual = min(STEPS, 0 if atoms is None else len(atoms))
+        r = schedule.times(atoms, usual if steps is None else steps)
+        times = field.path.time_of_r(r)
+        noisy = jump = final != "solver"
     else:
         if isinstance(schedule, NoiseLevels):
             lo, hi = schedule.span(field.path, lo, hi)

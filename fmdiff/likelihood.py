@@ -14,7 +14,7 @@ data. The result is then that of x_hi / alpha(hi), data with noise of std beta /
 This is a proper density of x without any correction, and `t` and `noise` = beta / alpha name it.
 At alpha = 1, beta = 0 it is p(x) itself. All coordinates give the same result, because the volume
 changes of x_hi = alpha x and of the density at lo are those of the coordinates (alpha + beta in
-straight ones, see field.Along).
+straight ones, see along.Along).
 
 Images have 8 bits: pixel p stands for x = p / 127.5 - 1, so its bin is 1/127.5 wide and centred
 there. With u ~ U(0, 1) for each element (Theis et al. 2016, arXiv:1511.01844)

@@ -20,6 +20,7 @@ from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.content import Checkpoint, data_mean, identity
 from fmdiff.runs.find import find
+from fmdiff.times import Discrete
 
 REGISTRATIONS = (
     registry.register_module_parameter_registration_hook,
@@ -141,6 +142,7 @@ def restore(
         only = spec["data"]["source"].get("only") or ()
         field.only = tuple(number(label, field.names, "data.only") for label in only)
         field.sha256 = identity(spec, state)
+        field.atoms = _atoms(content, objective)
     except (FmdiffError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a forged checkpoint raises many kinds of exception
@@ -197,6 +199,20 @@ class _Sizes(TorchFunctionMode):
             sizes = args[0] if args and isinstance(args[0], tuple | list) else args
             self.receive(math.prod(n for n in sizes if isinstance(n, int)))
         return func(*args, **(kwargs or {}))
+
+
+def _atoms(content: Checkpoint, objective: Any) -> Tensor | None:
+    """The straight times of a model that was trained at finitely many, else None.
+
+    Checkpoints of the first versions have their time law among the settings of training alone.
+    """
+    config = (content.training or {}).get("config") or {}
+    law = content.spec.get("time") or config.get("time") or {}
+    if law.get("_target_") != "fmdiff.times.Discrete":
+        return None
+    times = Discrete(steps=law["steps"], stratified=False).atoms
+    atoms: Tensor = objective.path.r(objective.time(times))
+    return atoms
 
 
 class Subject(NamedTuple):

@@ -10,7 +10,7 @@ interest is linear in (x, eps), so it is a *row* (a, b) meaning a x + b eps:
 
 `v` is the velocity (Lipman et al. 2023, arXiv:2210.02747), `score` is grad log p_t(x_t | x)
 (Vincent 2011), `v_sh` is the v of Salimans & Ho 2022 (arXiv:2202.00512, appendix D), and
-`straight` is the velocity in straight coordinates (see field.Along). Two rows and one 2x2 solve
+`straight` is the velocity in straight coordinates (see along.Along). Two rows and one 2x2 solve
 convert any quantity into any other. Conditional expectations given x_t convert by the same rule,
 because it is affine for fixed x_t.
 

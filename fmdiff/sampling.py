@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
+from fmdiff.along import Along, Straight
 from fmdiff.build import build, of_class, spec_of
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import Along, Field, Straight
+from fmdiff.field import Classes, Field
 from fmdiff.guidance import Unguided, in_range
 from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
-from fmdiff.labels import Classes
 from fmdiff.path import Path
-from fmdiff.schedules import UNIFORM
 from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
 from fmdiff.trajectory import Witness, join, watch_size
@@ -75,7 +74,7 @@ class Sampler:
     solver: Solver = HEUN
     steps: int | None = None
     nfe: int | None = None
-    schedule: Law = UNIFORM
+    schedule: Law | None = None  # see integration.law_of
     guidance: Unguided = UNGUIDED
     coordinates: str = "straight"
     final: str = "auto"
@@ -94,7 +93,7 @@ class Sampler:
         if self.path is not None:
             checked(self.path)
         object.__setattr__(self, "schedule", built("schedule", self.schedule))
-        if not callable(self.schedule):
+        if self.schedule is not None and not callable(self.schedule):
             raise FmdiffError(f"schedule={self.schedule!r}: a law of u or its name is needed")
         need_positive(steps=self.steps, nfe=self.nfe, batch_size=self.batch_size)
         for option, choices in (("coordinates", COORDINATES), ("final", FINALS)):

@@ -3,7 +3,7 @@
 A schedule is a law `schedule(u) -> r` that increases from 0 to 1 for u in [0, 1]. Steps are equal
 in u, and r is straight time (with coordinates=native the path's own time). A law knows nothing of
 the field and is stretched over the interval on which the field is defined. Schedules of noise
-levels (karras, logsnr) and explicit times are absolute instead.
+levels (karras, logsnr), explicit times and the times of training are absolute instead.
 """
 
 import math
@@ -209,6 +209,33 @@ class Explicit(Schedule):
                 + ("" if final == "solver" else ", and a last time 1 stands for the final jump")
             )
         return times
+
+
+class Trained(Schedule):
+    """The times that a model was trained at, if these are finitely many, as in DDPM.
+
+    S steps take S of the T times, at equal strides from the first one on, and the last step is the
+    jump to the estimate of x. S = T is the sampler of Ho et al. 2020 (arXiv:2006.11239).
+    """
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Raises FmdiffError: the times are the model's."""
+        raise FmdiffError("schedule=trained takes the times of a model, and is no law without one")
+
+    def times(self, atoms: Tensor | None, steps: int) -> Tensor:
+        """`steps` of the straight times `atoms` (T,). Raises FmdiffError if there are fewer."""
+        if atoms is None:
+            raise FmdiffError(
+                "schedule=trained: this model was trained at all times from 0 to 1; choose "
+                "another schedule, like uniform"
+            )
+        if steps > len(atoms):
+            raise FmdiffError(
+                f"steps={steps}: schedule=trained has the {len(atoms)} times of the model; give "
+                "fewer steps, or schedule=uniform"
+            )
+        strides = torch.arange(steps, dtype=torch.float64) * len(atoms) / steps
+        return atoms[strides.round().long()]
 
 
 def _text(times: Sequence[object]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fmdiff.errors import FmdiffError
 from fmdiff.path import CondOT, Path
 
+MOST = 10**6  # atoms of a discrete law
 Time = TypeVar("Time", Tensor, float)
 
 
@@ -46,6 +47,11 @@ class Law(ABC):
 
     stratified: bool
     path: Path = field(default_factory=CondOT)
+
+    @property
+    def atoms(self) -> Tensor | None:
+        """The times (S,) float64, increasing, if they are finitely many; None with a density."""
+        return None
 
     def __post_init__(self) -> None:
         if not isinstance(self.stratified, bool):
@@ -272,8 +278,12 @@ class Discrete(Law):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = "an integer >= 1"
-        self.require("steps", whole, lambda v: isinstance(v, int) and v >= 1)
+        whole = f"an integer from 1 to {MOST}"
+        self.require("steps", whole, lambda v: isinstance(v, int) and 1 <= v <= MOST)
+
+    @property
+    def atoms(self) -> Tensor:
+        return torch.arange(self.steps, dtype=torch.float64) / self.steps
 
     def density(self, t: Time) -> Time:
         raise FmdiffError(f"time=discrete has {self.steps} atoms of equal mass and no density")

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmdiff.along import Straight
 from fmdiff.exact import Mixture
-from fmdiff.field import Field, Straight
+from fmdiff.field import Field
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.integration import Plan, integrate, plan
 from fmdiff.loading import load

@@ -37,7 +37,7 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
     choice = Sampler(
         **{name: settings[name] for name in names},
         solver=build(settings["solver"]),
-        schedule=build(settings["schedule"]),
+        schedule=settings["schedule"] and build(settings["schedule"]),
         guidance=guidance(settings["guidance"]),
         path=from_spec(settings["path"]) if along else None,
         batch_size=stage.size,

@@ -16,7 +16,7 @@ from fmdiff.commands import arguments
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
-from fmdiff.integration import Plan
+from fmdiff.integration import Plan, law_of
 from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.pictures import samples as pictures
@@ -57,7 +57,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     layout = sampler.plan(view, settings["trajectory"])
     with processes.group("sample", folder, devices, where):
         if processes.rank() == 0:
-            plan = describe(settings, sampler, layout, view.branches)
+            plan = describe(settings, sampler, layout, view)
             print(f"{stage.n} samples on {where}, {plan}")
         output = draw(stage, sampler, judge)
     if processes.rank():
@@ -156,7 +156,7 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
     return Output(batches, samples, nfe, most, seconds, judge.results() if judge else None)
 
 
-def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, branches: int) -> str:
+def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Field) -> str:
     """Describe the plan in one line: solver, order, steps, their times and their cost."""
     choices = settings["choices"]
     steps = f"{plan.steps} steps" if plan.steps != 1 else "1 step"
@@ -164,11 +164,13 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, branches: i
         steps, cost = "adaptive steps", "evaluations known after the run"
     else:
         cost = f"{plan.nfe} evaluations each"
+    law = law_of(field, sampler.solver, sampler.schedule)
+    schedule = choices["schedule"] or type(law).__name__.lower()
     jump = " and a jump to the estimate of x" if plan.jump else ""
-    guided = f" (guidance {choices['guidance']} included)" if branches > 1 else ""
+    guided = f" (guidance {choices['guidance']} included)" if field.branches > 1 else ""
     return (
         f"solver {choices['solver']} (order {sampler.solver.order:g}), {steps}, schedule "
-        f"{choices['schedule']}, in {settings['coordinates']} coordinates from "
+        f"{schedule}, in {settings['coordinates']} coordinates from "
         f"{plan.times[0]:.4g} to {plan.times[-1]:.4g}{jump}, {cost}{guided}"
     )
 

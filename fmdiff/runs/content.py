@@ -63,7 +63,7 @@ class Damaged(FmdiffError):
 class Checkpoint:
     """The content of a checkpoint. `of` checks its form, and `content` is what is written.
 
-    spec may also hold `source` and `coupling`, which checkpoints of the first versions lack.
+    spec may also hold `source`, `coupling` and `time`, which those of the first versions lack.
     """
 
     step: int

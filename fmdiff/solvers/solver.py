@@ -24,12 +24,14 @@ class Solver(Described):
     `order` is the order of convergence, which the tests measure. `asks` is the kind of quantity
     that it evaluates, which decides the field's interval. A `stochastic` solver draws noise and
     needs a field with a normal source. An `adaptive` one chooses its own steps between two times.
+    An `ancestral` one is by default run at the times of training, if these are finitely many.
     """
 
     order: float = 1
     asks: Kind = "v"
     stochastic: bool = False
     adaptive: bool = False
+    ancestral: bool = False
 
     def begin(self, times: Tensor, jump: bool = False) -> Any:
         """The state before the first of the steps along times (S+1,).

@@ -30,6 +30,7 @@ DIFFUSIONS: dict[str, Callable[[Path, Tensor], Tensor]] = {
 }
 LAST = ("mean", "tweedie", "euler")
 PREDICTORS = ("ddpm", "euler_maruyama")
+VARIANCES = ("smaller", "larger")
 
 
 def at_least_0(**options: float) -> None:
@@ -136,7 +137,10 @@ class DPMppSDE(Solver):
               + beta_s sqrt(1 - q^2) z
 
     is exact for fixed x_hat. Order 1 with eta = 1 is ancestral sampling: a draw of x_s given x_t
-    and x = x_hat (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 7, the smaller of its variances).
+    and x = x_hat (DDPM, Ho et al. 2020, arXiv:2006.11239, eq. 7). That is the `smaller` of its two
+    variances, right if x is a point. The `larger` one, beta_t of its section 3.2, is right if x is
+    standard normal: z is multiplied by (beta_t / beta_s) sqrt((alpha_s^2 + beta_s^2) / (alpha_t^2
+    + beta_t^2)).
     Order 2 extends the line through the last two x_hat to the middle of the step in lam. eta
     scales g^2 of the diffusion `path`. eta = 0 is DDIM and, at order 2, DPM-Solver++ 2M. If lam is
     infinite at t or s, the order is 1. Into beta_s = 0 the result is x_hat.
@@ -145,11 +149,18 @@ class DPMppSDE(Solver):
     asks: Kind = "x"
     stochastic = True
 
-    def __init__(self, order: int, eta: float, until: float = 1.0) -> None:
+    def __init__(
+        self, order: int, eta: float, until: float = 1.0, variance: str = "smaller"
+    ) -> None:
         if order not in (1, 2):
             raise FmdiffError(f"solver.order={order}: choose 1 or 2")
+        if variance not in VARIANCES:
+            raise FmdiffError(f"solver.variance={variance}: {nearest(variance, VARIANCES)}")
+        if variance == "larger" and order == 2:
+            raise FmdiffError("solver.variance=larger is DDPM's: it goes with solver.order=1")
         at_least_0(eta=eta, until=until)
-        self.order, self.eta, self.until = order, eta, until
+        self.order, self.eta, self.until, self.variance = order, eta, until, variance
+        self.ancestral = order == 1
 
     def step(
         self, field: Field, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise | None
@@ -169,7 +180,10 @@ class DPMppSDE(Solver):
         ahead = share * x + (a_s - share * a_t) * middle
         if q < 1 and b_s > 0:
             (z,) = normals(noise, t, s)
-            ahead = ahead + b_s * (1 - q**2).sqrt() * z
+            std = b_s * (1 - q**2).sqrt()
+            if self.variance == "larger":
+                std = std * b_t / b_s * ((a_s**2 + b_s**2) / (a_t**2 + b_t**2)).sqrt()
+            ahead = ahead + std * z
         return ahead, state
 
 

@@ -18,7 +18,7 @@ from fmdiff.training.trainer import Hooks, board
 
 log = logging.getLogger("fmdiff")
 
-PARTS = ("model", "path", "objective", "source", "coupling")
+PARTS = ("model", "path", "objective", "source", "coupling", "time")
 TIME = "time_frequency"
 FITTING = ("data.shape", "data.classes")  # keys on which the weights depend, beside the model's
 

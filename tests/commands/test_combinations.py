@@ -7,8 +7,8 @@ import torch
 from conftest import PLAIN, POINTS, _trained
 
 from fmdiff import load
+from fmdiff.along import Straight
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Straight
 from fmdiff.path import VP
 from fmdiff.sampling import view
 from fmdiff.settings import combinations

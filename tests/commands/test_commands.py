@@ -187,15 +187,33 @@ def test_every_experiment_runs(command, few_pictures, group, choice):
     assert command("train", *words) == 0
 
 
+LAWS = [name for name in named("schedule") if name != "trained"]  # needs a model of such times
+
+
 @pytest.mark.parametrize(
-    ("solver", "schedule"), list(zip(named("solver"), cycle(named("schedule")), strict=False))
+    ("solver", "schedule"), list(zip(named("solver"), cycle(LAWS), strict=False))
 )
 def test_every_solver_and_schedule_runs(command, moons_run, solver, schedule):
     words = [f"solver={solver}", f"schedule={schedule}", "n=8", "device=cpu", "out=samples"]
     words += [] if solver == "dopri5" else ["steps=3"]
-    assert len(named("schedule")) <= len(named("solver"))
+    assert len(LAWS) <= len(named("solver"))
     assert command("sample", f"ckpt={moons_run}", *words) == 0
     assert np.isfinite(np.load("samples/samples.npz")["arr_0"]).all()
+
+
+def test_ddpm_samples_at_the_times_of_training(command, moons_run, capsys):
+    words = ["experiment=ddpm", "time.steps=6", *PLAIN, *BRIEF, "out=ddpm"]
+    assert command("train", *words) == 0
+    for choice, law in ([], "trained"), (["schedule=uniform", "steps=6"], "uniform"):
+        words = ["solver=ddpm", "n=8", "device=cpu", "out=samples", "overwrite=true", *choice]
+        capsys.readouterr()
+        assert command("sample", "ckpt=ddpm", *words) == 0
+        assert f"6 steps, schedule {law}, in straight" in capsys.readouterr().out
+        assert json.loads(Path("samples/sample.json").read_text())["nfe_counted"] == 6
+    words = ["solver=ddpm", "schedule=trained", "n=8", "device=cpu", "out=others"]
+    assert command("sample", f"ckpt={moons_run}", *words) == 2
+    assert "this model was trained at all times" in capsys.readouterr().err
+    assert not Path("others").exists()
 
 
 @pytest.mark.parametrize(("group", "choice"), choices("guidance"))

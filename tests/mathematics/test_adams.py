@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fmdiff.along import Along, Straight
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Along, Straight
 from fmdiff.guidance import CFG
 from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT

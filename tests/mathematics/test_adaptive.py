@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_solvers import RungeKutta, eight_gaussians, noise
 
+from fmdiff.along import Along, Straight
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import Along, Straight
 from fmdiff.integration import integrate
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.solvers.adaptive import Dopri5

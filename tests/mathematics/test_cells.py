@@ -7,10 +7,10 @@ import torch
 from conftest import SOME
 from omegaconf import OmegaConf
 
+from fmdiff.along import Straight
 from fmdiff.build import config_folder, named
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Straight
 from fmdiff.integration import integrate, plan
 from fmdiff.objectives.flow_matching import PREDICTIONS
 from fmdiff.randomness import generator, noise

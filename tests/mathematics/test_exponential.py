@@ -11,9 +11,9 @@ import torch
 from conftest import every_path
 from test_solvers import Kutta, eight_gaussians, noise
 
+from fmdiff.along import Along, Straight
 from fmdiff.build import build, config_folder, locate, spec_of
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Along, Straight
 from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.solvers.exponential import DEIS, DPM2, DPMpp, UniPC, ddim, moments, weights

@@ -7,9 +7,10 @@ import torch
 from conftest import MEANS, PATHS, SOME, WEIGHTS, every_path
 from torch import nn
 
+from fmdiff.along import Along, Straight
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import Along, NetField, Straight
+from fmdiff.field import NetField
 from fmdiff.guidance import CFG, Guided, Strength, Unguided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 

@@ -6,8 +6,8 @@ import torch
 from conftest import COVS, MEANS, PATHS, WEIGHTS, every_path, some_paths
 
 from fmdiff import generate, load
+from fmdiff.along import Along
 from fmdiff.exact import Mixture
-from fmdiff.field import Along
 from fmdiff.path import VE, VP, CondOT, Cosine, Polynomial
 from fmdiff.randomness import generator
 from fmdiff.solvers.stochastic import DIFFUSIONS, EulerMaruyama

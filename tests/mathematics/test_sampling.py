@@ -8,10 +8,11 @@ import torch
 from conftest import every_path, some_paths
 from torch import nn
 
+from fmdiff.along import Straight
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import NetField, Straight
+from fmdiff.field import NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.integration import integrate, plan
 from fmdiff.path import VE, VP, CondOT, Cosine

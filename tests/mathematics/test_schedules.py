@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import every_path
 
+from fmdiff.along import Straight
 from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import NetField, Straight
+from fmdiff.field import NetField
 from fmdiff.integration import plan
 from fmdiff.path import EDM, VE, VP, CondOT
 from fmdiff.sampling import generate

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fmdiff.along import Straight
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import Straight
 from fmdiff.integration import integrate, plan
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.solvers.multistep import Adams

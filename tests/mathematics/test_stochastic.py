@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from test_solvers import eight_gaussians, noise
 
+from fmdiff.along import Straight
 from fmdiff.build import build, config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.field import Straight
 from fmdiff.integration import integrate
 from fmdiff.path import EDM, VE, VP, CondOT, Cosine
 from fmdiff.randomness import Brownian

@@ -1,0 +1,68 @@
+"""Fields along another path than their own."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fmdiff.field import EDGE, Around, Field
+from fmdiff.path import CondOT, Kind, Path, expand
+from fmdiff.source import need_gaussian
+
+
+class Along(Around):
+    """A field seen along another path: an exact change of coordinates.
+
+    All Gaussian paths share the straight one. Times correspond by r = alpha / (alpha + beta), and
+    x_t / (alpha + beta) is the same point on each. The inner field predicts "straight", which is
+    finite wherever the field is.
+    """
+
+    def __init__(self, field: Field, path: Path) -> None:
+        super().__init__(field)
+        self.path = path
+
+    def _inner(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner time, and the ratio of the inner to the outer state, at the outer time u."""
+        t = self.field.path.time_of_r(self.path.r(u))
+        inner, outer = self.field.path, self.path
+        return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        if kind == "score":
+            need_gaussian(self, "the score")
+        inner, scale = self._inner(t)
+        state = (expand(scale, x_t) * x_t).to(x_t)
+        if kind in ("x", "eps"):  # the same on every path
+            return self.field.predict(state, inner, kind)
+        straight = self.field.predict(state, inner, "straight")
+        return self.path.convert(straight, x_t, t, "straight", kind)
+
+    def price(self, t: Tensor) -> int:
+        return self.field.price(self._inner(t)[0])
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        ends = torch.tensor(self.field.interval("straight"), dtype=torch.float64)
+        lo, hi = self.path.time_of_r(self.field.path.r(ends))
+        if not all(torch.isfinite(c) for c in self.path.row(kind, hi)):
+            hi = hi.clamp(max=self.path.time_of_r(1 - EDGE * torch.ones_like(hi)))
+        return lo.item(), hi.item()
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        inner, scale = self._inner(t)
+        return self.field.start(eps, inner, first, seed) / scale
+
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        inner, scale = self._inner(t)
+        return self.field.prior(scale * z, inner) + math.prod(self.shape) * scale.log()
+
+    def bind(self, y: Tensor) -> "Along":
+        return Along(self.field.bind(y), self.path)
+
+    def __repr__(self) -> str:
+        return f"Along({self.field!r}, {self.path!r})"
+
+
+def Straight(field: Field) -> Field:
+    """The field in straight coordinates x_r = r x + (1 - r) eps, where v is `straight`."""
+    return field if isinstance(field.path, CondOT) else Along(field, CondOT())
