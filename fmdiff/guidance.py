@@ -12,7 +12,6 @@ branches are computed in one batch. Each counts as an evaluation, and so does a 
 """
 
 import copy
-import math
 from numbers import Real
 
 import torch
@@ -27,6 +26,7 @@ from fmdiff.field import EDGE, Around, Classes, Field, in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
+FLAT = 1e-5  # an image whose std is a smaller share of its size is constant up to rounding
 PERCENTILE = 0.995  # dynamic thresholding takes this quantile of |x| for the end of the range
 
 
@@ -80,8 +80,11 @@ class CFG(Unguided):
                 "guidance=cfg needs a model trained with classes, and this one was trained "
                 "without; choose guidance=none, or train with data.conditional=true"
             )
-        if self.phi and math.prod(field.shape) < 2:
-            raise FmdiffError(f"guidance.phi={self.phi}: data of one dimension have no std")
+        if self.phi and len(field.shape) != 3:
+            raise FmdiffError(
+                f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
+                "its pixels, and these data are points; choose guidance=cfg or interval"
+            )
         if self.w == 1:
             return field.bind(y)
         return Guided(field, y, self.w, self.interval, self.phi)
@@ -241,7 +244,8 @@ class Guided(Around):
         value = torch.lerp(guide, conditional, self.w(self.path, x_t, t))
         if self.phi:
             usual, std = (v.flatten(1).std(1) for v in (conditional, value))
-            ratio = torch.where(std > 0, usual / std, 1)  # a constant image stays as it is
+            least = FLAT * value.flatten(1).square().mean(1).sqrt()
+            ratio = torch.where(std > least, usual / std, 1)  # a constant image stays as it is
             value = value * expand(self.phi * ratio + 1 - self.phi, value)
         return value
 

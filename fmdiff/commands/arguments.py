@@ -1,5 +1,6 @@
 """Reads from settings how a field is sampled and how its network is computed."""
 
+import logging
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from fmdiff.errors import FmdiffError
 from fmdiff.guidance import Unguided
 from fmdiff.integration import check_steps
 from fmdiff.loading import guidance
-from fmdiff.machine import device
+from fmdiff.machine import device, processes
 from fmdiff.machine.precision import hasten
 from fmdiff.sampling import Sampler
 
+log = logging.getLogger("fmdiff")
 COMPILED = 5000  # from so many samples on, compiling is worth its minute on CUDA
 
 
@@ -46,6 +48,13 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
     )
     if not settings.get("trajectory"):  # its frames are the steps
         check_steps(choice.solver, settings["steps"])
+    w = settings["guidance"].get("w")
+    if isinstance(w, int | float) and w < 0 and processes.rank() == 0:
+        log.warning(
+            "guidance.w=%g is negative, which leads samples away from what they are guided to; "
+            "0 is the guide alone, 1 no guidance",
+            w,
+        )
     compute(stage, choice.guidance, precision, compiled)
     return with_times(choice, stage.field, settings, stage.about)
 

@@ -229,6 +229,14 @@ def test_every_guidance_runs(command, digits_run, group, choice):
     assert report["nfe_planned"] == report["nfe_counted"]
 
 
+@pytest.mark.parametrize("w", ["-1", "-0.5", "0", "2"])
+def test_negative_guidance_is_warned_of(command, digits_run, capsys, w):
+    words = ["n=2", "steps=1", "device=cpu", "out=samples", "guidance=cfg", f"guidance.w={w}"]
+    assert command("sample", f"ckpt={digits_run}", *words) == 0
+    text = "".join(capsys.readouterr())
+    assert (f"guidance.w={w} is negative" in text) == w.startswith("-")
+
+
 @pytest.mark.parametrize("data", ["gmm4", "moons", "digits"])
 @pytest.mark.parametrize("model", ["exact", "empirical", "data"])
 def test_every_model_without_training_samples(command, capfd, model, data):

@@ -79,6 +79,11 @@ def images(n=6, shape=(1, 4, 4)):
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
 
 
+def by_formula(field, y, w, interval=None, phi=0.0):
+    """The guided field of points too, which CFG refuses to rescale."""
+    return Guided(field, y, Strength(w), interval, phi)
+
+
 # --- classifier-free guidance ---------------------------------------------------------------
 
 
@@ -115,9 +120,9 @@ def test_guidance_in_x_eps_v_and_score_gives_the_same_velocity(path, keys):
             return answer / field.rms(self.prediction, t[:, None])
 
     x_t, t = at(path, 0.6)
-    wanted = cfg(mixture(path), Y, 2.5, **keys)(x_t, t)
+    wanted = by_formula(mixture(path), Y, 2.5, **keys)(x_t, t)
     for prediction in ("x", "eps", "v", "score"):
-        guided = cfg(network(prediction, path, (2,), net=Knows(prediction)), Y, 2.5, **keys)
+        guided = by_formula(network(prediction, path, (2,), net=Knows(prediction)), Y, 2.5, **keys)
         torch.testing.assert_close(guided(x_t, t), wanted, rtol=1e-7, atol=1e-7)
 
 
@@ -183,11 +188,11 @@ def test_rows_at_their_own_times_are_guided_or_not(phi):
     field = mixture(CondOT())
     t = torch.tensor([0.1, 0.35, 0.9, 0.5, 0.2, 0.6, 0.7, 0.4, 0.05], dtype=torch.float64)
     x_t, _ = at(CondOT(), 0.4)
-    limited = cfg(field, Y, 3.0, interval=[0.3, 0.6], phi=phi)
+    limited = by_formula(field, Y, 3.0, interval=[0.3, 0.6], phi=phi)
     together = limited(x_t, t)
     assert limited.evaluations == 9 + 4
     for k in range(9):
-        alone = cfg(field, Y[k : k + 1], 3.0, interval=[0.3, 0.6], phi=phi)
+        alone = by_formula(field, Y[k : k + 1], 3.0, interval=[0.3, 0.6], phi=phi)
         row = alone(x_t[k : k + 1], t[k])
         torch.testing.assert_close(together[k : k + 1], row, rtol=1e-10, atol=1e-10)
 
@@ -220,9 +225,22 @@ def test_rescaling_leaves_an_estimate_without_std_as_it_is():
     even = torch.tensor([[2.0, 2.0], [-2.0, -2.0]], dtype=torch.float64)
     covs = STD**2 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
     field = Mixture(CondOT(), torch.ones(2).double() / 2, even, covs, torch.arange(2))
-    guided = cfg(field, torch.tensor([0, 1]), 3.0, phi=0.7)
+    guided = by_formula(field, torch.tensor([0, 1]), 3.0, phi=0.7)
     x = guided.predict(torch.ones(2, 2).double(), torch.tensor(0.0).double(), "x")
     torch.testing.assert_close(x, 3 * even)
+
+
+def test_an_image_that_is_constant_up_to_rounding_is_not_blown_up():
+    class Flat(nn.Module):
+        def forward(self, x_t, t, y):
+            pattern = torch.linspace(-1, 1, 16).view(1, 4, 4)
+            size = torch.where(y == 3, 0.5, 0.25 + 1e-9).view(-1, 1, 1, 1)
+            return 1 + size * pattern
+
+    field = network("x", net=Flat())  # x = 1 + pattern / 4 and, without a label, 1 + pattern / 2
+    x_t, t = images(2), torch.tensor(0.4).double()
+    x = cfg(field, Y[:2], 2.0, phi=1.0).predict(x_t, t, "x")
+    assert x.std() < 1e-6 and 0.3 < x.mean() < 3
 
 
 def test_clip_data_clamps_the_estimate_of_x():
@@ -423,8 +441,9 @@ def test_wrong_keys_are_refused(keys, says):
 def test_what_cannot_be_guided_or_clipped_is_refused():
     with pytest.raises(FmdiffError, match="conditional=true"):
         cfg(network(classes=0), None, 2, interval=[0.2, 0.8])
-    with pytest.raises(FmdiffError, match="one dimension"):
-        cfg(network(shape=(1,)), Y, 2, phi=0.5)
+    for shape in ((1,), (2,), (3,)):
+        with pytest.raises(FmdiffError, match=r"phi=0\.5: .*contrast of an image.* points"):
+            cfg(network(shape=shape), Y, 2, phi=0.5)
     with pytest.raises(FmdiffError, match="clip=data needs images"):
         generate(mixture(CondOT()), 2, clip="data")
     with pytest.raises(FmdiffError, match="did you mean 'dynamic'"):
@@ -437,6 +456,7 @@ def test_what_cannot_be_guided_or_clipped_is_refused():
     [
         (("guidance=interval", "guidance.interval=[0.8,0.2]"), "guidance.interval=[0.8,"),
         (("guidance=rescale", "guidance.phi=2"), "guidance.phi=2"),
+        (("guidance=rescale",), "guidance.phi=0.7: rescaling keeps the contrast of an image"),
         (("guidance=cfg", "clip=data"), "clip=data needs images"),
         (("guidance=autoguidance",), "guidance=autoguidance needs guidance.ckpt=RUN"),
         (("guidance=autoguidance", "guidance.ckpt=nope"), "nope"),
