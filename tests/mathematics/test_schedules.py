@@ -19,6 +19,7 @@ from fmdiff.solvers.runge_kutta import Euler, Heun
 U = torch.linspace(0, 1, 101, dtype=torch.float64)
 NAMES = sorted(file.stem for file in (config_folder() / "schedule").glob("*.yaml"))
 NAMES.remove("fitted")  # no law: tests/test_fitted.py
+NAMES.remove("trained")  # the times of a model: test_trained.py
 RELATIVE = ("uniform", "quadratic", "power", "ratio", "cosine", "shifted")
 # eq. 5 of Karras et al. 2022 in plain Python: 18 levels from 80 to 0.002 with rho 7
 KARRAS_18 = [
