@@ -24,6 +24,7 @@ from fmdiff.data.images import to_uint8
 from fmdiff.loading import load
 from fmdiff.metrics.distances import sliced_wasserstein2
 from fmdiff.metrics.frechet import frechet_of_features
+from fmdiff.randomness import generator
 from fmdiff.sampling import Sampler
 
 SEEDS, FREQUENCIES = (0, 1, 2), ("null", "50")
@@ -81,7 +82,8 @@ def measure(case: Case, run: Path) -> tuple[float, float, float]:
     data, field = named("data", case.data), load(run)
     # digits and MNIST have few samples, so those judged are set against the training examples
     real = data.examples(max(2 * case.judged, 1797))[0]
-    a, b = real[: len(real) // 2], real[len(real) // 2 :]
+    # the digits stand in the order of their writers
+    a, b = real[torch.randperm(len(real), generator=generator(0, "halves"))].tensor_split(2)
     n = min(case.judged, len(a))
     samples = Sampler(solver="adams", steps=20).draw(field, n, 1).x
     quality = distance(case.data, samples, b) / distance(case.data, a[:n], b)

@@ -111,18 +111,25 @@ class FlowMatching(Objective):
         """The parts of the loss w distance(c F(z, time, y) + g) besides the network's output F.
 
         a_theta = scale F + skipped, so c = q scale and g = q (skipped - a). The shapes are z, g
-        (B, *shape), time, w (B,) and c (B, 1, ...). No gradient is needed here, so the terms of
-        many steps are computed at once.
+        (B, *shape), time, w (B,) and c (B, 1, ...). The last is w q^2 (B,), for `mse`.
+        No gradient is needed here, so the terms of many steps are computed at once.
         """
         field = self.field(None, x.shape[1:])
         x_t = self.path.mix(x, eps, t)
         rest = field.skip(x_t, t) - self.path.mix(x, eps, t, self.prediction)
         q = self.slope(t)
         z, time = field.inputs(x_t, t)
-        c = expand(q * field.scale(t), x_t)
-        return z, time, y, c, expand(q, x_t) * rest, self.weight(t)
+        c, w = expand(q * field.scale(t), x_t), self.weight(t)
+        return z, time, y, c, expand(q, x_t) * rest, w, w * q * q
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
-        z, time, y, c, g, w = terms
+        z, time, y, c, g, w, _ = terms
         loss: Tensor = w * self.distance(torch.addcmul(g, c, answer(net, z, time, y)))
         return loss
+
+    def mse(self, losses: Tensor, *terms: Any) -> Tensor:
+        """|a_theta - a|^2 / D (B,), as the loss is w q^2 times that; NaN for other distances."""
+        factor = terms[-1]
+        if self._distance != "l2":
+            return super().mse(losses)
+        return torch.where(factor > 0, losses / factor, 0.0)

@@ -33,9 +33,9 @@ AT_ONCE = 100  # held-out samples in a batch
 class Log(Hooks):
     """Writes losses to the progress bar, metrics.csv and the logger."""
 
-    TRAINING = ("loss", "grad_norm", "lr")
+    TRAINING = ("loss", "mse", "grad_norm", "lr")
     COSTS = ("transport_cost", "independent_cost")  # mean |x - eps|^2 with a coupling, without
-    VALIDATION = ("val_loss", *(f"val_loss_{i}" for i in range(BINS)))
+    VALIDATION = ("val_loss", "val_mse", *(f"val_loss_{i}" for i in range(BINS)))
     CLOCK = ("seconds", "samples_per_second", "utilisation", *(f"ms_{part}" for part in PARTS))
 
     def __init__(self, folder: Path, options: TrainerOptions, metrics: SampleMetrics) -> None:
@@ -125,6 +125,8 @@ class Log(Hooks):
         if not module.batches.coupling.independent:
             costs = tally.mean(tally.transport), tally.mean(tally.independent)
             values |= dict(zip(self.COSTS, costs, strict=True))
+        if math.isfinite(mse := tally.mean(tally.mse)):  # not every objective has one
+            values["mse"] = mse
         return values
 
     def watch(self, module: Training, loss: float, factor: float) -> None:
@@ -188,16 +190,17 @@ class Log(Hooks):
         if self.validation is None:
             self.validation = self.draw_validation(module)
         x, y, eps, t = self.validation
-        losses, net = [], module.field().net
+        losses, squares, net = [], [], module.field().net
         for start in range(0, len(x), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             labels = None if y is None else y[part]
             terms = module.objective.terms(x[part], labels, eps[part], t[part])
             losses.append(module.objective.compare(net, *terms))
-        loss = torch.cat(losses).float().cpu()
-        means = [loss.mean(), *(c.mean() for c in loss.chunk(BINS))]
+            squares.append(module.objective.mse(losses[-1], *terms))
+        loss, mse = (torch.cat(parts).float().cpu() for parts in (losses, squares))
+        means = [loss.mean(), mse.mean(), *(c.mean() for c in loss.chunk(BINS))]
         bins = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
-        return {name: mean.item() for name, mean in bins}
+        return {name: mean.item() for name, mean in bins if not (mean.isnan() and "mse" in name)}
 
     def draw_validation(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Draw x, y, eps and t for validation, always the same, coupled as in training."""

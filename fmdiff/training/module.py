@@ -25,6 +25,17 @@ from fmdiff.training.options import TrainerOptions
 
 log = logging.getLogger("fmdiff")
 
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+# said of networks whose update is not that of a whole batch on one device
+DROPOUT = (
+    "dropout draws its masks anew for each of trainer.accumulate=%d parts and %d devices (%d "
+    "samples): other numbers of them give other masks of the same law, not the same update"
+)
+NORMED = (
+    "batch normalisation sees one of trainer.accumulate=%d parts on one of %d devices at a time "
+    "(%d samples): other numbers of them give another update"
+)
+
 
 class Training(pl.LightningModule):
     """Optimiser step k is a function of (weights, optimiser state, seed, k) and nothing else.
@@ -100,10 +111,16 @@ class Training(pl.LightningModule):
         return self.optimizer
 
     def on_train_start(self) -> None:
-        """Find out which rows of every batch are this device's."""
+        """Find out which rows of every batch are this device's, and say what depends on parts."""
         self.strategy = self.trainer.strategy
         share = self.data.batch_size // self.trainer.world_size
         self.rows = slice(self.global_rank * share, (self.global_rank + 1) * share)
+        accumulate, devices = self.options.accumulate, self.trainer.world_size
+        if accumulate * devices > 1 and self.trainer.is_global_zero:
+            normed = any(isinstance(m, BATCH_NORMS) for m in self.net.modules())
+            for what, which in ((DROPOUT, self.drops), (NORMED, normed)):
+                if which:
+                    log.info(what, accumulate, devices, share // accumulate)
 
     def learning_rate(self, k: int) -> float:
         """The rate of step k: linear warm-up, then constant or half a cosine to 0 at max_steps."""
@@ -127,7 +144,7 @@ class Training(pl.LightningModule):
         loop.optim_step_progress.total.completed = self.step  # Lightning's global_step
 
     def optimiser_step(self, k: int, parts: list[Terms]) -> None:
-        """Update the weights theta and their averages, given the gradient g of the loss:
+        """Update the weights theta and their averages, given the gradient g of the mean loss:
 
             g     <- g min(1, clip / |g|)
             theta <- theta - rate(k) direction(g)             direction: the optimiser's
@@ -140,8 +157,8 @@ class Training(pl.LightningModule):
         if self.drops:
             torch.manual_seed(key(self.seed, "dropout", k, self.global_rank))
         before = [buffer.clone() for buffer in tensors(self.buffers_to_restore)]
-        total, length = self.gradient(parts)
-        loss, norm = torch.stack([total, length]).tolist()
+        means, length = self.gradient(parts)
+        loss, mse, norm = torch.cat([means, length[None]]).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             for now, then in zip(tensors(self.buffers_to_restore), before, strict=True):
                 now.copy_(then)
@@ -159,13 +176,14 @@ class Training(pl.LightningModule):
         self.scaler.update()
         self.clock.lap("optimiser")
         self.averages.update(self.weights, k + 1)
-        self.tally.add(loss, norm)
+        self.tally.add(loss, norm, mse)
         self.clock.lap("ema")
 
     def gradient(self, parts: list[Terms]) -> tuple[Tensor, Tensor]:
-        """Compute the gradient of the mean loss into the weights. Returns loss () and norm ().
+        """Compute the gradient of the mean loss into the weights.
 
-        Both are of the global batch, so that all devices decide alike.
+        Returns loss and mean squared error (2,), and the norm of the gradient (). All are of the
+        global batch, so that all devices decide alike.
         """
         for weight in self.weights:  # zero_grad() without its record for the profiler
             weight.grad = None
@@ -175,22 +193,23 @@ class Training(pl.LightningModule):
             with nullcontext() if part is parts[-1] else self.unsynchronised():
                 loss = self.mean_loss(*part)
                 self.clock.lap("forward")
-                scaled = self.scaler.scale(loss)
+                scaled = self.scaler.scale(loss[0])
                 self.strategy.pre_backward(scaled)
                 scaled.backward()
                 self.clock.lap("backward")
             losses.append(loss.detach())
-        total = self.strategy.reduce(torch.stack(losses).sum(), reduce_op="mean")
+        total = self.strategy.reduce(torch.stack(losses).sum(0), reduce_op="mean")
         self.scaler.unscale_(self.optimizer)
         norms = torch._foreach_norm([w.grad for w in self.weights if w.grad is not None])
         return total, torch.linalg.vector_norm(torch.stack(norms))
 
     def eager_loss(self, *terms: Tensor | None) -> Tensor:
-        """The mean loss () of a micro-batch, divided by the number of micro-batches."""
+        """The mean loss and squared error (2,) of a micro-batch, divided by their number."""
         *terms, augmentation = terms  # type: ignore[assignment]
         net: Any = self.net if augmentation is None else partial(self.net, augment=augmentation)
         with precision.cast(self.device, self.dtype_of_products):
-            loss = self.objective.compare(net, *terms).mean()
+            losses = self.objective.compare(net, *terms)
+        loss = torch.stack([losses.mean(), self.objective.mse(losses.detach(), *terms).mean()])
         parts = self.options.accumulate
         return loss if parts == 1 else loss / parts
 

@@ -16,10 +16,12 @@ class Tally:
     steps: int = 0
     transport: float = 0.0  # mean |x - eps|^2 of the pairs of the coupling
     independent: float = 0.0  # mean |x - eps|^2 without the coupling
+    mse: float = 0.0  # mean squared error of the prediction; NaN if the objective has none
 
-    def add(self, loss: float, norm: float) -> None:
+    def add(self, loss: float, norm: float, mse: float = math.nan) -> None:
         """Count one step."""
         self.loss += loss
+        self.mse += mse
         self.norm += norm
         self.steps += 1
 
@@ -34,14 +36,15 @@ class Tally:
 
     def clear(self) -> None:
         """Reset all sums to zero."""
-        self.load(torch.zeros(5, dtype=torch.float64))
+        self.load(torch.zeros(6, dtype=torch.float64))
 
     def tensor(self) -> Tensor:
-        """The five sums as a checkpoint stores them, (5,) float64."""
+        """The six sums as a checkpoint stores them, (6,) float64."""
         return torch.tensor(astuple(self), dtype=torch.float64)
 
     def load(self, sums: Tensor) -> None:
-        """Load the sums of a checkpoint. Older ones hold the first three alone."""
-        loss, norm, steps, *costs = sums.tolist()
+        """Load the sums of a checkpoint. Older ones hold the first three or five alone."""
+        loss, norm, steps, *rest = sums.tolist()
         self.loss, self.norm, self.steps = loss, norm, round(steps)
-        self.transport, self.independent = costs or (0.0, 0.0)
+        later = [0.0, 0.0, math.nan]
+        self.transport, self.independent, self.mse = rest + later[len(rest) :]

@@ -374,6 +374,22 @@ def test_the_fast_form_is_the_loss(path):
             torch.testing.assert_close(*pair, rtol=1e-7, atol=1e-9)
 
 
+@some_paths
+def test_the_mean_squared_error_is_that_of_the_prediction(path):
+    x, eps, t = batch(shape=(1, 2, 2))
+    net = Net()
+    for prediction, loss, weighting in product(PREDICTIONS, LOSSES, WEIGHTINGS):
+        objective = make(path, prediction, loss, 0.05, weighting)
+        terms = objective.terms(x, None, eps, t)
+        got = objective.mse(objective.compare(net, *terms), *terms)
+        error = objective.field(net, x.shape[1:]).output(path.mix(x, eps, t), t)
+        error = error - path.mix(x, eps, t, prediction)
+        torch.testing.assert_close(got, error.square().flatten(1).mean(1), rtol=1e-8, atol=1e-10)
+    other = make(path, "v", None, 0.05, "none", distance="l1")
+    terms = other.terms(x, None, eps, t)
+    assert other.mse(other.compare(net, *terms), *terms).isnan().all()
+
+
 class Plain(Objective):
     """An objective of one's own: `__call__` alone."""
 
@@ -389,6 +405,7 @@ def test_an_objective_needs_a_loss_alone():
     assert plain.time(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([0.1, 0.9])
     loss = plain.compare(net, *plain.terms(x, None, eps, t))
     assert torch.equal(loss, plain(net, x, None, eps, t))
+    assert plain.mse(loss, *plain.terms(x, None, eps, t)).isnan().all()
     wanted = make(CondOT(), "v", "v", 0.0)(net, x, None, eps, t)
     torch.testing.assert_close(loss, wanted)
 

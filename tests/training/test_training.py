@@ -191,6 +191,36 @@ def test_accumulated_micro_batches_give_the_same_update(parts):
     torch.testing.assert_close(whole.tally.tensor(), split.tally.tensor(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_plain_loss_is_logged_beside_the_scaled_one(train, tmp_path):
+    """mse is the mean of |v_theta - v|^2 as TorchCFM prints it; loss has it at unit scale."""
+    m = module(max_steps=1, clip=None)
+    x, _, eps, t, _ = m.batches.draw(range(1), slice(None))
+    v = x - eps
+    plain = (
+        m.objective.field(m.net, (2,)).output(m.objective.path.mix(x, eps, t), t) - v
+    ).square()
+    fit(m, 1)
+    assert m.tally.mse == pytest.approx(plain.mean().item(), rel=1e-5)
+    assert m.tally.mse == pytest.approx(v.square().mean().item(), rel=1e-5)  # the network is zero
+    assert m.tally.mse == pytest.approx(m.tally.loss * (1 + m.data.std**2), rel=1e-4)
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=20")
+    train(tmp_path / "run", *words, "trainer.accumulate=2")
+    for row in metrics(tmp_path / "run"):
+        for name in ("", "val_"):
+            ratio = float(row[f"{name}mse"]) / float(row[f"{name}loss"])
+            assert ratio == pytest.approx(1 + 0.705**2, rel=0.01)
+    train(tmp_path / "l1", *words, "objective.distance=l1")
+    assert all(row["mse"] == row["val_mse"] == "" for row in metrics(tmp_path / "l1"))
+
+
+@pytest.mark.parametrize(("dropout", "parts"), [(0.3, 2), (0.3, 1), (0.0, 2)])
+def test_that_masks_depend_on_parts_is_said(train, tmp_path, capfd, dropout, parts):
+    words = (*IMAGES, *INTERVALS, "trainer.max_steps=1", f"model.dropout={dropout}")
+    train(tmp_path / "run", *words, f"trainer.accumulate={parts}")
+    said = "dropout draws its masks anew for each of trainer.accumulate=2 parts"
+    assert (said in capfd.readouterr().err) == (dropout > 0 and parts > 1)
+
+
 def test_learning_rate_warms_up_and_falls():
     m = module(warmup=4, max_steps=12, decay="cosine")
     m.configure_optimizers()
