@@ -72,7 +72,7 @@ class Data(ABC):
                 "set data.conditional=false"
             )
         if self.only is not None:
-            if isinstance(self.only, list):
+            if isinstance(self.only, list) and self.names:
                 self.only = [number(label, self.names, "data.only") for label in self.only]
             self.require(
                 "only",
