@@ -16,12 +16,12 @@ def test_images_are_written_together_and_one_by_one(tmp_path, channels):
     plain = (tmp_path / "grid.png").read_bytes()
     labels = torch.arange(12)
     names = samples.image_files(pixels, labels, tmp_path, each=True)
-    assert names == ["grid.png", "000000.png ... 000011.png"]
+    assert names == ["grid.png", "png/000000.png ... 000011.png"]
     assert (tmp_path / "grid.png").read_bytes() != plain  # the labels stand below the images
     for i, image in enumerate(pixels):
-        stored = np.asarray(Image.open(tmp_path / f"{i:06d}.png"))
+        stored = np.asarray(Image.open(tmp_path / f"png/{i:06d}.png"))
         assert np.array_equal(stored.reshape(image.shape), image)
-    assert len(list(tmp_path.iterdir())) == 13  # no temporary file is left
+    assert len(list(tmp_path.rglob("*"))) == 14  # no temporary file is left
 
 
 def test_points_are_scattered_and_lines_fan_out(tmp_path):

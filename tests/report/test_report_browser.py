@@ -83,8 +83,13 @@ def show(chromium, pages):
     assert wrong == []
 
 
+STEPS = 'input[data-unit="step"]'
+
+
 def visible(page):
-    return page.locator(".film img:visible").evaluate_all("all => all.map(i => i.dataset.step)")
+    return page.locator(".film img[data-step]:visible").evaluate_all(
+        "all => all.map(i => i.dataset.step)"
+    )
 
 
 @pytest.mark.parametrize("what", ["points", "images", "compared", "sweep"])
@@ -101,10 +106,13 @@ def test_every_picture_is_there(show, what):
 
 def test_the_slider_shows_another_picture(show):
     page = show("points")
-    slider = page.locator(".film input")
+    slider = page.locator(STEPS)
     assert visible(page) == ["500"]
     slider.fill("1")
-    assert visible(page) == ["200"] and page.locator("output").inner_text() == "200"
+    assert (
+        visible(page) == ["200"]
+        and page.locator(f".slider:has({STEPS}) output").inner_text() == "200"
+    )
     slider.focus()
     page.keyboard.press("ArrowLeft")
     assert visible(page) == ["100"]
@@ -114,7 +122,7 @@ def test_arrow_keys_move_the_slider_in_view_from_anywhere(show):
     page = show("points")
     page.keyboard.press("ArrowLeft")  # the film is below the window
     assert visible(page) == ["500"]
-    page.locator(".film").scroll_into_view_if_needed()
+    page.locator(STEPS).scroll_into_view_if_needed()
     for pressed, step in (("Left", "400"), ("Left", "300"), ("Right", "400")):
         page.keyboard.press(f"Arrow{pressed}")
         assert visible(page) == [step]
@@ -123,20 +131,30 @@ def test_arrow_keys_move_the_slider_in_view_from_anywhere(show):
 def test_one_slider_moves_all_runs(show):
     page = show("compared")
     assert visible(page) == ["500", "500"]
-    page.locator(".film input").fill("0")
+    page.locator(STEPS).fill("0")
     assert visible(page) == ["100", "100"]
 
 
 def test_an_animation_stands_still_where_motion_is_not_wanted(show):
     for wanted, first in (("no-preference", "Pause"), ("reduce", "Play")):
         page = show("points", reduced_motion=wanted)
-        button = page.locator(".moving button")
+        button = page.locator(".play").first
         assert button.inner_text() == first
-        for _ in range(2):
-            plays = page.locator("[data-moving]").is_visible()
-            assert plays == (button.inner_text() == "Pause")
-            assert page.locator("[data-still]").is_visible() != plays
-            button.click()
+        button.click()
+        assert button.inner_text() == {"Pause": "Play", "Play": "Pause"}[first]
+
+
+def test_a_picture_is_enlarged_by_click_and_by_key(show):
+    page = show("points", reduced_motion="reduce")
+    page.locator("img.enlarges:visible").first.click()
+    assert page.locator("dialog[open] img").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.locator("svg.enlarges").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open] svg").count() == 1
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open]").count() == 0
 
 
 def test_the_command_is_copied(show, chromium):
