@@ -26,7 +26,7 @@ from test_processes import (
     workers,
 )
 
-from fmdiff.machine import guard
+from fmdiff.machine import guard, signals
 from fmdiff.runs import checkpoint
 from fmdiff.sampling import Sampler
 from fmdiff.training.batches import Batches
@@ -309,3 +309,14 @@ def test_a_guard_counts_signals():
     now.receive(guard.CALM, 13.1)
     now.receive(signal.SIGUSR1, 14.0)  # saves, however long that takes
     assert now.deadline == float("inf")
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handling(signals.end):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signals.end
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -33,7 +33,7 @@ FORK.set_forkserver_preload(
     ["fmdiff.commands.train", "fmdiff.commands.evaluate", "fmdiff.report", "tensorboard"]
 )
 HUNG = 500  # seconds; of a machine that does much else
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 RUN = (
     "train",
     *PLAIN,
