@@ -150,8 +150,8 @@ def test_only_takes_names(train, tmp_path):
     assert make("cifar10", only=["cat", "truck"]).only == [3, 9]
     with pytest.raises(FmdiffError, match="a list of labels from 0 to 9"):
         make("digits", only=["three"])
-    train("run", *FOLDER, *FIRST, "data.batch_size=8", "data.only=[dogs]")
-    assert fmdiff.load("run").only == (1,)
+    train("run", *FOLDER, *FIRST, "data.batch_size=8", "data.only=[dogs,hens]")
+    assert fmdiff.load("run").only == (1, 2)
 
 
 def test_captions_are_the_names(tmp_path, monkeypatch, train, command):

@@ -114,7 +114,7 @@ def test_a_record_is_one_line(caplog, tmp_path):
 def test_names_of_classes_and_files(command, tmp_path, capfd, text):
     for name in (text, "b"):
         for i in range(12):
-            save(tmp_path / "mine" / name / f"{i}.png", np.full((8, 8), 9, np.uint8))
+            save(tmp_path / "mine" / name / f"{i}.png", np.full((8, 8), 9 * i, np.uint8))
     words = ("data=folder", "data.root=mine", "data.size=8", "data.channels=1", "model=unet")
     words += ("data.batch_size=4", "model.channels=8", "model.multipliers=[1]")
     words += ("model.head_channels=8", "trainer.max_steps=1", "trainer.warmup=0", *PLAIN)
