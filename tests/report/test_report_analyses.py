@@ -162,7 +162,14 @@ def overlap(a, b):
 
 @pytest.mark.parametrize(
     "values",
-    [(1.2e-7, 3.4e-5), (0.1234, 0.1299), (-12345.0, 98765.0), (0.001, 900.0), (1e-12, 1e12)],
+    [
+        (1.02e-4, 1.27e-4),
+        (1.2e-7, 3.4e-5),
+        (0.1234, 0.1299),
+        (-12345.0, 98765.0),
+        (0.001, 900.0),
+        (1e-12, 1e12),
+    ],
 )
 @pytest.mark.parametrize("xs", [(4, 8, 16, 32), (1, 20000), tuple(range(100, 1300, 100))])
 @pytest.mark.parametrize("log", [True, False])
