@@ -175,7 +175,14 @@ def overlap(a, b):
 @pytest.mark.parametrize("log", [True, False])
 def test_no_text_of_a_chart_overprints_another(values, xs, log):
     points = list(zip(xs, np.linspace(*values, len(xs)).tolist(), strict=True))
-    svg = chart([Line("a", points, "s0", True)], "t", "network evaluations", "sw2", log, None)
+    svg = chart(
+        [Line("a", points, "s0", True)],
+        "t",
+        "network evaluations",
+        "memorisation of samples",
+        log,
+        None,
+    )
     boxes = [box for look, box in texts_of(svg) if look == "tick"]
     assert len(boxes) >= 5
     for i, a in enumerate(boxes):
