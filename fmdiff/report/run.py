@@ -32,9 +32,11 @@ from fmdiff.runs.overrides import omissions, repeatable
 # prefixes of the columns of metrics.csv that are not metrics of samples
 COLUMNS = (
     "loss",
+    "mse",
     "grad_norm",
     "lr",
     "val_loss",
+    "val_mse",
     "seconds",
     "samples_per_second",
     "transport_cost",
@@ -307,6 +309,10 @@ def _training(run: Run, album: Album, figures: Figures, look: str) -> str:
         Line("training", curve_of("loss"), "faint"),
         Line("validation", curve_of("val_loss"), "s0"),
     ]
+    squares = [
+        Line("training", curve_of("mse"), "faint"),
+        Line("validation", curve_of("val_mse"), "s0"),
+    ]
     coupled = [
         Line("independent", curve_of("independent_cost"), "s7"),
         Line("coupled", curve_of("transport_cost"), "s0"),
@@ -321,6 +327,10 @@ def _training(run: Run, album: Album, figures: Figures, look: str) -> str:
             "Validation loss by time: t = 0 is noise, t = 1 is data.",
         ),
         *metrics,
+        (
+            chart(squares, "Mean squared error", y_label="mse"),
+            "Mean squared error of the prediction, without the weights and scales of the loss.",
+        ),
         (one("lr", log_y=False), "Learning rate."),
         (one("grad_norm"), "Norm of the gradient, before it is clipped."),
         (chart(coupled, "Transport cost"), "Mean squared distance of x and eps."),

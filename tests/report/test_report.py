@@ -17,6 +17,8 @@ from PIL import Image
 
 from fmdiff import report
 from fmdiff.pictures import animate
+from fmdiff.report.run import COLUMNS
+from fmdiff.training.log import Log
 
 VOID = {"meta", "link", "img", "input", "br"}
 FORMULA = 'path.alpha="sin(pi*t/2)"'
@@ -426,3 +428,8 @@ def test_a_page_needs_no_heavy_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_no_column_that_training_writes_is_taken_for_a_metric_of_samples():
+    columns = (*Log.TRAINING, *Log.VALIDATION, *Log.CLOCK, *Log.COSTS)
+    assert all(name.startswith(COLUMNS) for name in columns)
