@@ -18,7 +18,7 @@ from fmdiff.errors import FmdiffError, number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
-from fmdiff.runs.content import Checkpoint, data_mean, identity
+from fmdiff.runs.content import TITLE, Checkpoint, data_mean, identity
 from fmdiff.runs.find import find
 from fmdiff.times import Discrete
 
@@ -54,7 +54,8 @@ def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] 
     it names a class that is not trusted.
     """
     file = find(ckpt)
-    return _sampling(restore(Checkpoint.of(checkpoint.read(file)), weights, trust, file.parent))
+    content = Checkpoint.of(checkpoint.read(file), file)
+    return _sampling(restore(content, weights, trust, file.parent), content.title)
 
 
 def load_classifier(
@@ -65,7 +66,7 @@ def load_classifier(
     Raises FmdiffError as `load` does, and for a checkpoint of a model that samples.
     """
     file = find(ckpt)
-    model = restore(Checkpoint.of(checkpoint.read(file)), weights, trust, file.parent)
+    model = restore(Checkpoint.of(checkpoint.read(file), file), weights, trust, file.parent)
     if not isinstance(model, Classifier):
         raise FmdiffError(
             f"guidance.ckpt={ckpt} holds a model that samples, and a classifier is needed: "
@@ -98,10 +99,10 @@ def guidance(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> U
     return build(keys, trust=trust, **{leader: model}, origin=f"guidance.ckpt={ckpt}")
 
 
-def _sampling(model: NetField | Classifier) -> NetField:
+def _sampling(model: NetField | Classifier, title: str) -> NetField:
     if isinstance(model, Classifier):
         raise FmdiffError(
-            "this checkpoint holds a classifier, which cannot be sampled; it leads another model "
+            f"{title} holds a classifier, which cannot be sampled; it leads another model "
             "by guidance=classifier guidance.ckpt=RUN"
         )
     return model
@@ -123,8 +124,8 @@ def restore(
     try:
         parts = {name: spec.get(name, {"_target_": usual}) for name, usual in USUAL.items()}
         parts |= {name: spec[name] for name in ("model", "path", "objective")}
-        vouch(parts, trust, "this checkpoint")
-        with bounded(spec["model"], state):
+        vouch(parts, trust, content.title)
+        with bounded(spec["model"], state, content.title):
             net = build(spec["model"], trust=trust, shape=shape, classes=classes)
         net.load_state_dict(state)
         source, coupling = (build(parts[name], trust=trust) for name in USUAL)
@@ -136,7 +137,7 @@ def restore(
             source=source,
             coupled=not coupling.independent,
         )
-        objective.data_mean = data_mean(spec)
+        objective.data_mean = data_mean(spec, content.title)
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()
@@ -148,17 +149,20 @@ def restore(
     except Exception as error:  # a forged checkpoint raises many kinds of exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FmdiffError(
-            f"this checkpoint's model cannot be built of it: {reason:.300}"
+            f"the model of {content.title} cannot be built of it: {reason:.300}"
         ) from error
     return field
 
 
 @contextlib.contextmanager
-def bounded(spec: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> Iterator[None]:
+def bounded(
+    spec: Mapping[str, Any], state: Mapping[str, Tensor] | None, title: str = TITLE
+) -> Iterator[None]:
     """Within the block, building a network stops where it outgrows the weights of its file.
 
     spec: describes the network. It is not bounded if its class is the user's own, nor without a
-    state. Raises FmdiffError in the block, before the memory is taken.
+    state. title: what a message calls the checkpoint. Raises FmdiffError in the block, before the
+    memory is taken.
     """
     if state is None or contract(str(spec["_target_"]).rpartition(".")[0]) is None:
         yield
@@ -171,8 +175,7 @@ def bounded(spec: Mapping[str, Any], state: Mapping[str, Tensor] | None) -> Iter
         left["parts"] -= parts
         if min(left.values()) < 0:
             raise FmdiffError(
-                f"this checkpoint asks for a model that is far larger than the {held:,} numbers "
-                "it holds"
+                f"{title} asks for a model that is far larger than the {held:,} numbers it holds"
             )
 
     def count(module: nn.Module, name: str, part: Any) -> None:
@@ -231,9 +234,9 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     """
     if settings["ckpt"]:
         file = find(settings["ckpt"])
-        content = Checkpoint.of(checkpoint.read(file))
+        content = Checkpoint.of(checkpoint.read(file), file)
         trust, weights = tuple(settings["trust"]), settings["weights"]
-        field = _sampling(restore(content, weights, trust, file.parent))
+        field = _sampling(restore(content, weights, trust, file.parent), content.title)
         about = {"path": str(file), "step": content.step, "weights": weights}
         about |= {"average": content.name_of(weights), "sha256": field.sha256}
         needed = data or len(field.shape) == 1
@@ -250,12 +253,12 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
 def _data(content: Checkpoint, trust: tuple[str, ...]) -> Any:
     """The data set that a checkpoint names. Raises FmdiffError if it has another shape."""
     about = content.spec["data"]
-    vouch({"data": about["source"]}, trust, "this checkpoint")
+    vouch({"data": about["source"]}, trust, content.title)
     source = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     # images of a folder that is gone have no shape, and need none to be sampled
     points = len(about["shape"]) == 1
     if points and not (source.points and list(source.shape) == about["shape"]):
         raise FmdiffError(
-            f"this checkpoint is of samples of shape {about['shape']}, and its data are others"
+            f"{content.title} is of samples of shape {about['shape']}, and its data are others"
         )
     return source

@@ -95,7 +95,10 @@ def pytest_runtest_makereport(item, call):
 def pytest_terminal_summary(terminalreporter):
     """A line per fault that was tried, and how many were survived."""
     counts = dict.fromkeys(("survived", "lost", "hung"), 0)
-    for report in chain(*(terminalreporter.stats.get(k, []) for k in OUTCOMES)):
+    reports = chain(*(terminalreporter.stats.get(k, []) for k in OUTCOMES))
+    for report in reports:
+        if not isinstance(report, pytest.TestReport):  # a file that cannot be imported
+            continue
         said = dict(report.user_properties)
         if "fault" not in said or (report.passed and report.when != "call"):
             continue

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,3 +165,13 @@ def test_every_script_finds_what_it_imports():
     scripts = {"PYTHONPATH": str(ROOT / "scripts")}
     ran = subprocess.run([sys.executable, "-c", code, *paths], env=os.environ | scripts)
     assert paths and ran.returncode == 0
+
+
+def test_a_file_of_tests_that_cannot_be_collected_is_no_fault():
+    """The summary of the faults has no line for it, and does not end the run of the others."""
+    from conftest import pytest_terminal_summary
+
+    report = pytest.CollectReport("tests/broken.py", "failed", "ImportError", [])
+    lines: list[str] = []
+    pytest_terminal_summary(SimpleNamespace(stats={"error": [report]}, write_line=lines.append))
+    assert lines == []

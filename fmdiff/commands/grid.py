@@ -179,7 +179,10 @@ def conclude(rows: Sequence[Row], folder: Path) -> None:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The table of all settings for a terminal, and the best of them by the first metric."""
+    """The table of all settings for a terminal, and the best of them by the first metric.
+
+    It says how many other values lie within the interval of the best one.
+    """
     names = list(rows[0].metrics)
     table = [[*rows[0].cell, "NFE", *names]]
     for row in rows:
@@ -193,4 +196,9 @@ def as_text(rows: Sequence[Row]) -> str:
     if not finite:
         return text
     best = min(finite, key=lambda row: (sign * row.metrics[first].value, row.nfe))
-    return f"{text}\nbest {first}: {best.metrics[first].value:.4g}, {words(best.cell)}"
+    text += f"\nbest {first}: {best.metrics[first].value:.4g}, {words(best.cell)}"
+    if (interval := best.metrics[first].interval) is None:
+        return text
+    low, high = interval
+    near = sum(low <= row.metrics[first].value <= high for row in finite if row is not best)
+    return f"{text}; {near} of {len(rows) - 1} others lie within its interval"

@@ -75,7 +75,7 @@ def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
 def info(cfg: DictConfig) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
     path = find(cfg.ckpt)
-    content = Checkpoint.of(checkpoint.read(path))
+    content = Checkpoint.of(checkpoint.read(path), path)
     if cfg.export is not None:
         restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # raises if it cannot be used
         file, name = Path(cfg.export).expanduser(), content.name_of(cfg.weights)

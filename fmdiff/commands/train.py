@@ -14,7 +14,7 @@ from fmdiff.errors import Complete, word
 from fmdiff.machine import processes
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import seconds
-from fmdiff.runs.content import Checkpoint
+from fmdiff.runs.content import TITLE, Checkpoint
 from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
 from fmdiff.training import checkpoints
@@ -32,15 +32,15 @@ log = logging.getLogger("fmdiff")
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train as cfg says in the run folder, from its newest good checkpoint if there is one."""
-    newest, state = newest_good(folder) if cfg.resume else None, None
+    newest, state, title = newest_good(folder) if cfg.resume else None, None, TITLE
     if newest:
-        content = Checkpoint.of(newest[1])
+        content = Checkpoint.of(newest[1], newest[0])
         if content.step >= cfg.trainer.max_steps:
             raise Complete(
                 f"{folder} has its {content.step} steps already; raise trainer.max_steps"
             )
-        state = averages.weights_of(content, "raw", folder)
-    module, device = assemble(cfg, state)
+        state, title = averages.weights_of(content, "raw", folder), content.title
+    module, device = assemble(cfg, state, title)
     options = module.options
     metrics = SampleMetrics(folder, options, judge_of(module, device))
     start(module, newest)
@@ -75,10 +75,11 @@ def start(module: Training, newest: tuple[Path, dict[str, Any]] | None) -> None:
     settings = module.settings
     if newest:
         path, content = newest
-        checkpoints.resume(module, content)
+        checkpoints.resume(module, content, path)
         log.info("resuming %s at step %d", path, module.step)
     elif settings["init"]:
-        checkpoints.init(module, checkpoint.read(find(settings["init"])))
+        path = find(settings["init"])
+        checkpoints.init(module, checkpoint.read(path), path)
 
 
 def summary(module: Training) -> str:

@@ -37,7 +37,8 @@ class File(NamedTuple):
 
     name: str  # path below the root, with slashes
     size: int
-    changed: int  # time of the last change, in ns
+    modified: int  # the time in ns that programs may set back
+    changed: int  # the time in ns that no program sets: of the last change of the file or its name
 
     @property
     def top(self) -> str:
@@ -76,10 +77,10 @@ def walk(root: Path, option: str = "data.root") -> list[File]:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 try:
                     status = os.stat(os.path.join(folder, name))
-                    size, changed = status.st_size, status.st_mtime_ns
+                    about = status.st_size, status.st_mtime_ns, status.st_ctime_ns
                 except OSError:  # a link to nothing, which cannot be read later
-                    size = changed = 0
-                pictures.append(File((prefix / name).as_posix(), size, changed))
+                    about = 0, 0, 0
+                pictures.append(File((prefix / name).as_posix(), *about))
     return sorted(pictures)
 
 

@@ -55,8 +55,8 @@ class Folder(Images):
     and one image in 10 of all is held out, which may be all of a small class.
 
     The array lies in `files.data_root()`/folder, under a hash of the names, sizes and times of the
-    files. If it is deleted, the images are converted again. The folder is read when the data are
-    first needed. Raises FmdiffError for images that cannot be read or used.
+    files. If it is deleted, or the root is copied, the images are converted again. The folder is
+    read when the data are first needed. Raises FmdiffError for images that cannot be read or used.
     """
 
     root: str | None

@@ -315,23 +315,24 @@ def _pairwise(
     """E k(x, x') + E k(y, y') - 2 E k(x, y) over different points, in units of k.
 
     k is a function of |x - y|^2. The influence of a_i is 2 h_i, h_i = mean_j k(a_i, a_j) -
-    mean_j k(a_i, b_j); b_j likewise. Of larger sets 10,000 random rows are used. Points are taken
-    in blocks of 64 rows. Sums are float64.
+    mean_j k(a_i, b_j); b_j likewise. Here j = i counts, as in the square that `_squares` takes:
+    both vanish together, for equal sets. Of larger sets 10,000 random rows are used. Points are
+    taken in blocks of 64 rows. Sums are float64.
     """
     aa, _ = _sums(kernel, a, a)
     bb, _ = _sums(kernel, b, b)
     ab, ba = _sums(kernel, a, b)
     n, m = len(a), len(b)
-    h, g = aa / (n - 1) - ab / m, bb / (m - 1) - ba / n
-    value = (h.mean() + g.mean()).item()
-    se = 2 * math.sqrt((h.var() / n + g.var() / m).item())
-    # the biased estimate counts the pairs of a point with itself and is larger by this
     own = kernel(torch.zeros(1, dtype=torch.float64))
+    h, g = (aa + own) / n - ab / m, (bb + own) / m - ba / n
+    se = 2 * math.sqrt((h.var() / n + g.var() / m).item())
+    value = (aa.mean() / (n - 1) - ab.mean() / m + bb.mean() / (m - 1) - ba.mean() / n).item()
+    # the biased estimate counts the pairs of a point with itself and is larger by this
     noise = ((own - aa.mean() / (n - 1)) / n + (own - bb.mean() / (m - 1)) / m).item()
     root = math.sqrt(max(value + noise, 0.0))
     least = math.sqrt(sum(_largest(kernel, s) / len(s) for s in (a, b)))
     low, high = _squares(root, se / (2 * root) if root else 0.0, least)
-    interval = unit * (low - noise), unit * (high - noise)
+    interval = unit * (low - noise), unit * max(high - noise, 0.0)
     return Metric(value=unit * value, n=n, se=unit * se, interval=interval)
 
 

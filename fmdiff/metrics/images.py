@@ -268,6 +268,8 @@ class ImageMetrics:
     def _kid(self, samples: "Pool") -> dict[str, Metric]:
         kernel = kernel_distance(samples.features, self._features())
         interval = normal_interval(kernel.mean, kernel.error) if kernel.error else None
+        if interval:  # the distance at infinitely many samples cannot be below 0
+            interval = interval[0], max(interval[1], 0.0)
         extra = {"subsets": kernel.subsets, "size": kernel.size}
         n = len(samples.features)
         metric = self._metric(kernel.mean, n, se=kernel.error, interval=interval, extra=extra)

@@ -17,7 +17,14 @@ from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference as statistics
 from fmdiff.metrics.features import Features, extractor_of, for_data
 from fmdiff.metrics.frechet import few_samples, gather
-from fmdiff.metrics.images import BOOTSTRAPPED, ImageMetrics, Real, foreign, real_images
+from fmdiff.metrics.images import (
+    BOOTSTRAPPED,
+    OF_CLASSES,
+    ImageMetrics,
+    Real,
+    foreign,
+    real_images,
+)
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.points import far, measures, measures_of, point_metrics
 from fmdiff.metrics.subset import CHOICE, part
@@ -175,12 +182,31 @@ def judge(
     real = against(settings["against"], data, channels)
     _check_shape(real, shape, f"against={settings['against']}")
     if len(shape) == 1:
-        if real.statistics is not None:
-            raise FmdiffError(f"against={real.statistics}: points are compared with points")
-        points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
-        if real.samples is not None:
-            points.warnings += far(real.samples, f"against={settings['against']}")
-        return points
+        return _of_points(settings, real, seed, spread)
+    return _of_images(settings, data, real, shape, classes, seed, device, spread)
+
+
+def _of_points(settings: dict[str, Any], real: Against, seed: int, spread: bool) -> PointMetrics:
+    """See `judge`."""
+    if real.statistics is not None:
+        raise FmdiffError(f"against={real.statistics}: points are compared with points")
+    points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
+    if real.samples is not None:
+        points.warnings += far(real.samples, f"against={settings['against']}")
+    return points
+
+
+def _of_images(
+    settings: dict[str, Any],
+    data: Data | None,
+    real: Against,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    device: str | torch.device,
+    spread: bool,
+) -> ImageMetrics:
+    """See `judge`."""
     extractor = _extractor(settings["features"], real.data or data, shape)
     extractor = extractor.for_shape(shape).to(device)
     owner = real.data if data is None else data
@@ -201,23 +227,40 @@ def judge(
         judge.warnings.append(
             f"the samples stand for {_name(data)} and are compared with {reference.text}"
         )
-    if "fid" in names and extractor.distance != "fid":
-        judge.warnings.append(
+    judge.warnings += _of_distance(judge, real)
+    if own and data is None:  # samples of a file
+        judge.warnings += _of_labels(judge.names, str(_name(owner)))
+    if not own:
+        kind = "these files" if owner is None else type(owner).__name__
+        judge.warnings += foreign(judge, _name(owner) or kind)
+    return judge
+
+
+def _of_labels(names: list[str], data: str) -> list[str]:
+    """What a reader must know if samples of a file are judged by the classes of a data set."""
+    names = [name for name in names if name in OF_CLASSES[1:]]
+    if not names:
+        return []
+    return [f"{', '.join(names)}: the labels of the samples are taken for the classes of {data}"]
+
+
+def _of_distance(judge: ImageMetrics, real: Against) -> list[str]:
+    """What a reader must know of the Frechet distance, before there are samples."""
+    extractor, reference, warnings = judge.extractor, judge.real, list[str]()
+    if "fid" in judge.names and extractor.distance != "fid":
+        warnings.append(
             f"the Frechet distance is {extractor.distance}, of the features of "
             f"features={extractor.name}; only features=inception gives FID"
         )
     if real.statistics is not None and "count" not in files.npz_names(real.statistics):
-        judge.warnings.append(
+        warnings.append(
             f"{real.statistics} does not say of how many images it is; if they were few, the "
             "distance is too large"
         )
     count = extractor.dimension + 1 if reference.features is None else len(reference.features)
     if "fid" in judge.names and (few := few_samples(count, extractor.dimension)):
-        judge.warnings.append(f"the reference {reference.text}: {few}")
-    if not own:
-        kind = "these files" if owner is None else type(owner).__name__
-        judge.warnings += foreign(judge, _name(owner) or kind)
-    return judge
+        warnings.append(f"the reference {reference.text}: {few}")
+    return warnings
 
 
 def _check_shape(real: Against, shape: tuple[int, ...], option: str) -> None:

@@ -106,7 +106,7 @@ def weights_of(
     if name.startswith(POWER):
         return reconstruct(checkpoint, run, float(name.removeprefix(POWER)))
     held = ", ".join(checkpoint.weights)
-    raise FmdiffError(f"weights={weights}: this checkpoint holds {held}")
+    raise FmdiffError(f"weights={weights}: {checkpoint.title} holds {held}")
 
 
 def _widths(checkpoint: Checkpoint) -> list[float]:
@@ -153,7 +153,7 @@ def reconstruct(checkpoint: Checkpoint, run: Path | None, width: float) -> dict[
     """
     gamma(width)  # raises for an invalid width
     option, widths = f"weights={power(width)}", _widths(checkpoint)
-    holds = f"{option}: this checkpoint holds {', '.join(checkpoint.weights)}"
+    holds = f"{option}: {checkpoint.title} holds {', '.join(checkpoint.weights)}"
     if not widths:
         raise FmdiffError(
             f"{holds}; widths are reconstructed from runs of trainer.power_ema=[0.05,0.1]"

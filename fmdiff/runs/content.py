@@ -28,6 +28,7 @@ from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 
 FORMAT, VERSION = "fmdiff", 1
+TITLE = "this checkpoint"  # in messages, if its file is not known
 # bounds on what a file may ask for
 LARGEST = 2**26  # numbers in one sample: 3 x 4096 x 4096 and more
 MOST = 10**6  # classes
@@ -71,26 +72,31 @@ class Checkpoint:
     weights: dict[str, dict[str, Tensor]]
     training: dict[str, Any] | None = None  # None if the run cannot be resumed
     version: int = VERSION
+    title: str = TITLE  # what messages call it: "checkpoint PATH"
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "Checkpoint":
-        """Check the content of a file and make it a checkpoint.
+    def of(cls, content: Mapping[str, Any], path: Path | None = None) -> "Checkpoint":
+        """Check the content of a file and make it a checkpoint. path: of the file, for messages.
 
         Others may have written a file with correct checksums. Raises FmdiffError, naming the first
         part that is missing, of another type or beyond all sizes, and for a snapshot of averages.
         """
+        title = cls.title if path is None else f"checkpoint {path}"
         if "spec" not in content:
-            raise FmdiffError("this is a snapshot of averages alone: give the run or a checkpoint")
-        _check(content, FORM)
+            raise FmdiffError(
+                f"{path or 'this'} is a snapshot of averages alone: give the run or a checkpoint"
+            )
+        _check(content, FORM, title)
         for key, value, right in _ranges(content):
             if not right:
-                raise _unlike(key, value)
+                raise _unlike(key, value, title)
         return cls(
             content["step"],
             content["spec"],
             content["weights"],
             content.get("training"),
             content.get("version", VERSION),
+            title,
         )
 
     def content(self) -> dict[str, Any]:
@@ -115,13 +121,15 @@ class Checkpoint:
             raise FmdiffError(f"weights={weights}: power:WIDTH takes a number") from None
 
 
-def _check(content: Mapping[str, Any], form: Mapping[str, Any], parent: str = "") -> None:
+def _check(
+    content: Mapping[str, Any], form: Mapping[str, Any], title: str, parent: str = ""
+) -> None:
     for name, kind in form.items():
         part, key = content.get(name), parent + name
         if not isinstance(part, dict if isinstance(kind, dict) else kind):
-            raise _unlike(key, part)
+            raise _unlike(key, part, title)
         if isinstance(kind, dict):
-            _check(part, kind, f"{key}.")
+            _check(part, kind, title, f"{key}.")
 
 
 def identity(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
@@ -162,16 +170,15 @@ def _is_name(name: Any) -> bool:
         return False
 
 
-def _unlike(key: str, value: Any) -> FmdiffError:
-    return FmdiffError(
-        f"this checkpoint is not as fmdiff writes it: {key} is {reprlib.repr(value)}"
-    )
+def _unlike(key: str, value: Any, title: str) -> FmdiffError:
+    return FmdiffError(f"{title} is not as fmdiff writes it: {key} is {reprlib.repr(value)}")
 
 
-def data_mean(spec: Mapping[str, Any]) -> Tensor | None:
+def data_mean(spec: Mapping[str, Any], title: str = TITLE) -> Tensor | None:
     """The mean of the data (*shape) that a spec names, float64; None if it names none.
 
-    Raises FmdiffError unless it is a list of finite numbers of the shape of the data.
+    title: what a message calls the checkpoint. Raises FmdiffError unless it is a list of finite
+    numbers of the shape of the data.
     """
     data = spec["data"]
     mean = data.get("mean")  # missing in checkpoints from before data were centred
@@ -182,7 +189,7 @@ def data_mean(spec: Mapping[str, Any]) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         value = torch.tensor(math.nan)
     if list(value.shape) != data["shape"] or not value.isfinite().all():
-        raise _unlike("spec.data.mean", mean)
+        raise _unlike("spec.data.mean", mean, title)
     return value
 
 

@@ -17,17 +17,19 @@ from fmdiff.machine import device, precision, processes
 from fmdiff.models.network import Network, answers_logits
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
+from fmdiff.runs.content import TITLE
 from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 
 
 def assemble(
-    cfg: DictConfig, state: Mapping[str, Tensor] | None = None
+    cfg: DictConfig, state: Mapping[str, Tensor] | None = None, title: str = TITLE
 ) -> tuple[Training, torch.device]:
     """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
-    state: the weights of the run that is resumed; see `loading.bounded`.
+    state, title: the weights of the checkpoint that is resumed and its name in messages; see
+    `loading.bounded`.
     Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -38,7 +40,7 @@ def assemble(
     with processes.after_rank_0():
         data.prepare()
     torch.manual_seed(key(settings["seed"], "init"))
-    with bounded(settings["model"], state):
+    with bounded(settings["model"], state, title):
         net = build(settings["model"], shape=data.shape, classes=data.classes)
     check_network(settings, net)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])

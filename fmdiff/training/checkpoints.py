@@ -54,13 +54,13 @@ def content(module: Training) -> dict[str, Any]:
     return Checkpoint(module.step, spec(module), weights, training).content()
 
 
-def resume(module: Training, stored: dict[str, Any]) -> None:
-    """Continue from the content of a checkpoint. Logs a warning if the files of the data differ.
+def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
+    """Continue from the content of the checkpoint at `path`.
 
-    Raises FmdiffError as `init` does, if the classes have other names, and for a checkpoint of
-    weights alone.
+    Logs a warning if the files of the data differ. Raises FmdiffError as `init` does, if the
+    classes have other names, and for a checkpoint of weights alone.
     """
-    init(module, stored)
+    init(module, stored, path)
     check_data(stored["spec"]["data"], spec(module)["data"])
     # as the weights were trained with them; runs of earlier versions did not centre their data
     module.objective.data_std = stored["spec"]["data"]["std"]
@@ -69,7 +69,8 @@ def resume(module: Training, stored: dict[str, Any]) -> None:
     training = stored.get("training") or {}
     if lack := [name for name in ("optimizer", "sums") if name not in training]:
         raise FmdiffError(
-            f"the checkpoint cannot be resumed, it lacks training.{lack[0]}; init= takes weights"
+            f"checkpoint {path} cannot be resumed, it lacks training.{lack[0]}; init= takes "
+            "weights"
         )
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
@@ -97,17 +98,17 @@ def check_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def init(module: Training, stored: dict[str, Any]) -> None:
-    """Take the weights and the averages from the content of a checkpoint.
+def init(module: Training, stored: dict[str, Any], path: Path) -> None:
+    """Take the weights and the averages from the content of the checkpoint at `path`.
 
     Raises FmdiffError if the weights do not fit this network.
     """
-    weights = Checkpoint.of(stored).weights
+    weights = Checkpoint.of(stored, path).weights
     saved, now = (m.get(TIME) for m in (stored["spec"]["model"], module.settings["model"]))
     if saved != now:  # shapes do not tell
         raise FmdiffError(
-            f"the checkpoint's weights do not fit: model.{TIME} is {_word(saved)} in it and "
-            f"{_word(now)} here; say model.{TIME}={_word(saved)}"
+            f"checkpoint {path}: its weights do not fit: model.{TIME} is {_word(saved)} in it "
+            f"and {_word(now)} here; say model.{TIME}={_word(saved)}"
         )
     if "mean" not in stored["spec"]["data"]:
         module.objective.data_mean = None  # the weights were trained on data that kept their mean
@@ -120,7 +121,7 @@ def init(module: Training, stored: dict[str, Any]) -> None:
         reason = _misfit(module, stored) or " ".join(str(error).split())[:300]
         choice = module.settings["choices"]["model"]
         raise FmdiffError(
-            f"the checkpoint's weights do not fit model={choice}: {reason}"
+            f"checkpoint {path}: its weights do not fit model={choice}: {reason}"
         ) from error
 
 

@@ -325,12 +325,19 @@ def test_a_checkpoint_builds_no_more_than_it_holds(place):
     far = "far larger"
     place.refuses(
         {
-            "wide": (place.model("wide", model={"hidden": 30_000}), far),
-            "beyond all": (place.model("beyond", model={"hidden": 10**12}), "this checkpoint"),
+            "wide": (place.model("wide", model={"hidden": 30_000}), "wide.ckpt", far),
+            "beyond all": (
+                place.model("beyond", model={"hidden": 10**12}),
+                "beyond.ckpt",
+            ),
             "long": (place.model("long", model={"layers": 10**6, "hidden": 1}), far),
             "many features": (place.model("features", model={"frequencies": 10**9}), far),
             "classes": (place.model("classes", data={"classes": 900_000}), far),
-            "too many classes": (place.model("most", data={"classes": 10**12}), "data.classes"),
+            "too many classes": (
+                place.model("most", data={"classes": 10**12}),
+                "checkpoint most.ckpt",
+                "data.classes",
+            ),
             "shape": (place.model("shape", data={"shape": [3, 10**6, 10**6]}), "data.shape"),
             "shape of none": (place.model("none", data={"shape": []}), "data.shape"),
             "shape below 0": (place.model("below", data={"shape": [-1, 2, 3]}), "data.shape"),

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import IMAGES
 from PIL import Image
+from test_judge import Tiny
 
 from fmdiff.build import named
-from fmdiff.data.images import MNIST
+from fmdiff.data.images import MNIST, Digits
 from fmdiff.errors import FmdiffError
+from fmdiff.metrics import judge as judges
 from fmdiff.metrics.features import Classifier
 from fmdiff.metrics.frechet import Moments, frechet_distance
 from fmdiff.metrics.images import ImageMetrics, Real
@@ -106,7 +108,27 @@ def test_twelve_classes_have_the_metrics_that_need_none(command):
     np.savez("made.npz", arr_0=pixels, labels=labels)
     words = ("evaluate", "samples=made.npz", "against=made.npz", *CPU)
     assert command(*words, "out=files") == 0
-    assert "agreement" not in report("files")["metrics"]
+    found = report("files")["metrics"]
+    assert "agreement" not in found
+    assert found["kid"]["value"] < 0 <= found["kid"]["interval"][1]  # the sets are equal
+
+
+def test_labels_of_a_file_are_taken_for_those_of_a_data_set_in_a_sentence(command, monkeypatch):
+    class OfDigits(Tiny):
+        data = "digits"
+
+    monkeypatch.setattr(Digits, "name", "digits")
+    monkeypatch.setattr(judges, "_extractor", lambda *_: OfDigits())
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
+    sentence = (
+        "agreement, confidence: the labels of the samples are taken for the classes of digits"
+    )
+    np.savez("made.npz", arr_0=pixels, labels=np.arange(40) % 10)
+    assert command("evaluate", "samples=made.npz", "against=digits", *CPU, "out=a") == 0
+    assert "agreement" in report("a")["metrics"] and sentence in report("a")["warnings"]
+    np.savez("plain.npz", arr_0=pixels)
+    assert command("evaluate", "samples=plain.npz", "against=digits", *CPU, "out=b") == 0
+    assert sentence not in report("b")["warnings"]
 
 
 @pytest.mark.parametrize(

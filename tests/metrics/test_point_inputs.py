@@ -92,6 +92,20 @@ def test_equal_points_give_finite_numbers(name, d):
     assert measure(one, other).value > 0.3
 
 
+@pytest.mark.parametrize(
+    ("name", "noise"), [("mmd2", 0.0), ("energy", 0.0), ("energy", 1e-12), ("energy", 1e-6)]
+)
+def test_nearly_equal_sets_have_an_interval_of_the_size_of_the_noise(name, noise):
+    """The square vanishes with its error, so that neither is divided by rounding."""
+    a = points(200, 0).double()
+    a[:160] = 1
+    measure = getattr(distances, name)
+    other = a[torch.randperm(200, generator=generator(0, "order"))] + noise * points(200, 1)
+    low, high = measure(other, a).interval
+    fresh = measure(points(200, 2), a).interval
+    assert low <= 0 <= high < fresh[1] - fresh[0]
+
+
 def test_a_median_distance_of_zero_is_said():
     mostly = points(200, 0)
     mostly[:160] = 0

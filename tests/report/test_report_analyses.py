@@ -130,7 +130,10 @@ def test_a_grid_opens_its_page_and_ends_its_command(command, tmp_path, capsys):
         value, settings = row["metrics"]["sw2"]["value"], row["settings"]
         assert re.search(rf"{settings['solver']} +{settings['nfe']} .*{value:.4g}", end)
     name = f"solver={best['settings']['solver']} nfe={best['settings']['nfe']}"
-    assert f"best sw2: {best['metrics']['sw2']['value']:.4g}, {name}" in end
+    low, high = best["metrics"]["sw2"]["interval"]
+    near = sum(low <= row["metrics"]["sw2"]["value"] <= high for row in results) - 1
+    close = f"{near} of 3 others lie within its interval"
+    assert f"best sw2: {best['metrics']['sw2']['value']:.4g}, {name}; {close}" in end
     found = Page(tmp_path / "g/report.html")
     top = found.words[: found.words.index("Copy")]
     assert f"has {name.replace(' ', ', ')}" in top

@@ -67,7 +67,7 @@ def test_it_samples_as_the_checkpoint_does(exported, moons_run, command, tmp_pat
     assert command("sample", f"ckpt={path}", *words, "out=s") == 0
     assert np.array_equal(np.load(tmp_path / "s" / "samples.npz")["arr_0"], a.numpy())
     assert command("sample", f"ckpt={path}", "weights=raw", *words) == 2
-    assert "this checkpoint holds 0.9" in capfd.readouterr().err
+    assert "m.safetensors holds 0.9" in capfd.readouterr().err
 
 
 def test_a_run_can_start_from_it(exported, command, train, tmp_path):
@@ -107,7 +107,7 @@ def test_it_is_not_overwritten_unasked(exported, capfd, monkeypatch):
         exported(code=2, name=name)
         assert says in capfd.readouterr().err
     exported("weights=0.5", code=2, name="x.safetensors")
-    assert "this checkpoint holds" in capfd.readouterr().err
+    assert ".ckpt holds" in capfd.readouterr().err
     assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
 
 
