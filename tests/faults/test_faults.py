@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fault_files
 import fault_inputs
 import fault_surroundings
 import pytest
@@ -20,7 +21,7 @@ from faults import RUNS, prepared
 
 from fmdiff import cli
 
-ROWS = (*fault_inputs.ROWS, *fault_surroundings.ROWS)
+ROWS = (*fault_inputs.ROWS, *fault_surroundings.ROWS, *fault_files.ROWS)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
