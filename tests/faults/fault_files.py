@@ -127,7 +127,7 @@ ROWS = (
             Case(
                 "fmdiff train resume=received trainer.max_steps=80",
                 2,
-                ("'../../../evil'",),
+                ("received/overrides: source=../../../evil is no choice of source",),
                 strange_words,
             ),
         ),
@@ -137,7 +137,7 @@ ROWS = (
         "a config.yaml of aliases, which stand for 10^9 values",
         (
             Case("fmdiff train resume=received trainer.max_steps=80", 2, ("alias",), aliases),
-            Case("fmdiff report received", 0, ("alias",)),
+            Case("fmdiff report runs=received", 0, ("received/report.html",)),
         ),
     ),
     Row(
@@ -153,7 +153,7 @@ ROWS = (
             Case(
                 f"{EVALUATE} samples=received against=digits",
                 2,
-                ("60000x60000 pixels",),
+                ("3600000000 pixels",),
                 huge_picture,
             ),
         ),
@@ -169,7 +169,7 @@ ROWS = (
         "a run whose config.yaml is empty, resumed with another network",
         (
             Case(
-                f"{TRAIN} model.hidden=32 resume=last out=received trainer.max_steps=80",
+                "fmdiff train resume=received model.hidden=32 trainer.max_steps=80",
                 2,
                 ("model.hidden",),
                 empty_config,
@@ -194,7 +194,7 @@ ROWS = (
         "a class folder that has another name than when training began",
         (
             Case(
-                f"{BY_CLASS} data.size=8 trainer.max_steps=1 out=new",
+                f"{BY_CLASS} data.size=8 data.batch_size=8 trainer.max_steps=1 out=new",
                 0,
                 ("1 steps done",),
                 two_classes,

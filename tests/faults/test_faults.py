@@ -77,8 +77,9 @@ def shell(line):
 
 
 def contents():
-    """Every file and what is in it, but for the locks."""
+    """Every file and what is in it, but for the locks and the cache."""
     files = (path for path in Path().rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in files if path.parts[0] != "cache")
     return {path: path.read_bytes() for path in files}
 
 
