@@ -314,7 +314,7 @@ VALUES = [
     ("sample ckpt=x clip=image", "clip=image: must be none or data or dynamic"),
     ("sample ckpt=x n=0", "n=0: must be an integer >= 1, or null"),
     ("sample ckpt=x classes=[-1]", "classes=[-1]: must be a class"),
-    ("sample ckpt=x classes=[0,x]", "classes=[0,x]: must be a class"),
+    ("sample ckpt=x classes=[0,1.5]", "classes=[0,1.5]: must be a class"),
     ("sample ckpt=x weights=1.5", "weights=1.5: must be ema, raw or"),
     ("sample ckpt=x final=last", "final=last: must be auto or solver or denoise"),
     ("sample ckpt=x dtype=fp16", "dtype=fp16: must be float32 or float64"),

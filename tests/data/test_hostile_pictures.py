@@ -69,7 +69,7 @@ def test_postscript_reaches_no_other_program(tmp_path, programs, suffix):
     with pytest.raises(FmdiffError, match="can be read"):
         own(path.parent).prepare()
     album = Album()
-    assert album.still(path, "a") is None and album.film(path, "a") is None
+    assert album.still(path, "a") is None and album.film(path, "a") == ("frame", [])
     assert len(album.notes) == 2
 
 

@@ -34,7 +34,7 @@ from fmdiff.data import saved
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import reference
 from fmdiff.runs import checkpoint
-from fmdiff.settings import compose
+from fmdiff.settings import compose, schema
 from fmdiff.settings.sentences import dotted
 
 
@@ -128,6 +128,8 @@ def wrong(cfg, override):
     if said and not said[1].startswith("hydra"):
         meant = {"true": True, "false": False, "null": None}
         meant = meant[said[2]] if said[2] in meant else int(said[2])
+        if said[1] in schema.PATHS and said[2] != "null":
+            meant = said[2]
         value = leaf(tree, said[1])
         if (
             value is KeyError

@@ -76,7 +76,9 @@ def test_solvers_by_name(solver):
     assert torch.equal(one.x, fmdiff.generate(mixture(CondOT()), 3, solver=spec, steps=4).x)
 
 
-@pytest.mark.parametrize("schedule", [n for n in names("schedule") if n != "fitted"])
+@pytest.mark.parametrize(
+    "schedule", [n for n in names("schedule") if n not in ("fitted", "trained")]
+)
 def test_schedules_by_name(schedule):
     assert fmdiff.generate(mixture(CondOT()), 3, schedule=schedule).x.isfinite().all()
 
