@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, ResBlock, group_norm
-from fmdiff.models.network import Network
-from fmdiff.models.unet import resolutions
+from fmdiff.models.network import Network, even, share, sizes
+from fmdiff.models.unet import multiples, resolutions
 
 
 class ImageClassifier(Network):
@@ -17,7 +17,7 @@ class ImageClassifier(Network):
     x_t (B, C, H, W) of at most unit variance, t (B,) in [0, 1000] -> logits (B, classes). Level i
     has channels * multipliers[i] channels and `blocks` residual blocks.
 
-    Raises FmdiffError for points.
+    Raises FmdiffError for points and for a size below 1.
     """
 
     flat = False
@@ -41,6 +41,10 @@ class ImageClassifier(Network):
                 f"model=classifier takes images, but the data has shape {tuple(shape)}; "
                 "choose model=mlp_classifier for points"
             )
+        multiples(multipliers)
+        even(channels=channels)
+        sizes(blocks=blocks)
+        share(dropout=dropout)
         levels = len(resolutions(shape[1], shape[2], len(multipliers)))
         embedding, current = 4 * channels, channels
         self.conditioning = Conditioning(channels, embedding, 0, frequency=time_frequency)

@@ -14,7 +14,7 @@ from fmdiff.models.layers import (
     group_norm,
     zeroed,
 )
-from fmdiff.models.network import Network
+from fmdiff.models.network import Network, even, share, sizes
 from fmdiff.models.unet import plan
 
 
@@ -69,7 +69,7 @@ class DDPMpp(Network):
     last on the way up. The middle always has it. The label and the `augment` labels of an
     augmentation, (B, augment) or None for zeros, are added to the features of time.
 
-    Raises FmdiffError for points and for a level that does not exist.
+    Raises FmdiffError for points, for a level that does not exist and for a size below 1.
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
     """
 
@@ -89,7 +89,11 @@ class DDPMpp(Network):
         time_frequency: float | None = None,
     ) -> None:
         super().__init__()
-        levels, attentive = plan("ddpmpp", shape, len(multipliers), attention)
+        levels, attentive = plan("ddpmpp", shape, multipliers, attention)
+        even(channels=channels)
+        sizes(blocks=blocks)
+        sizes(0, augment=augment)
+        share(dropout=dropout)
         widths = [channels * m for m in multipliers[:levels]]
         width = 4 * channels
 

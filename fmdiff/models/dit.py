@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, attend, zeroed
-from fmdiff.models.network import Network
+from fmdiff.models.network import Network, sizes
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
@@ -28,6 +28,7 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
             f"model.patch={patch} cuts images, but the data has shape {tuple(shape)}; "
             "choose model=mlp for points"
         )
+    sizes(patch=patch, width=width, heads=heads)
     _, height, breadth = shape
     valid = [p for p in range(1, min(height, breadth) + 1) if height % p == breadth % p == 0]
     if patch not in valid:
@@ -35,10 +36,10 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
             f"model.patch={patch} does not divide images of {height}x{breadth} pixels; "
             f"choose from: {', '.join(map(str, valid))}"
         )
-    if width < 1 or heads < 1 or width % (4 * heads):
+    if width % (4 * heads):
         raise FmdiffError(
             f"model.width={width} does not fit model.heads={heads}; "
-            f"choose a width that is a multiple of {4 * max(heads, 1)}"
+            f"choose a width that is a multiple of {4 * heads}"
         )
     rows, columns = height // patch, breadth // patch
     if rows * columns * width > LARGEST:
@@ -170,8 +171,8 @@ class DiT(Network):
     heads. The MLP has 4 width hidden units. The labels of an augmentation are `augment`,
     (B, augment) or None for zeros.
 
-    Raises FmdiffError for points, for a patch that does not divide the image and for a width that
-    is not a multiple of 4 heads. Source: Peebles & Xie 2023, arXiv:2212.09748.
+    Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
+    not a multiple of 4 heads and for a size below 1. Source: Peebles & Xie 2023, arXiv:2212.09748.
     """
 
     flat = False
@@ -192,6 +193,8 @@ class DiT(Network):
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
+        sizes(depth=depth)
+        sizes(0, augment=augment)
         self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment, time_frequency)
         self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
         self.register_buffer("places", positions(*grid, width), persistent=False)

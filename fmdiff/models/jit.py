@@ -20,7 +20,7 @@ from fmdiff.models.dit import (
     tokens,
 )
 from fmdiff.models.layers import Conditioning
-from fmdiff.models.network import Network
+from fmdiff.models.network import Network, sizes
 
 
 class RMSNorm(nn.Module):
@@ -100,7 +100,7 @@ class JiT(Network):
     None for zeros.
 
     Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
-    not a multiple of 4 heads and for a block that does not exist.
+    not a multiple of 4 heads, for a block that does not exist and for a size below 1.
     Source: Li & He 2025, arXiv:2511.13720.
     """
 
@@ -126,7 +126,9 @@ class JiT(Network):
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
-        if not 0 <= start < depth:
+        sizes(depth=depth, bottleneck=bottleneck)
+        sizes(0, label_tokens=label_tokens, augment=augment, start=start)
+        if start >= depth:
             raise FmdiffError(
                 f"model.start={start} is not a block of model.depth={depth}; "
                 f"choose from 0 to {depth - 1}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmdiff.errors import FmdiffError
+from fmdiff.models.network import require
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -52,15 +52,16 @@ class Sinusoid(nn.Module):
     def __init__(self, features: int, highest: float | None = None) -> None:
         super().__init__()
         half = features // 2
+        require(
+            "a positive number or null",
+            lambda v: v is None or (isinstance(v, int | float) and 0 < v < math.inf),
+            time_frequency=highest,
+        )
         if highest is None:
             frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
-        elif 0 < highest < math.inf:
+        else:
             lowest = math.pi / 2
             frequencies = lowest * (highest / lowest) ** torch.linspace(0, 1, half) / 1000
-        else:
-            raise FmdiffError(
-                f"model.time_frequency={highest}: a positive number or null is needed"
-            )
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The network for points: a few linear layers, so that a training step takes milliseconds."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.layers import Sinusoid, zeroed
-from fmdiff.models.network import Network
+from fmdiff.models.network import Network, flags, require, sizes
 from fmdiff.randomness import generator
 
 TIME_FEATURES = 64
@@ -23,8 +24,8 @@ class MLP(Network):
     the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the output,
     since far from the data every quantity of a path is linear in x_t.
 
-    Raises FmdiffError for images and for an unknown activation. Source: Tancik et al. 2020
-    (Fourier features).
+    Raises FmdiffError for images, an unknown activation and a size below 1. Source: Tancik et al.
+    2020 (Fourier features).
     """
 
     flat = True
@@ -45,7 +46,7 @@ class MLP(Network):
         time_frequency: float | None = None,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
+        if activation not in list(ACTIVATIONS):
             raise FmdiffError(
                 f"model.activation={activation} is unknown; {nearest(activation, ACTIVATIONS)}"
             )
@@ -54,6 +55,12 @@ class MLP(Network):
                 f"model=mlp takes points, but the data has shape {tuple(shape)}; "
                 "choose model=unet for images"
             )
+        sizes(hidden=hidden, layers=layers)
+        sizes(0, frequencies=frequencies)
+        flags(skip=skip)
+        require(
+            "a finite number", lambda v: isinstance(v, int | float) and isfinite(v), scale=scale
+        )
         (size,) = shape
         draws = generator(0, "fourier")
         normal = torch.randn(size, frequencies, generator=draws, device="cpu")
@@ -79,7 +86,7 @@ class MLP(Network):
 class MLPClassifier(MLP):
     """The same layers, ending in logits (B, classes).
 
-    Raises FmdiffError for images and for an unknown activation.
+    Raises FmdiffError for images, an unknown activation and a size below 1.
     """
 
     logits = True

@@ -1,6 +1,7 @@
 """The contract of networks, which fields, classifiers and training steps call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,6 +23,40 @@ class Network(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The prediction at unit scale, or the logits (B, classes)."""
         raise NotImplementedError
+
+
+def require(allowed: str, test: Callable[[Any], bool], **values: object) -> None:
+    """Raises FmdiffError for a key of the model whose value does not pass the test."""
+    for key, value in values.items():
+        if not test(value):
+            raise FmdiffError(f"model.{key}={value} must be {allowed}")
+
+
+def sizes(least: int = 1, **values: object) -> None:
+    """Raises FmdiffError unless each value is an integer >= `least`."""
+    require(f"an integer >= {least}", lambda v: type(v) is int and v >= least, **values)
+
+
+def even(**values: object) -> None:
+    """Raises FmdiffError unless each value is an even integer >= 2, half for cos, half for sin."""
+    allowed = "an even integer >= 2, as time has a cosine and a sine of each frequency"
+    require(allowed, lambda v: type(v) is int and v >= 2 and v % 2 == 0, **values)
+
+
+def share(**values: object) -> None:
+    """Raises FmdiffError unless each value is a number from 0 to 1."""
+    require("a number from 0 to 1", lambda v: type(v) in (int, float) and 0 <= v <= 1, **values)
+
+
+def flags(**values: object) -> None:
+    """Raises FmdiffError unless each value is true or false."""
+    require("true or false", lambda v: isinstance(v, bool), **values)
+
+
+def integers(values: object, least: float = 1) -> bool:
+    """Whether these are a list of integers >= `least`."""
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    return several and all(type(v) is int and v >= least for v in values)
 
 
 def answer(net: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

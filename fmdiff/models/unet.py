@@ -1,5 +1,6 @@
 """The U-Net for images, from digits of 8x8 on two CPU cores to CIFAR-10's usual network."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
-from fmdiff.models.network import Network
+from fmdiff.models.network import Network, even, flags, integers, require, share, sizes
 
 SMALLEST = 4  # a map is not halved below this many pixels a side
 
@@ -22,19 +23,27 @@ def resolutions(height: int, width: int, levels: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def plan(
-    name: str, shape: Sequence[int], levels: int, attention: Sequence[int]
-) -> tuple[int, set[int]]:
-    """How many of `levels` levels fit images of this shape, and which of them have attention.
+def multiples(multipliers: Sequence[int]) -> None:
+    """Raises FmdiffError unless there is an integer >= 1 for each level."""
+    allowed = "a list of integers >= 1, one for each level"
+    require(allowed, lambda v: integers(v) and len(v) > 0, multipliers=multipliers)
 
-    Raises FmdiffError for points and for a level that does not exist.
+
+def plan(
+    name: str, shape: Sequence[int], multipliers: Sequence[int], attention: Sequence[int]
+) -> tuple[int, set[int]]:
+    """How many of the levels fit images of this shape, and which of them have attention.
+
+    Raises FmdiffError for points, without levels and for a level that does not exist.
     """
     if len(shape) != 3:
         raise FmdiffError(
             f"model={name} takes images, but the data has shape {tuple(shape)}; "
             "choose model=mlp for points"
         )
-    levels = len(resolutions(shape[1], shape[2], levels))
+    multiples(multipliers)
+    require("a list of levels like [-1]", lambda v: integers(v, -math.inf), attention=attention)
+    levels = len(resolutions(shape[1], shape[2], len(multipliers)))
     absent = [level for level in attention if not -levels <= level < levels]
     if absent:
         raise FmdiffError(
@@ -103,7 +112,7 @@ class UNet(Network):
     Without conv_resample a map is only halved by its mean and doubled by repetition. The labels of
     an augmentation are `augment`, (B, augment) or None for zeros.
 
-    Raises FmdiffError for points and for a level that does not exist.
+    Raises FmdiffError for points, for a level that does not exist and for a size below 1.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
     """
 
@@ -127,7 +136,16 @@ class UNet(Network):
         time_frequency: float | None = None,
     ) -> None:
         super().__init__()
-        levels, attentive = plan("unet", shape, len(multipliers), attention)
+        levels, attentive = plan("unet", shape, multipliers, attention)
+        sizes(blocks=blocks, head_channels=head_channels)
+        sizes(0, augment=augment)
+        share(dropout=dropout)
+        flags(scale_shift=scale_shift, conv_resample=conv_resample)
+        if time_features:
+            even(time_features=time_features)
+            sizes(channels=channels)
+        else:
+            even(channels=channels)
         widths = [channels * m for m in multipliers[:levels]]
         features = time_features or channels
         embedding = 4 * features
