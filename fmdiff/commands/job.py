@@ -4,6 +4,7 @@ import gc
 import inspect
 import json
 import logging
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
 def _log(name: str, error: BaseException, opened: Any) -> int:
     """Log the error that ended a job. Returns the exit code. opened: the run, if there is one."""
     from fmdiff.runs.folder import gone, place
+    from fmdiff.settings.compose import going_on
 
     if isinstance(error, FmdiffError):
         if processes.rank() and isinstance(error, Interrupted | Diverged):
@@ -174,8 +176,9 @@ def _log(name: str, error: BaseException, opened: Any) -> int:
     if isinstance(error, OSError) and opened is not None and opened.place != place(opened.folder):
         log.error("fmdiff %s: %s", name, gone(opened.folder))
     elif sentence := shortage(error, name):
-        checkpoint = f"; {opened.advice()}" if name == "train" and opened is not None else ""
-        log.error("fmdiff %s: %s%s", name, sentence, checkpoint)
+        if name == "train" and opened is not None:
+            sentence += f"; {opened.advice(going_on(opened.folder))}"
+        log.error("fmdiff %s: %s", name, sentence)
     elif line := culprit(error):
         log.error("fmdiff %s: an error in your own code, %s", name, line, exc_info=error)
     else:
@@ -195,7 +198,9 @@ def worker(name: str, folder: Path, parent: int | None = None) -> int:
         except (Interrupted, Diverged):  # all ranks have agreed on it
             return 0
         except Exception as error:
-            return _log(name, error, None)
+            code = _log(name, error, None)
+            sys.stderr.flush()
+            os._exit(code)  # at once, so that rank 0 finds out before its collectives fail
         finally:
             processes.leave()
     return 0

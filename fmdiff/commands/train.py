@@ -17,6 +17,7 @@ from fmdiff.runs.config import seconds
 from fmdiff.runs.content import TITLE, Checkpoint
 from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
+from fmdiff.settings.compose import going_on
 from fmdiff.training import checkpoints
 from fmdiff.training.assemble import assemble
 from fmdiff.training.judged import SampleMetrics, judge_of
@@ -62,7 +63,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
             trainer.fit(module, Chunks(module.step, options.max_steps, size))
         finally:
             module.batches.close()
-        stop.conclude(module.step, folder)
+        stop.conclude(module.step, going_on(folder))
         if trainer.is_global_zero:
             log.info("%d steps done; next: %s", module.step, next_command(module, folder))
 

@@ -22,7 +22,9 @@ CALM = 0  # the process has come to the end of what a signal may interrupt
 LONGER = 64  # larger than any signal's number
 PATIENCE = 3.5  # seconds from SIGTERM or SIGHUP to the end
 AGAIN = 0.5  # seconds from the second Ctrl-C to the end
-TWICE = 1.0  # seconds; torchrun repeats a Ctrl-C that the terminal has already sent
+TWICE = (
+    1.0  # seconds; torchrun repeats a Ctrl-C that the terminal has already sent, so one may save
+)
 OBEYS = 0.4  # seconds in which the thread ends the process
 
 
@@ -44,8 +46,9 @@ class Guard:
         elif message > LONGER:
             self.patience = max(PATIENCE, message - LONGER)
         elif message == signal.SIGINT:
-            if now - self.interrupt > TWICE:
-                self.end_at(now + AGAIN, message)
+            if self.interrupt < math.inf:
+                apart = now - self.interrupt > TWICE
+                self.end_at(now + (AGAIN if apart else self.patience), message)
             self.interrupt = min(self.interrupt, now)
         elif message in (signal.SIGTERM, signal.SIGHUP):
             self.end_at(now + self.patience, message)

@@ -24,7 +24,7 @@ from fmdiff.errors import Died, FmdiffError
 from fmdiff.machine import signals
 
 PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
-GRACE = 20.0  # seconds in which the other processes end after one has failed
+GRACE = 20.0  # seconds that rank 0 has to end by itself after another has failed
 OURS = "FMDIFF_STARTED"  # set if `group` has started the others
 VARIABLES = (
     "RANK",
@@ -204,8 +204,7 @@ def group(command: str, folder: Path, count: int, where: Any) -> Iterator[None]:
     except FmdiffError:
         raise
     except Exception as error:
-        # what a collective raises when another process fails comes before that process has ended
-        failure = others.failure(seconds=GRACE if isinstance(error, RuntimeError) else 5)
+        failure = others.failure(seconds=5)
         if failure is None:
             raise
         raise failure from error

@@ -40,10 +40,19 @@ def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
         return path
     good = newest_good(path) if path.exists() else None
     if good is None:
+        choose_a_job(f"ckpt={spec}", path)
         what = "is a folder without checkpoints" if path.exists() else "does not exist"
         raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
     log.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
     return good[0]
+
+
+def choose_a_job(option: str, folder: Path) -> None:
+    """Raises FmdiffError that lists the jobs with checkpoints if the folder is that of a sweep."""
+    jobs = [path for path in folder.glob("[0-9]*") if path.name.isdecimal() and _checkpoints(path)]
+    if jobs:
+        names = ", ".join(str(path) for path in sorted(jobs, key=lambda path: int(path.name)))
+        raise FmdiffError(f"{option} is the folder of a sweep; choose a job: {names}")
 
 
 def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:

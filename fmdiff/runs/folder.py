@@ -31,7 +31,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff import files
-from fmdiff.errors import FmdiffError, visible, word
+from fmdiff.errors import FmdiffError, visible
 from fmdiff.runs.config import load_config
 from fmdiff.runs.resume import OUTPUTS, RESULTS, check_free, check_resume, resume_folder
 
@@ -123,12 +123,12 @@ class Run:
     handler: logging.Handler | None = None
     place: tuple[int, int] | None = None
 
-    def advice(self) -> str:
-        """A sentence about the newest checkpoint and how to go on from it."""
+    def advice(self, again: str) -> str:
+        """A sentence about the newest checkpoint. `again` is the command that goes on from it."""
         numbered = sorted(self.folder.glob("[0-9]" * 7 + ".ckpt"))
         if not numbered:
             return "there is no checkpoint yet"
-        return f"{numbered[-1]} is kept: go on with fmdiff train {word('resume', self.folder)}"
+        return f"{numbered[-1]} is kept: go on with {again}"
 
     def close(self, discard: bool = False) -> None:
         """Release the folder. `discard` restores it, unless the run has left results."""

@@ -91,6 +91,9 @@ def resume_folder(cfg: DictConfig) -> Path | None:
     if out is not None and out.resolve() != folder.resolve():
         raise FmdiffError(f"resume={folder} and out={out} differ: leave out= away")
     if load_config(folder) is None:
+        from fmdiff.runs.find import choose_a_job  # imports torch, which --help need not wait for
+
+        choose_a_job(f"resume={folder}", folder)
         raise FmdiffError(f"resume={folder}: not a run folder, it has no config.yaml")
     return folder
 

@@ -6,7 +6,9 @@ same words and the same folders.
 
 import contextlib
 import copy
+import os
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fmdiff.build import config_folder
-from fmdiff.errors import FmdiffError
+from fmdiff.errors import FmdiffError, word
 from fmdiff.settings import schema, sentences
 from fmdiff.settings.sentences import choices_of, key_of
 
@@ -45,6 +47,16 @@ def config_folders(args: Namespace) -> list[Path]:
 def import_folders(args: Namespace) -> list[Path]:
     """Folders of the user's own classes: the working folder and that of --config-dir."""
     return [Path(), *config_folders(args)[1:]]
+
+
+def going_on(folder: Path) -> str:
+    """The command that goes on with a run, with the --config-dir of this one."""
+    words = ["fmdiff train", word("resume", folder)]
+    if HydraConfig.initialized():
+        for source in HydraConfig.get().runtime.config_sources:
+            if source.provider == "command-line":
+                words.append(shlex.quote(f"--config-dir={os.path.relpath(source.path)}"))
+    return " ".join(words)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,11 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from lightning import pytorch as pl
 
-from fmdiff.errors import Interrupted, word
+from fmdiff.errors import Interrupted
 from fmdiff.machine import signals
 from fmdiff.machine.guard import TWICE
 from fmdiff.training.module import Training
@@ -61,7 +60,7 @@ class Stop(Hooks):
         now = time.monotonic()
         if now - self.mark > self.slowest:
             self.slowest = now - self.mark
-            signals.allow(2 * self.slowest + self.saving)
+            signals.allow(1 + 1.2 * self.slowest + self.saving)
         self.mark = now
         if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
             self.number = self.number or self.TIME
@@ -79,11 +78,11 @@ class Stop(Hooks):
         if self.flag:
             trainer.should_stop = True
 
-    def conclude(self, step: int, folder: Path) -> None:
-        """Raise Interrupted if a signal ended the run."""
+    def conclude(self, step: int, again: str) -> None:
+        """Raise Interrupted if a signal ended the run. `again` is the command that goes on."""
         if self.flag and self.flag != self.TIME:
             raise Interrupted(
                 f"stopped by {signal.Signals(self.flag).name} after step {step}, saved; "
-                f"go on with fmdiff train {word('resume', folder)}",
+                f"go on with {again}",
                 self.flag,
             )

@@ -1,11 +1,16 @@
 """What a new user types wrong, and what the message says of the reason and the cure."""
 
 import os
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PLAIN
+
+from fmdiff.training.module import Training
 
 BRIEF = ("simulate", "system=linear", "steps=2")
 
@@ -97,3 +102,43 @@ def test_the_demo_leaves_earlier_results_alone(tmp_path):
         assert done.returncode == 0 and f"these go to outputs/demo-{number}" in done.stdout
         assert (tmp_path / f"outputs/demo-{number}/digits/file").is_file()
     assert thesis.read_text() == "old" and not (thesis.parent / "file").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("info", "ckpt=s"), ("train", "resume=s"), ("sample", "ckpt=s")]
+)
+def test_a_job_of_a_sweep_is_to_be_chosen(command, caplog, capsys, tmp_path, moons_run, words):
+    for job in ("10", "2"):
+        shutil.copytree(moons_run, tmp_path / "s" / job)
+    assert command(*words) == 2
+    said = caplog.text + capsys.readouterr().err
+    assert f"{words[1]} is the folder of a sweep; choose a job: s/2, s/10" in said
+
+
+@pytest.mark.parametrize("folder", ["own", "."])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_how_to_go_on_names_the_folder_of_ones_own_files(
+    command, capfd, tmp_path, monkeypatch, folder, error
+):
+    (tmp_path / folder / "model").mkdir(parents=True)
+    text = "_target_: fmdiff.models.mlp.MLP\nhidden: 8\nlayers: 1\nfrequencies: 0\nscale: 1.0\n"
+    (tmp_path / folder / "model" / "mine.yaml").write_text(text)
+    step = Training.optimiser_step
+
+    def stopped(self, k, *more):
+        if k == 15 and error is KeyboardInterrupt:
+            signal.raise_signal(signal.SIGTERM)
+        elif k == 15:
+            raise error
+        return step(self, k, *more)
+
+    monkeypatch.setattr(Training, "optimiser_step", stopped)
+    run = ("data=moons", "model=mine", "out=run", "trainer.max_steps=20", "trainer.inner_steps=1")
+    run += ("trainer.checkpoint_every=10", f"--config-dir={folder}")
+    assert command("train", *PLAIN, *run) == (143 if error is KeyboardInterrupt else 1)
+    monkeypatch.undo()
+    hint = f"go on with fmdiff train resume=run --config-dir={folder}"
+    said = capfd.readouterr().err
+    assert hint in said
+    monkeypatch.chdir(tmp_path)
+    assert command(*hint.split()[4:]) == 0 and command("train", "resume=run") == 2
