@@ -28,10 +28,10 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
             f"model.patch={patch} cuts images, but the data has shape {tuple(shape)}; "
             "choose model=mlp for points"
         )
-    sizes(patch=patch, width=width, heads=heads)
+    sizes(width=width, heads=heads)
     _, height, breadth = shape
     valid = [p for p in range(1, min(height, breadth) + 1) if height % p == breadth % p == 0]
-    if patch not in valid:
+    if type(patch) is not int or patch not in valid:
         raise FmdiffError(
             f"model.patch={patch} does not divide images of {height}x{breadth} pixels; "
             f"choose from: {', '.join(map(str, valid))}"

@@ -24,6 +24,7 @@ VALUES = (
     0,
     1,
     3,
+    2.0,
     2.5,
     float("nan"),
     float("inf"),
