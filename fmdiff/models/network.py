@@ -55,8 +55,9 @@ def flags(**values: object) -> None:
 
 def integers(values: object, least: float = 1) -> bool:
     """Whether these are a list of integers >= `least`."""
-    several = isinstance(values, Sequence) and not isinstance(values, str)
-    return several and all(type(v) is int and v >= least for v in values)
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return False
+    return all(type(v) is int and v >= least for v in values)
 
 
 def answer(net: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
