@@ -21,7 +21,6 @@ from fmdiff.errors import FmdiffError, nearest
 
 # the data sets with a classifier in the package, and the shape (C, H, W) of their images
 EMBEDDED = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-CHOICES = "choose features=mnist, fashion_mnist, cifar10 or inception"
 
 
 class Features(ABC):
@@ -176,8 +175,7 @@ class Classifier(Features):
         if pixels.shape[1:] != (height, width, channels):
             size = " x ".join(map(str, pixels.shape[1:]))
             raise FmdiffError(
-                f"features={self.name} takes images of {height} x {width} x {channels}, not "
-                f"{size}; {CHOICES}"
+                f"features={self.name} takes images of {height} x {width} x {channels}, not {size}"
             )
         x, (_, *own) = from_uint8(on(self.device, pixels)), EMBEDDED[self.data]
         with exactly():
@@ -191,8 +189,10 @@ class Classifier(Features):
         channels = EMBEDDED[self.data][0]
         if shape[0] != channels:
             colour = {1: "grey images, of 1 channel", 3: "colour images, of 3 channels"}
+            fitting = [name for name, about in EMBEDDED.items() if about[0] == shape[0]]
             raise FmdiffError(
-                f"features={self.data} takes {colour[channels]}, not of {shape[0]}; {CHOICES}"
+                f"features={self.data} takes {colour[channels]}, not of {shape[0]}; choose "
+                f"features={' or '.join([*fitting, 'inception'])}"
             )
         self.shape = (channels, shape[1], shape[2])
         if self.shape != EMBEDDED[self.data]:

@@ -137,7 +137,10 @@ def test_labels_of_a_file_are_taken_for_those_of_a_data_set_in_a_sentence(comman
         (("n=3", "metrics=[precision]"), "n is 3, and metrics=[precision] needs 4 at least"),
         (("n=3", "metrics=[fid,recall]"), "n is 3, and metrics=[recall] needs 4 at least"),
         (("metrics=[agreement]", "data.conditional=false"), "and the samples have none"),
-        (("features=cifar10",), "features=cifar10 takes colour images, of 3 channels, not of 1"),
+        (
+            ("features=cifar10",),
+            "of 3 channels, not of 1; choose features=mnist or fashion_mnist or inception",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_met_fails_early(command, capfd, nothing_sampled, words, says):
