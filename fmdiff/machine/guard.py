@@ -22,9 +22,8 @@ CALM = 0  # the process has come to the end of what a signal may interrupt
 LONGER = 64  # larger than any signal's number
 PATIENCE = 3.5  # seconds from SIGTERM or SIGHUP to the end
 AGAIN = 0.5  # seconds from the second Ctrl-C to the end
-TWICE = (
-    1.0  # seconds; torchrun repeats a Ctrl-C that the terminal has already sent, so one may save
-)
+# seconds within which a second Ctrl-C is torchrun's repetition of the first, and the run may save
+TWICE = 1.0
 OBEYS = 0.4  # seconds in which the thread ends the process
 
 
