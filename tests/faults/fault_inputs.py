@@ -246,7 +246,7 @@ ROWS = (
                 ("moons is a run of other settings: model.hidden: 16 (saved) vs 32 (now)",),
             ),
             Case(
-                "fmdiff train resume=moons model.hidden=32 overwrite=true",
+                "fmdiff train resume=moons model.hidden=32 trainer.max_steps=80 overwrite=true",
                 2,
                 ("weights do not fit model=mlp: model.hidden: 16 (saved) vs 32 (now)",),
             ),

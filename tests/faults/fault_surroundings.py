@@ -399,13 +399,9 @@ ROWS = (
                 ("""next: fmdiff sample 'ckpt="my runs/a=b (1)/é"'""",),
             ),
             Case(
-                "fmdiff sample 'ckpt=my runs/a=b (1)/é'",
-                2,
-                (
-                    "cannot be read: a text with = ( ) or , needs both kinds of quotes in a "
-                    "shell, "
-                    """'ckpt="my runs/a=b (1)/é"'""",
-                ),
+                "fmdiff sample 'ckpt=my runs/a=b (1)/é' n=4",
+                0,
+                ("ckpt=my runs/a=b (1)/é: using my runs/a=b (1)/é/0000061.ckpt",),
             ),
         ),
     ),
