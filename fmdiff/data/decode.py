@@ -8,6 +8,7 @@ memory is refused before it is decoded, and no other program is run (as Pillow d
 import contextlib
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,5 +192,9 @@ def _pixels(image: "Image", size: int | None, channels: int | None) -> np.ndarra
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read, in at most 100 characters."""
+    """Why a file cannot be read, in about 100 characters."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return f"it is no picture in the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    if bomb := re.search(r"\((\d+) pixels\)", str(error)):  # Pillow's own limit
+        return f"its {int(bomb[1]):,} pixels are more than 64 million"
     return " ".join(f"{type(error).__name__}: {error}".split())[:100]

@@ -263,7 +263,8 @@ def _claim(folder: Path | None, parent: Path) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         board = (folder / "tensorboard").rglob("*")  # of its files Lightning chooses the names
-        for path in (folder / LOCK, *(folder / name for name in INNER), *board):
+        logs = folder.glob("*.log")
+        for path in (folder / LOCK, *(folder / name for name in INNER), *logs, *board):
             if path.is_symlink():
                 raise _link(path)
         lock = files.append(folder / LOCK)

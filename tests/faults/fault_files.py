@@ -118,7 +118,7 @@ ROWS = (
                 f"{EVALUATE} result=received.json out=new", 2, ("'../../../evil'",), strange_result
             ),
         ),
-        tests=("test_received::test_nothing_of_a_received_file_is_run",),
+        tests=("test_received::test_a_recipe_chooses_by_name_alone",),
     ),
     Row(
         52,
@@ -142,8 +142,15 @@ ROWS = (
     ),
     Row(
         54,
-        "pictures that are programs or bombs",
-        (Case(f"{EVALUATE} samples=received against=digits", 2, ("received/a.png",), postscript),),
+        "a program under the name of a picture",
+        (
+            Case(
+                f"{EVALUATE} samples=received against=digits",
+                2,
+                ("received/a.png cannot be read as an image (it is no picture in the format PNG",),
+                postscript,
+            ),
+        ),
         tests=("test_hostile_pictures",),
     ),
     Row(
@@ -153,7 +160,7 @@ ROWS = (
             Case(
                 f"{EVALUATE} samples=received against=digits",
                 2,
-                ("3600000000 pixels",),
+                ("its 3,600,000,000 pixels are more than 64 million",),
                 huge_picture,
             ),
         ),
@@ -161,7 +168,14 @@ ROWS = (
     Row(
         56,
         "a run folder from someone else whose log is a link",
-        (Case("fmdiff train resume=received trainer.max_steps=80", 2, ("train.log",), link),),
+        (
+            Case(
+                "fmdiff train resume=received trainer.max_steps=80",
+                2,
+                ("received/train.log is a link",),
+                link,
+            ),
+        ),
         tests=("test_links",),
     ),
     Row(
@@ -240,7 +254,7 @@ ROWS = (
     Row(
         63,
         "a run folder that is moved while training",
-        tests=("test_processes",),
+        tests=("test_gone",),
     ),
     Row(
         64,

@@ -94,6 +94,7 @@ def test_a_link_in_the_way_is_refused_before_anything_is_written(run, command, c
     assert command(*GO_ON) == 2
     said = capfd.readouterr().err.splitlines()[-1]
     assert Path(name).name in said and "link" in said
+    assert (run / name).is_symlink() and "a link, and" in said
     assert {p: v for p, v in state(run).items() if p.name != ".lock"} == {
         p: v for p, v in before.items() if p.name != ".lock"
     }
