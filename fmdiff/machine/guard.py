@@ -23,7 +23,7 @@ LONGER = 64  # larger than any signal's number
 PATIENCE = 3.5  # seconds from SIGTERM or SIGHUP to the end
 AGAIN = 0.5  # seconds from the second Ctrl-C to the end
 # seconds within which a second Ctrl-C is torchrun's repetition of the first, and the run may save
-TWICE = 1.0
+TWICE = 1.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 OBEYS = 0.4  # seconds in which the thread ends the process
 
 
@@ -45,9 +45,8 @@ class Guard:
         elif message > LONGER:
             self.patience = max(PATIENCE, message - LONGER)
         elif message == signal.SIGINT:
-            if self.interrupt < math.inf:
-                apart = now - self.interrupt > TWICE
-                self.end_at(now + (AGAIN if apart else self.patience), message)
+            if now - self.interrupt > TWICE:
+                self.end_at(now + AGAIN, message)
             self.interrupt = min(self.interrupt, now)
         elif message in (signal.SIGTERM, signal.SIGHUP):
             self.end_at(now + self.patience, message)
