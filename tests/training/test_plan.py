@@ -180,20 +180,27 @@ def test_slips_are_told(planned, monkeypatch, words, slip, request):
     assert slip in planned(*words)["note"]
 
 
+# processes with all imports and no memory of earlier tests, which they would use without growing
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["fmdiff.commands.train", "fmdiff.commands.plan", "fmdiff.report"])
+
+
+def grow(sender, words, said):
+    """Send the exit code of a command and by how many bytes the memory grew at most."""
+    sys.stdout = sys.stderr = said.open("w")
+    torch.set_num_threads(1)
+    growth = cost.Growth()
+    code = cli.main(list(words))
+    sys.stdout.flush()
+    sender.send((code, growth(torch.device("cpu"))))
+
+
 def forked(words, said):
-    """Run a command in a child of this process: by how many bytes its memory grew at most."""
-
-    def run():
-        sys.stdout = sys.stderr = said.open("w")
-        torch.set_num_threads(1)
-        growth = cost.Growth()
-        code = cli.main(list(words))
-        sys.stdout.flush()
-        sender.send((code, growth(torch.device("cpu"))))
-
-    receiver, sender = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=run)
+    """Run a command in a process of its own: by how many bytes its memory grew at most."""
+    receiver, sender = FORK.Pipe()
+    child = FORK.Process(target=grow, args=(sender, words, said))
     child.start()
+    sender.close()
     code, size = receiver.recv()
     child.join()
     assert code == 0, said.read_text()
