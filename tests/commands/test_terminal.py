@@ -69,10 +69,8 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path, devices):
         with contextlib.suppress(BlockingIOError):
             os.read(master, 4096)
         time.sleep(0.02)
-    begin = time.monotonic()
     os.close(master)
     assert process.wait(HUNG) == 129
-    print(f"{time.monotonic() - begin:.1f} s")
     assert all_end(tmp_path)
     step = newest(tmp_path / "run")["step"]
     log = (tmp_path / "run" / "train.log").read_text()
@@ -90,7 +88,6 @@ def test_no_process_of_a_run_stays(tmp_path, how):
     process = start(tmp_path, *LONG, "trainer.devices=2", stderr=subprocess.DEVNULL)
     wait_for(process, tmp_path / "run" / checkpoint.name(20))
     assert len(alive(tmp_path)) >= 4  # two ranks, each with its guard
-    begin = time.monotonic()
     if how == "SIGKILL of rank 1":
         os.kill(workers(tmp_path)[0], signal.SIGKILL)
     elif how.startswith("Ctrl-C"):
@@ -99,10 +96,10 @@ def test_no_process_of_a_run_stays(tmp_path, how):
             process.send_signal(signal.SIGINT)
     else:
         process.send_signal(signal.Signals[how])
-    assert process.wait(HUNG) == CODES[how]
-    print(f"{how}: {time.monotonic() - begin:.1f} s to the end of the command")
+    code = process.wait(HUNG)
+    # a Ctrl-C that comes when the run is saved and Python is ending is 130 too, to a shell
+    assert CODES[how] == (130 if code == -signal.SIGINT else code)
     assert all_end(tmp_path)
-    print(f"{how}: {time.monotonic() - begin:.1f} s to the end of all")
 
 
 @pytest.mark.slow
