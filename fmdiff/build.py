@@ -207,11 +207,17 @@ def vouch(tree: Any, trust: tuple[str, ...], where: object) -> Any:
     return _vouched("", tree, GROUPS, trust, where)
 
 
+def check_text(text: str, where: object) -> None:
+    """Raises FmdiffError for a text with `${`, which OmegaConf could fill in. where: its file."""
+    if "${" in text:
+        raise FmdiffError(f"{where} holds {text!r:.80}, and ${{...}} is not taken from a file")
+
+
 def _vouched(
     key: str, tree: Any, kinds: Kinds | None, trust: tuple[str, ...], where: object
 ) -> Any:
-    if isinstance(tree, str) and "${" in tree:
-        raise FmdiffError(f"{where} holds {tree!r:.80}, and ${{...}} is not taken from a file")
+    if isinstance(tree, str):
+        check_text(tree, where)
     if isinstance(tree, list):
         return [_vouched(key, item, kinds, trust, where) for item in tree]
     if not isinstance(tree, Mapping):

@@ -147,7 +147,7 @@ def nearest(name: object, choices: Iterable[object]) -> str:
     return f"did you mean {close[0]!r}? C{advice}" if close else f"c{advice}"
 
 
-def number(choice: Any, names: Sequence[str], option: str) -> Any:
+def class_number(choice: Any, names: Sequence[str], option: str) -> Any:
     """The number of the class that a user names. What is no text is returned as it is.
 
     Raises FmdiffError, naming `option`, for a name that is not among `names`.
@@ -193,12 +193,12 @@ class Screen:
 
     def write(self, text: str) -> int:
         """Write a text, and return its length. What the encoding lacks becomes an escape too."""
-        said = "\r".join(map(visible, text.split("\r")))
+        lines = "\r".join(map(visible, text.split("\r")))
         try:
-            self.stream.write(said)
+            self.stream.write(lines)
         except UnicodeEncodeError:
             code = self.stream.encoding
-            self.stream.write(said.encode(code, "backslashreplace").decode(code))
+            self.stream.write(lines.encode(code, "backslashreplace").decode(code))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

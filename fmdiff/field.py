@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fmdiff.build import spec_of
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError, number
+from fmdiff.errors import FmdiffError, class_number
 from fmdiff.models.network import answer
 from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Normal, Source, need_gaussian
@@ -118,7 +118,7 @@ def in_turn(
         return None
     single = [classes] if isinstance(classes, int | str) else classes
     choice: list[int] = [
-        number(c, of.names, "classes") for c in single or labels or range(of.classes)
+        class_number(c, of.names, "classes") for c in single or labels or range(of.classes)
     ]
     if any(not 0 <= c < of.classes for c in choice):
         raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from fmdiff.build import CONTRACTS, build, contract, locate, vouch
 from fmdiff.classifier import Classifier
 from fmdiff.custom import from_spec
-from fmdiff.errors import FmdiffError, number
+from fmdiff.errors import FmdiffError, class_number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint
@@ -141,7 +141,7 @@ def restore(
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()
-        field.only = tuple(number(label, field.names, "data.only") for label in only)
+        field.only = tuple(class_number(label, field.names, "data.only") for label in only)
         field.sha256 = identity(spec, state)
         field.atoms = _atoms(content, objective)
     except (FmdiffError, MemoryError, torch.OutOfMemoryError):
@@ -167,15 +167,15 @@ def bounded(
     if state is None or contract(str(spec["_target_"]).rpartition(".")[0]) is None:
         yield
         return
-    held = sum(value.numel() for value in state.values())
-    left = {"parts": 1000 + 20 * len(state), "numbers": 2**20 + 2 * held}
+    size = sum(value.numel() for value in state.values())
+    left = {"parts": 1000 + 20 * len(state), "numbers": 2**20 + 2 * size}
 
     def take(numbers: int, parts: int) -> None:
         left["numbers"] -= numbers
         left["parts"] -= parts
         if min(left.values()) < 0:
             raise FmdiffError(
-                f"{title} asks for a model that is far larger than the {held:,} numbers it holds"
+                f"{title} asks for a model that is far larger than the {size:,} numbers it holds"
             )
 
     def count(module: nn.Module, name: str, part: Any) -> None:

@@ -46,6 +46,11 @@ class System(Field):
         self.origins = None if x0 is None else start_states(x0, self.dimension)
         self.origin = None if self.origins is None else self.origins[0]
 
+    @property
+    def count(self) -> int:
+        """The number of starts that are given; 1 if the start is random."""
+        return 1 if self.origins is None else len(self.origins)
+
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         """u, whatever the kind, since only a diffusion has other quantities."""
         self.evaluations += len(x_t)

@@ -41,6 +41,7 @@ AFTER = """## Exit codes
 | 3 | the training diverged |
 | 130, 143 | Ctrl-C or SIGTERM arrived, and the run was saved |
 | 129, 138 | the terminal was closed, or SIGUSR1 arrived, and the run was saved |
+| 137 | the process had to be killed, as native code kept it from ending |
 | 141 | nobody reads the output any more |
 """
 

@@ -25,7 +25,7 @@ from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import results
 from fmdiff.metrics.judge import Judge, judge
-from fmdiff.metrics.points import far
+from fmdiff.metrics.points import outlier
 from fmdiff.metrics.reference import content_hash
 from fmdiff.metrics.subset import choice
 from fmdiff.sampling import Samples
@@ -85,7 +85,7 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     jury = judge(settings, None, shape, classes, settings["seed"], where)
     jury.check(n)
     if not images:
-        jury.warnings += far(x, f"samples={path}")
+        jury.warnings += outlier(x, f"samples={path}")
     sha256 = content_hash(*(part for part in (x, y) if part is not None))
     if n < len(x):
         rows = choice(x, n, seed=settings["seed"])

@@ -17,7 +17,7 @@ def statistics(system: System, times: Tensor, states: Tensor, ode: Tensor | None
     header: list = ["quantity", "value", "standard_error", "low95", "high95", "theory", "ode"]
     if isinstance(system, OrnsteinUhlenbeck):
         header = header[:-1]
-    m = 1 if system.origins is None else len(system.origins)
+    m = system.count
     table: Table = [[*(["start"] if m > 1 else []), *header]]
     for i in range(m):
         own = None if ode is None else ode[i::m]

@@ -17,13 +17,12 @@ from fmdiff.commands.stage import Stage
 from fmdiff.exact import RealData
 from fmdiff.guidance import Unguided
 from fmdiff.loading import guidance
-from fmdiff.metrics.judge import Judge
+from fmdiff.metrics.judge import STANDING, Judge
 from fmdiff.runs.content import identity
 from fmdiff.runs.resume import INCIDENTAL
 
 # settings that choose cells and seeds, or where results go
 APART = INCIDENTAL | {"grid", "repeats", "result", "name"}
-POINTS = 1024  # points that stand for data drawn from a formula
 
 
 def origin(stage: Stage, jury: Judge) -> dict[str, str]:
@@ -57,7 +56,7 @@ def _content(stage: Stage) -> str:
     tensors = {k: v for k, v in vars(stage.field).items() if isinstance(v, Tensor)}
     if isinstance(stage.field, RealData):
         data = stage.field.data
-        tensors["data"] = data.sample(0, data.references or POINTS, 0)[0]
+        tensors["data"] = data.sample(0, data.references or STANDING, 0)[0]
     return identity({}, tensors)
 
 

@@ -108,7 +108,7 @@ def follow(
     """
     t_end, seed = settings["t_end"], settings["seed"]
     steps, n = _counts(settings, system, name, solver)
-    m = 1 if system.origins is None else len(system.origins)
+    m = system.count
     normals = _normals(settings, system)
     times = torch.linspace(0, t_end, steps + 1, dtype=torch.float64)
     marks = sorted({round(k * steps / 4) for k in range(1, 5)} - {0})
@@ -167,7 +167,7 @@ def _counts(
     steps = settings["steps"] or by_hand or (100 if solver.stochastic else 10)
     if by_hand and steps != by_hand:
         raise FmdiffError(f"steps={steps}, but {by_hand} numbers are given, one a step")
-    several = system.origins is not None and len(system.origins) > 1
+    several = system.count > 1
     random = system.noisy or (system.has_score and (solver.stochastic or not several))
     n = settings["n"] or (PATHS if random and noise is None else 1)
     if n > 1 and not (random and noise is None):
@@ -209,7 +209,7 @@ def paths(
     """
     first_states, at_marks = [], []
     before = system.evaluations
-    size = max(BATCH, 0 if system.origins is None else len(system.origins))
+    size = max(BATCH, system.count)
     bar = tqdm(total=n, unit="path", disable=None, leave=False, delay=1)
     for first in range(0, n, size):
         rows = range(first, min(n, first + size))
@@ -233,8 +233,7 @@ def _batch(
 ) -> tuple[list[Tensor], Tensor]:
     """Follow the paths `rows`: all states of the first few, and all paths at the marks."""
     x = system.starts(rows.start, rows.stop, seed)
-    stored = max(FIRST, 0 if system.origins is None else len(system.origins))
-    stored = stored if rows.start == 0 else 1
+    stored = max(FIRST, system.count) if rows.start == 0 else 1
     states, at_marks, steps = [x[:stored]], list[Tensor](), iter(range(len(times)))
 
     def brownian(t: Tensor, s: Tensor) -> Tensor:
@@ -296,7 +295,7 @@ def _picture(
         return system.u(torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)).numpy()
 
     grid = torch.linspace(0, system.t_end, 51, dtype=torch.float64)
-    m = 1 if system.origins is None else len(system.origins)
+    m = system.count
     starts, last = states[0, :m], times[-1]
     arrays = times.numpy(), states.numpy()
     d = states.shape[2]

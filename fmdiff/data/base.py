@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.errors import FmdiffError, number
+from fmdiff.errors import FmdiffError, class_number
 from fmdiff.randomness import BLOCK, generator
 
 Batch = tuple[Tensor, Tensor | None]
@@ -73,7 +73,7 @@ class Data(ABC):
             )
         if self.only is not None:
             if isinstance(self.only, list) and self.names:
-                self.only = [number(label, self.names, "data.only") for label in self.only]
+                self.only = [class_number(label, self.names, "data.only") for label in self.only]
             self.require(
                 "only",
                 list,

@@ -26,7 +26,7 @@ from fmdiff.metrics.images import (
     real_images,
 )
 from fmdiff.metrics.metric import Metric
-from fmdiff.metrics.points import far, measures, measures_of, point_metrics
+from fmdiff.metrics.points import measures, measures_of, outlier, point_metrics
 from fmdiff.metrics.subset import CHOICE, part
 
 SPLITS = ("train", "test")
@@ -192,7 +192,7 @@ def _of_points(settings: dict[str, Any], real: Against, seed: int, spread: bool)
         raise FmdiffError(f"against={real.statistics}: points are compared with points")
     points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
     if real.samples is not None:
-        points.warnings += far(real.samples, f"against={settings['against']}")
+        points.warnings += outlier(real.samples, f"against={settings['against']}")
     return points
 
 

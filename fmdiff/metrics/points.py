@@ -221,7 +221,7 @@ def point_metrics(
     return metrics
 
 
-def far(x: Tensor, name: str) -> list[str]:
+def outlier(x: Tensor, name: str) -> list[str]:
     """A note about the row of x (n, d) that is farthest from the median, if it decides distances.
 
     It does if it is a million times as far as half of the rows that differ from the median.

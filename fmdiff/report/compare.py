@@ -33,7 +33,7 @@ from fmdiff.runs.config import leaves
 from fmdiff.runs.resume import CHANGEABLE
 
 OF_LOSS = ("data", "path", "objective", "source", "coupling", "time")
-INCIDENTAL = ("data.batch_size", "data.root")
+UNRELATED = ("data.batch_size", "data.root")
 ROWS = 30  # differing settings that are shown
 PICTURED = 24  # runs whose samples are shown
 FILMED = 4  # for up to so many runs, all pictures over training are shown
@@ -104,7 +104,7 @@ def incomparable(runs: Sequence[Run]) -> str:
 
 def _part(run: Run, group: str) -> str:
     """The settings of a group that a loss depends on, as text."""
-    settings = [(k, v) for k, v in leaves({group: run.get(group)}) if k not in INCIDENTAL]
+    settings = [(k, v) for k, v in leaves({group: run.get(group)}) if k not in UNRELATED]
     return str((run.get(f"choices.{group}"), sorted(map(str, settings))))
 
 

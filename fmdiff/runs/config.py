@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fmdiff.build import check_text
 from fmdiff.errors import FmdiffError
 from fmdiff.files import open_regular
 
@@ -50,8 +51,8 @@ def small_text(file: Path) -> str:
     Raises OSError for a file that cannot be opened, is no regular file or leads out of the folder,
     and ValueError for one that is longer than LONGEST or is not UTF-8.
     """
-    with open_regular(file, file.parent) as opened:
-        content = opened.read(LONGEST + 1)
+    with open_regular(file, file.parent) as source:
+        content = source.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST:,} bytes")
     return content.decode()
@@ -84,9 +85,9 @@ def check_plain(content: Any, where: object) -> None:
         parts = [*content.values(), *content]
     elif kind is list:
         parts = content
-    elif kind is str and "${" in content:
-        raise FmdiffError(f"{where} holds {content!r:.80}, and ${{...}} is not taken from a file")
-    elif not (content is None or kind in (str, bool, int, float)):
+    elif kind is str:
+        check_text(content, where)
+    elif not (content is None or kind in (bool, int, float)):
         raise FmdiffError(f"{where} holds a {kind.__name__}, which no setting is")
     for part in parts:
         check_plain(part, where)

@@ -58,7 +58,7 @@ def omissions(lines: Sequence[str]) -> list[str]:
     return [f"the command leaves out {k}: it {v}" for k, v in reasons.items() if v]
 
 
-def saved(folder: Path, keys: set[str], folders: Sequence[Path]) -> list[str]:
+def of_run(folder: Path, keys: set[str], folders: Sequence[Path]) -> list[str]:
     """The overrides of a run folder, without those of `keys`, which are given anew.
 
     folders: as in `refusal`. Raises FmdiffError for a file that cannot be read, and for an

@@ -49,10 +49,9 @@ def of_command(name: str, function: Callable, folders: list[Path]) -> str:
     keys = _commented((folders[0] / f"{name}.yaml").read_text("utf-8"))
     for group, choice in groups.items():
         default = folders[0] / group / f"{choice}.yaml"
-        if default.is_file() and "_target_" not in default.read_text(
-            "utf-8"
-        ):  # plain keys of no object
-            keys |= _commented(default.read_text("utf-8"), f"{group}.")
+        text = default.read_text("utf-8") if default.is_file() else "_target_"
+        if "_target_" not in text:  # plain keys of no object
+            keys |= _commented(text, f"{group}.")
     summary, examples = _doc(function)
     choices = {
         f"{group}={choice}": " ".join(_choices(group, folders)) for group, choice in groups.items()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fmdiff.errors import FmdiffError
 from fmdiff.runs.folder import Run, claim_sweep, new_folder
-from fmdiff.runs.overrides import saved
+from fmdiff.runs.overrides import of_run
 from fmdiff.runs.resume import OUTPUTS
 from fmdiff.settings import sentences
 from fmdiff.settings.combinations import kind_of
@@ -89,7 +89,7 @@ def saved_overrides(overrides: list[str], folders: Sequence[Path] = ()) -> list[
     folder = keys.get("out", "") if run in ("true", "True", "last") else run
     if not folder or not os.path.isdir(os.path.expanduser(folder)):  # it accepts any text
         return []
-    return saved(Path(folder).expanduser(), set(keys), folders)
+    return of_run(Path(folder).expanduser(), set(keys), folders)
 
 
 def prepare(command: str, args: Namespace) -> Prepared:

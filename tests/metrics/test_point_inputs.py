@@ -13,7 +13,7 @@ from conftest import POINTS, metrics
 from fmdiff.data import saved
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import distances
-from fmdiff.metrics.points import far, point_metrics
+from fmdiff.metrics.points import outlier, point_metrics
 from fmdiff.randomness import generator
 
 NAMES = ("sw2", "w2", "mmd2", "energy")
@@ -198,8 +198,8 @@ def test_a_far_point_is_named_and_moved_files_agree(command, capfd):
 
 def test_points_that_lie_near_each_other_have_no_note():
     x = points(100, 0)
-    assert far(x, "x") == far(torch.zeros(9, 2), "x") == []
-    assert far(torch.cat([torch.zeros(80, 2), x[:20]]), "x") == []
+    assert outlier(x, "x") == outlier(torch.zeros(9, 2), "x") == []
+    assert outlier(torch.cat([torch.zeros(80, 2), x[:20]]), "x") == []
 
 
 # --- while training ------------------------------------------------------------------------------
