@@ -1,13 +1,56 @@
-"""Fields along another path than their own."""
+"""Fields around a field: what passes on all that it does not change, and another path."""
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 
-from fmdiff.field import EDGE, Around, Field
+from fmdiff.field import EDGE, Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.source import need_gaussian
+
+
+class Around(Field):
+    """A field around a field. It passes on everything that a subclass does not change."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.path, self.branches = field, field.path, field.branches
+        self.shape, self.classes, self.only = field.shape, field.classes, field.only
+        self.names = field.names
+        self.gaussian, self.atoms = field.gaussian, field.atoms
+        self.two_times, self.scales = field.two_times, field.scales
+
+    @property
+    def evaluations(self) -> int:
+        return self.field.evaluations
+
+    @evaluations.setter
+    def evaluations(self, count: int) -> None:
+        self.field.evaluations = count
+
+    def reset(self) -> None:
+        self.field.reset()
+
+    def price(self, t: Tensor) -> int:
+        return self.field.price(t)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        return self.field.interval(kind)
+
+    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
+        return self.field.start(eps, t, first, seed)
+
+    def select(self, rows: Tensor) -> Field:
+        inner = self.field.select(rows)
+        if inner is self.field:
+            return self
+        part = copy.copy(self)
+        part.field = inner
+        return part
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.field!r})"
 
 
 class Along(Around):
@@ -28,14 +71,15 @@ class Along(Around):
         inner, outer = self.field.path, self.path
         return t, (inner.alpha(t) + inner.beta(t)) / (outer.alpha(u) + outer.beta(u))
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         if kind == "score":
             need_gaussian(self, "the score")
         inner, scale = self._inner(t)
         state = (expand(scale, x_t) * x_t).to(x_t)
+        end = None if s is None else self._inner(s)[0]
         if kind in ("x", "eps"):  # the same on every path
-            return self.field.predict(state, inner, kind)
-        straight = self.field.predict(state, inner, "straight")
+            return self.field.predict(state, inner, kind, end)
+        straight = self.field.predict(state, inner, "straight", end)
         return self.path.convert(straight, x_t, t, "straight", kind)
 
     def price(self, t: Tensor) -> int:

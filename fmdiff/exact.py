@@ -77,7 +77,7 @@ class Mixture(Field):
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         return self.log_prob(z, t)
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         self.evaluations += len(x_t)
         log_p, u, cu, a = self._posterior(x_t, t)
         rho = log_p.softmax(-1)
@@ -137,7 +137,7 @@ class Empirical(Field):
         self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
         self.member_labels, self.classes, self.y = labels, classes, y
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         self.evaluations += len(x_t)
         rows = max(1, 2**24 // len(self.data))  # bounds the (rows, N) table of weights
         parts = []

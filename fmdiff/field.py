@@ -40,6 +40,8 @@ class Field:
     only: tuple[int, ...] = ()  # the labels the data were restricted to; empty means all
     names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
+    two_times: bool = False  # whether it gives mean velocities, from a time t to a time s
+    scales: tuple[float, float] | None = None  # of guidance as an input of the network
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
     y: Tensor | None = None  # the labels (B,) of a batch
     atoms: Tensor | None = None  # straight times r (T,), if it was trained at finitely many
@@ -50,9 +52,32 @@ class Field:
         """The velocity v (B, *shape)."""
         return self.predict(x_t, t, "v")
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        """The conditional expectation of the quantity `kind` given x_t: (B, *shape)."""
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        """The conditional expectation of the quantity `kind` given x_t: (B, *shape).
+
+        With s () or (B,) it is of the mean from t to s along the flow: a straight velocity
+        u(x_t, t, s), converted to `kind` like one at (x_t, t). s = t gives the field itself.
+        Raises FmdiffError for s and a field without `two_times`.
+        """
         raise NotImplementedError
+
+    def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The flow X(x_t, t, s): the state (B, *shape) at time s of what is at x_t at time t.
+
+        In straight coordinates it is x + (s - t) u(x, t, s). Raises FmdiffError for a field
+        without `two_times`.
+        """
+        need_map(self, "a jump from one time to another")
+        a_t, a_s = (expand(self.path.alpha(a) + self.path.beta(a), x_t) for a in (t, s))
+        u = self.predict(x_t, t, "straight", s)
+        h = expand(self.path.r(s) - self.path.r(t), x_t)
+        return (a_s * (x_t / a_t + h * u)).to(x_t)
+
+    def mean_velocity(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """(X(x_t, t, s) - x_t) / (s - t), and the velocity where s = t. Raises as `flow` does."""
+        h = expand((s - t).expand(len(x_t)), x_t)
+        mean = (self.flow(x_t, t, s) - x_t) / torch.where(h == 0, 1, h)
+        return torch.where(h == 0, self(x_t, t), mean).to(x_t)
 
     def price(self, t: Tensor) -> int:
         """The number of model evaluations that a call at time t () costs."""
@@ -125,6 +150,15 @@ def in_turn(
     return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
 
 
+def need_map(field: Field, what: str) -> None:
+    """Raises FmdiffError, naming `what` needs it, for a field without mean velocities."""
+    if not field.two_times:
+        raise FmdiffError(
+            f"{what} needs a flow map, and this is a velocity alone: choose another solver, like "
+            "heun, or train a map with objective=flow_map init=RUN"
+        )
+
+
 class NetField(Field):
     """A trained network as a field.
 
@@ -142,6 +176,8 @@ class NetField(Field):
         x = c_skip x_t + c_out net(c_in x_t, 500 (1 - c_noise / 3), y),
         c_skip = alpha s^2 / rms(x_t)^2, c_out = beta q s / rms(x_t), c_noise = log(beta/alpha)/4.
     """
+
+    w: Tensor | None = None  # the guidance scales (B,) of a batch, if they are an input
 
     def __init__(
         self,
@@ -184,13 +220,16 @@ class NetField(Field):
 
     def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of the network: the state at unit scale and the feature of time (B,)."""
+        z = (x_t - self.mean("x_t", t, x_t)) / self.rms("x_t", expand(t, x_t))
+        return z.to(x_t), self.feature(t, x_t)
+
+    def feature(self, t: Tensor, x_t: Tensor) -> Tensor:
+        """The feature (B,) of a time t () or (B,), in the dtype of x_t (B, *shape)."""
         feature = 1000 * t
         if self.precondition:
             c_noise = (-self.path.logsnr(t) / 8).clamp(-3, 3)
             feature = 500 * (1 - c_noise / 3)
-        time = expand(t, x_t)
-        z = (x_t - self.mean("x_t", t, x_t)) / self.rms("x_t", time)
-        return z.to(x_t), feature.to(x_t).expand(len(x_t))
+        return feature.to(x_t).expand(len(x_t))
 
     def skip(self, x_t: Tensor, t: Tensor) -> Tensor | float:
         """The term added to the scaled output."""
@@ -201,18 +240,21 @@ class NetField(Field):
         share = self.path.alpha(time) * (self.data_std / self.rms("x_t", time)) ** 2
         return share * (x_t - self.mean("x_t", t, x_t)) + mean
 
-    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """The network's own prediction at x_t."""
         assert self.net is not None
         self.evaluations += len(x_t)
         x_in, time = self.inputs(x_t, t)
-        out = answer(self.net, x_in, time, self.y).to(x_t)
+        end = None if s is None else self.feature(s, x_t)
+        out = answer(self.net, x_in, time, self.y, end, self.w).to(x_t)
         return (out * self.scale(expand(t, x_t)) + self.skip(x_t, t)).to(x_t)
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         if kind == "score":
             need_gaussian(self, "the score")
-        return self.path.convert(self.output(x_t, t), x_t, t, self.prediction, kind)
+        if s is not None:
+            need_map(self, "a jump from one time to another")
+        return self.path.convert(self.output(x_t, t, s), x_t, t, self.prediction, kind)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -237,6 +279,12 @@ class NetField(Field):
         twin.y, twin.evaluations = y, 0
         return twin
 
+    def at_scale(self, w: Tensor) -> "NetField":
+        """The same field at the guidance scales w (B,), an input of a network with `scales`."""
+        twin = copy.copy(self)
+        twin.w, twin.evaluations = w, 0
+        return twin
+
     def prior(self, z: Tensor, t: Tensor) -> Tensor:
         scale = self.rms("x_t", t) / self.source.std
         return (
@@ -253,47 +301,6 @@ class NetField(Field):
         words = f"{type(self.net).__name__}, prediction={self.prediction!r}, path={self.path!r}"
         classes = f", classes={self.classes}" if self.classes else ""
         return f"NetField({words}, shape={self.shape}{classes})"
-
-
-class Around(Field):
-    """A field around a field. It passes on everything that a subclass does not change."""
-
-    def __init__(self, field: Field) -> None:
-        self.field, self.path, self.branches = field, field.path, field.branches
-        self.shape, self.classes, self.only = field.shape, field.classes, field.only
-        self.names = field.names
-        self.gaussian, self.atoms = field.gaussian, field.atoms
-
-    @property
-    def evaluations(self) -> int:
-        return self.field.evaluations
-
-    @evaluations.setter
-    def evaluations(self, count: int) -> None:
-        self.field.evaluations = count
-
-    def reset(self) -> None:
-        self.field.reset()
-
-    def price(self, t: Tensor) -> int:
-        return self.field.price(t)
-
-    def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        return self.field.interval(kind)
-
-    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self.field.start(eps, t, first, seed)
-
-    def select(self, rows: Tensor) -> Field:
-        inner = self.field.select(rows)
-        if inner is self.field:
-            return self
-        part = copy.copy(self)
-        part.field = inner
-        return part
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.field!r})"
 
 
 class FunctionField(NetField):
@@ -322,7 +329,7 @@ class FunctionField(NetField):
         if not 0 <= interval[0] < interval[1] <= 1:
             raise FmdiffError(f"interval={interval}: (lo, hi) with 0 <= lo < hi <= 1 is needed")
 
-    def output(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         self.evaluations += len(x_t)
         value: Any = self.fn(x_t, t.to(x_t) if t.ndim else t)
         name = f"the field's function {self._name()}"

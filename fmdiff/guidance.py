@@ -17,12 +17,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from fmdiff.along import Along
+from fmdiff.along import Along, Around
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Around, Classes, Field, in_turn
+from fmdiff.field import EDGE, Classes, Field, in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
@@ -215,32 +215,36 @@ class Guided(Around):
     def price(self, t: Tensor) -> int:
         return 2 if self.inside(t) else 1
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         inside = self.inside(t)
         answered: Kind = "x" if self.phi else kind
         if inside.all():
-            value = self._guided(x_t, t, self.y, answered)
+            value = self._guided(x_t, t, self.y, answered, s)
         elif not inside.any():
-            value = self._ask(self.field, x_t, t, self.y, kind)
+            value = self._ask(self.field, x_t, t, self.y, kind, s)
             answered = kind
         else:  # an adaptive solver's rows, each at its own time
             rows = inside.to(x_t.device)
             value = torch.empty_like(x_t)
             for some, answer in ((rows, self._guided), (~rows, self._conditional)):
                 y = None if self.y is None else self.y[some]
-                value[some] = answer(x_t[some], t[some.to(t.device)], y, answered)
+                end = s if s is None or not s.ndim else s[some.to(s.device)]
+                value[some] = answer(x_t[some], t[some.to(t.device)], y, answered, end)
         return self.path.convert(value, x_t, t, answered, kind)
 
-    def _guided(self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
+    def _guided(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind, s: Tensor | None
+    ) -> Tensor:
         if self.guide is None:
             assert y is not None
-            twice = torch.cat([t, t]) if t.ndim else t
+            twice, ends = (torch.cat([a, a]) if a is not None and a.ndim else a for a in (t, s))
+            assert twice is not None
             both = torch.cat([torch.full_like(y, self.classes), y])
-            answer = self._ask(self.field, torch.cat([x_t, x_t]), twice, both, kind)
+            answer = self._ask(self.field, torch.cat([x_t, x_t]), twice, both, kind, ends)
             guide, conditional = answer.chunk(2)
         else:
-            guide = self._ask(self.guide, x_t, t, y if self.guide.classes else None, kind)
-            conditional = self._conditional(x_t, t, y, kind)
+            guide = self._ask(self.guide, x_t, t, y if self.guide.classes else None, kind, s)
+            conditional = self._conditional(x_t, t, y, kind, s)
         value = torch.lerp(guide, conditional, self.w(self.path, x_t, t))
         if self.phi:
             usual, std = (v.flatten(1).std(1) for v in (conditional, value))
@@ -249,13 +253,23 @@ class Guided(Around):
             value = value * expand(self.phi * ratio + 1 - self.phi, value)
         return value
 
-    def _conditional(self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
-        return self._ask(self.field, x_t, t, y, kind)
+    def _conditional(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind, s: Tensor | None
+    ) -> Tensor:
+        return self._ask(self.field, x_t, t, y, kind, s)
 
-    def _ask(self, field: Field, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind) -> Tensor:
+    def _ask(
+        self,
+        field: Field,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        kind: Kind,
+        s: Tensor | None,
+    ) -> Tensor:
         branch = field if y is None else field.bind(y)
         before = branch.evaluations
-        answer = branch.predict(x_t, t, kind)
+        answer = branch.predict(x_t, t, kind, s)
         self.evaluations += branch.evaluations - before
         return answer
 
@@ -300,9 +314,9 @@ class Tilted(Around):
     def price(self, t: Tensor) -> int:
         return self.branches
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         before = self.base.evaluations
-        value = self.base.predict(x_t, t, kind)
+        value = self.base.predict(x_t, t, kind, s)
         self.evaluations += self.base.evaluations - before
         if self.branches == 1:
             return value
@@ -355,8 +369,8 @@ class Clipped(Around):
         super().__init__(field)
         self.how = how
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        x = self.field.predict(x_t, t, "x")
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        x = self.field.predict(x_t, t, "x", s)
         if self.how == "dynamic":
             size = x.flatten(1).abs().quantile(PERCENTILE, dim=1).clamp(min=1)
             x = x / expand(size, x)

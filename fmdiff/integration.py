@@ -8,9 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fmdiff.along import Around
 from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Around, Field
+from fmdiff.field import Field
 from fmdiff.path import Kind
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels, Trained
 from fmdiff.solvers.solver import Noise, Solver, check_step
@@ -50,10 +51,14 @@ def integrate(
 class Backward(Around):
     """A field in the time u = -t, which runs from data to noise: dx/du = -v(x, -u)."""
 
+    def __init__(self, field: Field) -> None:
+        super().__init__(field)
+        self.two_times = False
+
     def price(self, t: Tensor) -> int:
         return self.field.price(-t)
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         """-v at the time u = t, whatever the kind, since only v changes its sign with time."""
         return -self.field(x_t, -t)
 
@@ -74,9 +79,9 @@ class Tally(Around):
         part.field, part.rows = self.field.select(rows), rows
         return part
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         before = self.evaluations
-        value = self.field.predict(x_t, t, kind)
+        value = self.field.predict(x_t, t, kind, s)
         self.each[self.rows] += (self.evaluations - before) / len(x_t)
         return value
 
@@ -254,6 +259,6 @@ class _Rehearsal(Around):
 
     cost = 0
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         self.cost += self.field.price(t)
         return torch.zeros_like(x_t)

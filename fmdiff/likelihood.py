@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
+from fmdiff.along import Around
 from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Around, Field
+from fmdiff.field import Field
 from fmdiff.guidance import Unguided
 from fmdiff.integration import Backward, Plan, check_steps, integrate, plan
 from fmdiff.path import Kind
@@ -59,14 +60,14 @@ class Augmented(Around):
 
     def __init__(self, field: Field, probes: Tensor | None) -> None:
         super().__init__(field)
-        self.probes = probes
+        self.two_times, self.probes = False, probes
 
     def select(self, rows: Tensor) -> "Augmented":
         return Augmented(
             self.field.select(rows), None if self.probes is None else self.probes[:, rows]
         )
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         d = math.prod(self.field.shape)
         with torch.enable_grad():
             x = x_t[:, :d].reshape(-1, *self.field.shape).detach().requires_grad_()

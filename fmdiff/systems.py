@@ -51,7 +51,7 @@ class System(Field):
         """The number of starts that are given; 1 if the start is random."""
         return 1 if self.origins is None else len(self.origins)
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         """u, whatever the kind, since only a diffusion has other quantities."""
         self.evaluations += len(x_t)
         return self.u(x_t, t)
@@ -60,7 +60,7 @@ class System(Field):
         """The velocity (B, d), not counted as an evaluation."""
         raise NotImplementedError
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor | None:
         """The state (B, d) at time t of the noiseless system that is at x (B, d) at time 0.
 
         It is None if no formula is known.
@@ -116,7 +116,7 @@ def truth(system: System, x: Tensor, times: Tensor) -> Tensor:
 
     It uses the exact flow, or classical Runge-Kutta steps at least 20 times finer than the times.
     """
-    flow = [system.flow(x, t) for t in times]
+    flow = [system.solution(x, t) for t in times]
     if states := [state for state in flow if state is not None]:
         return torch.stack(states)
     fine, states = max(20, -(-REFERENCE // (len(times) - 1))), [x]
@@ -137,7 +137,7 @@ class Linear(System):
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         return -self.theta * x
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor:
         return x * torch.exp(-self.theta * t)
 
 
@@ -153,7 +153,7 @@ class Circular(System):
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         return self.omega * torch.stack([-x[:, 1], x[:, 0]], 1)
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor:
         c, s = torch.cos(self.omega * t), torch.sin(self.omega * t)
         return torch.stack([c * x[:, 0] - s * x[:, 1], s * x[:, 0] + c * x[:, 1]], 1)
 
@@ -170,7 +170,7 @@ class Saddle(System):
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         return self.rates * x
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor:
         return x * torch.exp(self.rates * t)
 
 
@@ -221,7 +221,7 @@ class Formulas(System):
     def _solution(self, t: Tensor) -> Tensor:
         return torch.stack([formula(t) for formula in self.exact], -1)
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor | None:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor | None:
         return self._solution(t).expand_as(x) if self.exact else None
 
 
@@ -239,7 +239,7 @@ class Velocities(System):
             step.clamp(max=len(self.velocities) - 1)
         ].view(-1, 1)
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor:
         h = self.t_end / len(self.velocities)
         begins = h * torch.arange(len(self.velocities), dtype=torch.float64)
         return x + (self.velocities * (t - begins).clamp(0, h)).sum()
@@ -262,7 +262,7 @@ class OrnsteinUhlenbeck(System):
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         return -self.theta * x
 
-    def flow(self, x: Tensor, t: Tensor) -> Tensor:
+    def solution(self, x: Tensor, t: Tensor) -> Tensor:
         return x * torch.exp(-self.theta * t)
 
     def covariance(self, s: Tensor, t: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ class OrnsteinUhlenbeck(System):
         """The density (B,) of the state at time t > 0 at x (B, 1), a mean over the starts."""
         assert self.origins is not None
         var = self.covariance(t, t)
-        means = self.flow(self.origins, t).T
+        means = self.solution(self.origins, t).T
         return torch.exp(-((x - means) ** 2) / (2 * var)).mean(1) / (2 * torch.pi * var).sqrt()
 
 
@@ -330,7 +330,7 @@ class Mixed(System):
     def u(self, x: Tensor, t: Tensor) -> Tensor:
         return self.mixture.predict(x, t, "v")
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
         self.evaluations += len(x_t)
         return self.mixture.predict(x_t, t, kind)
 

@@ -7,7 +7,8 @@ whatever the path's own scale is.
 import torch
 from torch import Tensor
 
-from fmdiff.field import Around, Field
+from fmdiff.along import Around
+from fmdiff.field import Field
 from fmdiff.path import Kind
 
 IMAGES, POINTS = 20, 2000  # the samples whose trajectory is kept
@@ -54,8 +55,8 @@ class Witness(Around):
     def select(self, rows: Tensor) -> Around:
         return _Part(self, rows)
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        value = self.field.predict(x_t, t, kind)
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        value = self.field.predict(x_t, t, kind, s)
         self.note(value, x_t, t, kind)
         return value
 
@@ -89,8 +90,8 @@ class _Part(Around):
         super().__init__(whole.field.select(rows))
         self.whole, self.places = whole, rows
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
-        value = self.field.predict(x_t, t, kind)
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        value = self.field.predict(x_t, t, kind, s)
         self.whole.note(value, x_t, t, kind, self.places)
         return value
 

@@ -53,7 +53,7 @@ def _moments_over_time(
     """The means of states (M, n, 1) from a start (1, 1), and the covariances of all times."""
     rows = []
     for t, x in zip(times, states, strict=True):
-        rows.append(_mean(f"mean({t:g})", x[:, 0], system.flow(start, t)))
+        rows.append(_mean(f"mean({t:g})", x[:, 0], system.solution(start, t)))
     for i, s in enumerate(times):
         for t, c in zip(times[i:], centred[i:], strict=True):
             name = f"variance({t:g})" if s == t else f"covariance({s:g},{t:g})"

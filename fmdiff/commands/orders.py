@@ -73,7 +73,7 @@ class Trial:
             raise FmdiffError(f"n={self.n} paths: all are the same from one start without noise")
         self.x = system.starts(0, self.n, settings["seed"])
         self.exact = finite(self.truth(self.t_end), "in the exact solution")
-        if system.flow(self.x, torch.zeros(())) is None:
+        if system.solution(self.x, torch.zeros(())) is None:
             print("exact: no formula is known, so it is a fine Runge-Kutta 4 solve")
 
     def truth(self, t: float) -> Tensor:

@@ -122,7 +122,7 @@ def follow(
     first, exact = states[:, :m], None
     if not solver.stochastic:
         exact = finite(truth(system, first[0], times), "in the exact solution")
-        if system.flow(first[0], times[0]) is None:
+        if system.solution(first[0], times[0]) is None:
             print("exact: no formula is known, so it is a fine Runge-Kutta 4 solve")
     contents = {"steps": _steps(system, solver, first, times, exact, normals)}
     if n == 1:

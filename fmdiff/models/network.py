@@ -60,9 +60,20 @@ def integers(values: object, least: float = 1) -> bool:
     return all(type(v) is int and v >= least for v in values)
 
 
-def answer(net: Callable[..., Tensor], x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-    """net(x_t, t, y). Raises FmdiffError unless it is shaped like x_t."""
-    out = net(x_t, t, y)
+def answer(
+    net: Callable[..., Tensor],
+    x_t: Tensor,
+    t: Tensor,
+    y: Tensor | None,
+    s: Tensor | None = None,
+    w: Tensor | None = None,
+) -> Tensor:
+    """net(x_t, t, y), with s and w if these are there.
+
+    Raises FmdiffError unless it is shaped like x_t.
+    """
+    more = {name: value for name, value in (("s", s), ("w", w)) if value is not None}
+    out = net(x_t, t, y, **more)
     if not isinstance(out, Tensor) or out.shape != x_t.shape:
         what = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise FmdiffError(

@@ -129,7 +129,7 @@ class Pictures(Mixture):
         super().__init__(path, ONE, torch.zeros(1, 4).double(), cov[None])
         self.shape = (1, 2, 2)
 
-    def predict(self, x_t, t, kind):
+    def predict(self, x_t, t, kind, s=None):
         return super().predict(x_t.flatten(1), t, kind).view_as(x_t)
 
     def start(self, eps, t, first, seed):
