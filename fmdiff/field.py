@@ -246,7 +246,11 @@ class NetField(Field):
         self.evaluations += len(x_t)
         x_in, time = self.inputs(x_t, t)
         end = None if s is None else self.feature(s, x_t)
-        out = answer(self.net, x_in, time, self.y, end, self.w).to(x_t)
+        return self.scaled(answer(self.net, x_in, time, self.y, end, self.w), x_t, t)
+
+    def scaled(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction at x_t from the network's output, both (B, *shape)."""
+        out = out.to(x_t)
         return (out * self.scale(expand(t, x_t)) + self.skip(x_t, t)).to(x_t)
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:

@@ -125,9 +125,6 @@ def restore(
         parts = {name: spec.get(name, {"_target_": usual}) for name, usual in USUAL.items()}
         parts |= {name: spec[name] for name in ("model", "path", "objective")}
         vouch(parts, trust, content.title)
-        with bounded(spec["model"], state, content.title):
-            net = build(spec["model"], trust=trust, shape=shape, classes=classes)
-        net.load_state_dict(state)
         source, coupling = (build(parts[name], trust=trust) for name in USUAL)
         objective = build(
             spec["objective"],
@@ -138,6 +135,10 @@ def restore(
             coupled=not coupling.independent,
         )
         objective.data_mean = data_mean(spec, content.title)
+        context = {"shape": shape, "classes": classes, **objective.inputs}
+        with bounded(spec["model"], state, content.title):
+            net = build(spec["model"], trust=trust, **context)
+        net.load_state_dict(state)
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()

@@ -1,17 +1,20 @@
 """The contract of objectives: the loss of a training step, and the field that it trains."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from fmdiff.build import Described
 from fmdiff.errors import FmdiffError
 from fmdiff.field import NetField
 from fmdiff.path import Kind, Path
 from fmdiff.source import Normal, Source
+
+Law = Callable[[int, Generator], Tensor]  # (n, generator) -> draws (n,) in [0, 1] of a time law
+Draws = Callable[[str], Generator]  # a purpose -> the generator of its draws
 
 
 class Objective(Described):
@@ -26,6 +29,9 @@ class Objective(Described):
     logits = False  # whether its networks return logits, not a quantity of the path
     prediction: Kind = "v"  # the quantity that the network predicts, for `field`
     precondition = False  # see field.NetField
+    two_times = False  # whether its networks take a second time s, for jumps from t to s
+    guidance: Sequence[float] | None = None  # the scales, if its networks take one as an input
+    classes = 0  # of the data, set by the run
     # the mean of the data (*shape), set by the run; None stands for 0. No argument, so that
     # objectives of one's own need not name it
     data_mean: Tensor | None = None
@@ -46,7 +52,10 @@ class Objective(Described):
     def __call__(
         self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
     ) -> Tensor:
-        """The loss of each example (B,) for x, eps (B, *shape), y (B,) and t (B,) from `time`."""
+        """The loss of each example (B,) for x, eps (B, *shape), y (B,) and t (B,).
+
+        What else `times` returns comes after t.
+        """
         raise FmdiffError(
             f"objective: {type(self).__name__} must define __call__(self, net, x, y, eps, t), "
             "which returns the loss of each example"
@@ -75,9 +84,23 @@ class Objective(Described):
             self.data_mean,
         )
 
+    @property
+    def inputs(self) -> dict[str, bool]:
+        """The keywords that make a network take what else this objective gives it."""
+        names = {"second_time": self.two_times, "guided": self.guidance is not None}
+        return {name: True for name, needed in names.items() if needed}
+
     def time(self, u: Tensor) -> Tensor:
         """Map draws u in [0, 1] of a time law into [t_eps, 1 - t_eps]."""
         return self.t_eps + (1 - 2 * self.t_eps) * u
+
+    def times(self, n: int, law: Law, draws: Draws, progress: float) -> tuple[Tensor, ...]:
+        """The times t (n,) of a step, and what else it needs that depends on no data, (n, *) each.
+
+        law(n, generator) draws from the time law. draws(purpose) is the generator of a purpose at
+        this step. progress is the share of the training that lies behind.
+        """
+        return (self.time(law(n, draws("time"))),)
 
     def terms(
         self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor

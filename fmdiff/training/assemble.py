@@ -39,10 +39,6 @@ def assemble(
     check_sizes(data, options)
     with processes.after_rank_0():
         data.prepare()
-    torch.manual_seed(key(settings["seed"], "init"))
-    with bounded(settings["model"], state, title):
-        net = build(settings["model"], shape=data.shape, classes=data.classes)
-    check_network(settings, net)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())
     source = build(settings["source"])
@@ -51,7 +47,12 @@ def assemble(
     context = {"path": path, "data_std": spread(data), "source": source}
     context["coupled"] = not coupling.independent
     objective = build(settings["objective"], base=Objective, **context)
-    objective.data_mean = data.centre
+    objective.data_mean, objective.classes = data.centre, data.classes
+    torch.manual_seed(key(settings["seed"], "init"))
+    context = {"shape": data.shape, "classes": data.classes, **objective.inputs}
+    with bounded(settings["model"], state, title):
+        net = build(settings["model"], **context)
+    check_network(settings, net)
     check_pair(settings, net, objective)
     if where.type == "cpu":
         parameters = sum(p.numel() for p in net.parameters())
@@ -66,6 +67,7 @@ def assemble(
         settings["seed"],
         0.0 if objective.logits else options.label_dropout,
         options.accumulate,
+        options.max_steps,
     )
     return Training(settings, options, net, objective, batches), where
 

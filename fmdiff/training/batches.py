@@ -13,7 +13,8 @@ from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
 Terms = tuple[Tensor | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
-Draws = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]  # x, y, eps, t, augmentation
+# x, y, eps, what the objective draws (t and more), augmentation
+Draws = tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...], Tensor | None]
 Pairs = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
 POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
 
@@ -24,7 +25,8 @@ class Batches:
     Everything is drawn for the global batch, and a device takes its `rows` of it. x and y come
     from the data, eps from the source in the order of the coupling, and t from the time law.
     Labels are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling does
-    not depend on the weights, so threads compute it in advance, during the steps before.
+    not depend on the weights, so threads compute it in advance, during the steps before. `steps`
+    is the number of steps of the whole training.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class Batches:
         seed: int,
         label_dropout: float = 0.0,
         accumulate: int = 1,
+        steps: int = 1,
     ) -> None:
         self.data, self.objective, self.time, self.coupling = data, objective, time, coupling
         self.seed, self.label_dropout, self.accumulate = seed, label_dropout, accumulate
-        self.source = objective.source
+        self.source, self.steps = objective.source, steps
         self.device = torch.device("cpu")
         self.tally = Tally()
         # fast couplings are computed for as many steps at once as are drawn at once
@@ -52,8 +55,8 @@ class Batches:
 
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
         """The micro-batches of these rows, `accumulate` of them for each step."""
-        x, y, eps, t, augmentation = self.draw(steps, rows)
-        terms = self.objective.terms(x, y, eps, t)
+        x, y, eps, times, augmentation = self.draw(steps, rows)
+        terms = self.objective.terms(x, y, eps, *times)
         count = self.accumulate * len(steps)
         size = len(x) // count
         columns = [
@@ -63,17 +66,24 @@ class Batches:
         return [parts[i : i + self.accumulate] for i in range(0, count, self.accumulate)]
 
     def draw(self, steps: range, rows: slice) -> Draws:
-        """x, y, eps, t and the augmentation's labels of these rows, one step after another."""
-        size, device = self.data.batch_size, self.device
-        x, y, augmentation = self.data.batches(self.seed, steps, rows, device)
+        """x, y, eps, times and the augmentation's labels of these rows, one step after another."""
+        x, y, augmentation = self.data.batches(self.seed, steps, rows, self.device)
         eps = [self.noise(k) for k in steps]
         if not self.coupling.independent:
             eps = [self.pair(k, z) for k, z in zip(steps, eps, strict=True)]
-        u = [self.time(size, generator(self.seed, "time", k, device=device))[rows] for k in steps]
         if y is not None and self.label_dropout:
             y = self.drop_labels(y, steps, rows)
-        t = self.objective.time(concatenate(u))
-        return x, y, concatenate([z[rows] for z in eps]), t, augmentation
+        times = zip(*(self.times(k) for k in steps), strict=True)
+        columns = tuple(concatenate([part[rows] for part in column]) for column in times)
+        return x, y, concatenate([z[rows] for z in eps]), columns, augmentation
+
+    def times(self, k: int) -> tuple[Tensor, ...]:
+        """The times of the global batch of step k, and what else the objective draws."""
+
+        def draws(purpose: str) -> Generator:
+            return generator(self.seed, purpose, k, device=self.device)
+
+        return self.objective.times(self.data.batch_size, self.time, draws, k / self.steps)
 
     def noise(self, k: int) -> Tensor:
         """eps of the global batch of step k, in the order of drawing."""
