@@ -1,6 +1,7 @@
 """The input of an optimiser step, a function of (seed, step) and of no weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -13,8 +14,7 @@ from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
 Terms = tuple[Tensor | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
-# x, y, eps, what the objective draws (t and more), augmentation
-Draws = tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...], Tensor | None]
+Draws = tuple[Any, ...]  # x, y, eps, t and what else the objective draws, augmentation
 Pairs = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
 POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
 
@@ -55,7 +55,7 @@ class Batches:
 
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
         """The micro-batches of these rows, `accumulate` of them for each step."""
-        x, y, eps, times, augmentation = self.draw(steps, rows)
+        x, y, eps, *times, augmentation = self.draw(steps, rows)
         terms = self.objective.terms(x, y, eps, *times)
         count = self.accumulate * len(steps)
         size = len(x) // count
@@ -74,8 +74,8 @@ class Batches:
         if y is not None and self.label_dropout:
             y = self.drop_labels(y, steps, rows)
         times = zip(*(self.times(k) for k in steps), strict=True)
-        columns = tuple(concatenate([part[rows] for part in column]) for column in times)
-        return x, y, concatenate([z[rows] for z in eps]), columns, augmentation
+        columns = (concatenate([part[rows] for part in column]) for column in times)
+        return x, y, concatenate([z[rows] for z in eps]), *columns, augmentation
 
     def times(self, k: int) -> tuple[Tensor, ...]:
         """The times of the global batch of step k, and what else the objective draws."""
