@@ -124,6 +124,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     if len(evaluation.cells) > 1:
         more["grid"] = [row.as_dict() for row in rows]
         grid.conclude(rows, folder)
+        jury.warnings += grid.setbacks(rows)
     conclude(folder, "evaluate", settings, jury, first.metrics, evaluation.pixels, **more)
 
 

@@ -17,7 +17,8 @@ from fmdiff.pictures import plots, quality
 
 CELLS = "cells.json"  # the draws so far, from which an interrupted grid continues
 VARIED = ("solver", "schedule", "guidance")  # groups whose choices a grid may list by name
-AXES = (*VARIED, "nfe", "steps", "w")
+COUNTS = {"nfe": "evaluations", "steps": "steps"}  # with more of them samples should get better
+AXES = (*VARIED, *COUNTS, "w")
 Cell = dict[str, Any]  # one combination of the values in grid=
 
 
@@ -150,6 +151,49 @@ def words(cell: Cell) -> str:
     return " ".join(f"{key}={value}" for key, value in cell.items())
 
 
+def _sampler(row: Row) -> str:
+    """The settings of a row but for its number of steps or evaluations."""
+    return words({key: value for key, value in row.cell.items() if key not in COUNTS})
+
+
+def setbacks(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each sampler and metric with which more steps or evaluations are worse.
+
+    A metric counts as worse than with fewer steps if its interval lies wholly beyond the other
+    one. Metrics without an interval, and those in which less is not always better, say nothing.
+    """
+    axis = next((name for name in COUNTS if name in rows[0].cell), None)
+    if axis is None:
+        return []
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.cell[axis]):
+        lines.setdefault(_sampler(row), []).append(row)
+    sentences = []
+    for sampler, line in lines.items():
+        for name in [name for name in line[0].metrics if name not in results.UNORDERED]:
+            points = [(row.cell[axis], row.metrics[name]) for row in line]
+            if told := _worse(points, -1 if name in results.MORE else 1):
+                where = f" ({sampler})" if sampler else ""
+                sentences.append(f"more {COUNTS[axis]} are worse by {name}{where}: {told}")
+    return sentences
+
+
+def _worse(points: Sequence[tuple[int, Metric]], sign: int) -> str:
+    """Format the counts that are worse than a smaller one, and what they are compared with."""
+    told: dict[str, None] = {}  # in order
+    best = math.inf, ""
+    for count, metric in points:
+        if metric.interval is None:
+            continue
+        low, high = sorted(sign * bound for bound in metric.interval)
+        words = "{:.4g} [{:.4g}, {:.4g}] at {}".format(metric.value, *metric.interval, count)
+        if low > best[0]:
+            told |= dict.fromkeys((best[1], words))
+        elif high < best[0]:
+            best = high, words
+    return ", ".join(told)
+
+
 def conclude(rows: Sequence[Row], folder: Path) -> None:
     """Write table.csv, table.md and quality.png with the Pareto front of the first metric."""
     names = list(rows[0].metrics)
@@ -168,8 +212,7 @@ def conclude(rows: Sequence[Row], folder: Path) -> None:
     files.write_text(folder / "table.md", tables.as_markdown(cells))
     lines: dict[str, list[quality.Point]] = {}
     for row, point in zip(rows, points, strict=True):
-        name = words({k: v for k, v in row.cell.items() if k not in ("nfe", "steps")})
-        lines.setdefault(name or first, []).append(point)
+        lines.setdefault(_sampler(row) or first, []).append(point)
     floor = rows[0].metrics[first].floor
     figure = quality.figure(first, lines, [points[i] for i in best], floor)
     plots.save(figure, folder / "quality.png")

@@ -20,6 +20,9 @@ and, where they apply:
     samples_sha256
                  of its content
     kind, rows   for against=exact: the quantity compared, and its errors at each time
+    pairs        of a flow map against=exact: its errors from each time t to each time s
+    jumps        those of 1, 2, 4 and 8 jumps in a row, from the first time to the last
+    certificate  a sentence that bounds W2 between the samples of one jump and the data
 """
 
 import json
@@ -38,6 +41,7 @@ NAME, FORMAT = "results.json", 1
 EXACT = "the exact field"  # the reference of against=exact
 # metrics for which more is better; for the others less is better
 MORE = ("is", "precision", "recall", "agreement", "confidence")
+UNORDERED = ("nll",)  # below its value for real samples less is not better
 PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity")
 
 
@@ -130,6 +134,9 @@ def write(
     reference_sha256: str | None = None,
     kind: str | None = None,
     rows: Sequence[Mapping[str, float]] | None = None,
+    pairs: Sequence[Mapping[str, float]] | None = None,
+    jumps: Sequence[Mapping[str, float]] | None = None,
+    certificate: str | None = None,
 ) -> Path:
     """Write folder/results.json in the form above and return its path. Raises OSError."""
     optional = {
@@ -141,6 +148,9 @@ def write(
         "reference_sha256": reference_sha256,
         "kind": kind,
         "rows": rows,
+        "pairs": pairs,
+        "jumps": jumps,
+        "certificate": certificate,
     }
     content = {
         "format": FORMAT,

@@ -24,6 +24,7 @@ OF_QUALITY = {
     "neighbours.png": "Samples, each beside its nearest neighbours in the training data.",
     "quality.png": "Quality against the number of network evaluations.",
     "errors.png": "Error against the exact field over time.",
+    "map_errors.png": "Error of the map against the exact one, from each time to each later one.",
 }
 SUFFIXES = (".gif", ".apng", ".webp")
 
@@ -181,7 +182,30 @@ def metrics_table(result: Result) -> str:
     columns = [i for i in range(6) if i not in empty]
     cells = [[row[i] for i in columns] for row in rows]
     whole = table([head[i] for i in columns], cells, text(caption_of(result)))
-    return (whole if rows else "") + _against(result)
+    return _map(result) + (whole if rows else "") + _against(result)
+
+
+def _map(result: Result) -> str:
+    """The certificate of a flow map, and the errors of several jumps in a row; '' of a field."""
+    rows = result.results.get("jumps")
+    cells = []
+    for row in map(mapping, rows if isinstance(rows, list) else []):
+        jumps, rms, error, median, share = (
+            finite(row.get(key)) for key in ("jumps", "rms", "rms_error", "median", "outliers")
+        )
+        if jumps is None or rms is None or median is None:
+            continue
+        more = "" if error is None else f" <small>± {error:.1g}</small>"
+        beyond = "" if share is None else f"{share:.2%}"
+        cells.append((f"{jumps:g}", short(rms) + more, short(median), beyond))
+    head = ("jumps", "rms error", "median error", "outliers")
+    caption = (
+        "Jumps in a row against the exact map, in units of the data's std. Outliers are off by "
+        "more than half the least distance of two modes."
+    )
+    sentence = str(result.results.get("certificate") or "")
+    words = f"<p>{text(sentence[:1].upper() + sentence[1:])}.</p>"
+    return (words if sentence else "") + (table(head, cells, caption) if cells else "")
 
 
 def caption_of(result: Result) -> str:

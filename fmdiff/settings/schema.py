@@ -175,7 +175,7 @@ RULES: dict[str, Rule] = {
     "features.download": FLAG,
     "features.check": FLAG,
     "kind": one_of("x", "eps", "v", "score", "v_sh"),
-    "times": integer(1),
+    "times": or_null(integer(1)),
     "dtype": one_of("float32", "float64"),
     "precision": one_of(*PRECISIONS),
     "compile": or_null(FLAG),
