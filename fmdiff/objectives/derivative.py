@@ -53,12 +53,14 @@ def derivative(
 
 
 def stencil(v: Tensor, low: Tensor, high: Tensor, h: float) -> tuple[Tensor, Tensor]:
-    """Two changes of v (B,) for a difference of second order, within [low, high] where it can be.
+    """Two changes of v (B,) for a difference of second order, strictly within (low, high).
 
-    They are -h and h, and h and 2 h or -h and -2 h beside an end.
+    They are -h and h. Beside an end they are h and 2 h, or -h and -2 h, away from it, with a
+    smaller h where there is no room.
     """
-    inside = (v - h >= low) & (v + h <= high)
-    side = torch.where(v + 2 * h <= high, h, -torch.clamp((v - low) / 2, max=h))
+    inside = (v - h > low) & (v + h < high)
+    down, up = ((room / 3).clamp(max=h) for room in (v - low, high - v))
+    side = torch.where(up >= down, up, -down)
     return torch.where(inside, -h, side), torch.where(inside, h, 2 * side)
 
 

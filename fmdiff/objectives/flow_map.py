@@ -1,7 +1,8 @@
 """Flow maps: a network of two times that jumps along the flow, trained towards three targets."""
 
 import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from fmdiff.along import Along
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Field, NetField
 from fmdiff.formula import Formula
@@ -24,7 +26,7 @@ CHOICES = {
     "split": ("uniform", "middle", "dyadic"),
     "derivative": ("difference", "forward"),
 }
-LEVELS = 8  # of split=dyadic: 1, 2, 4 ... 128 equal jumps
+LEVELS = 7  # of split=dyadic: 1, 2, 4 ... 64 equal jumps, so that the shortest half is 1/128
 SMALL = 1e-3  # c in the weight 1 / (|e|^2 + c)^adapt
 Columns = tuple[Tensor, ...]
 
@@ -79,7 +81,7 @@ class FlowMap(FlowMatching):
         self.direction, self.diagonal, self.adapt = direction, diagonal, adapt
         self.tangent, self.warmup, self.guidance = tangent, warmup, guidance
         self.gap = Formula(str(gap), ("p", "r"), "objective.gap")
-        self.finite = str(gap) != "0"  # whether the eulerian target is a finite step
+        self.finite = str(gap) not in ("0", "0.0")  # whether the eulerian target is a finite step
         self.origin = teacher  # how messages call the teacher
         self.teacher: Field | None = None  # set by the run, as is the exact field
         self.truth: Field | None = None
@@ -99,11 +101,11 @@ class FlowMap(FlowMatching):
             ("warmup", 0, 1),
         ):
             value = vars(self)[option]
-            if not isinstance(value, int | float) or not least <= value <= most:
+            if type(value) not in (int, float) or not least <= value <= most:
                 raise FmdiffError(
                     f"objective.{option}={value} must be a number from {least} to {most}"
                 )
-        if self.tangent is not None and not 0 < self.tangent < float("inf"):
+        if self.tangent is not None and not (_number(self.tangent) and self.tangent > 0):
             raise FmdiffError(
                 f"objective.tangent={self.tangent} must be a positive number or null"
             )
@@ -117,6 +119,12 @@ class FlowMap(FlowMatching):
                 f"objective.gap={self.gap.text} goes with objective.target=eulerian, not "
                 f"{self.target}"
             )
+        gap = self.gap(torch.linspace(0, 1, 9)[:, None], torch.linspace(0.01, 0.99, 9))
+        if not (gap.isfinite().all() and ((gap >= 0) & (gap <= 1)).any()):
+            raise FmdiffError(
+                f"objective.gap={self.gap.text} must be a share of s - t: a number from 0 to 1, "
+                "or a formula of p and r with finite values"
+            )
         if (self.velocity == "teacher") != (self.origin is not None):
             raise FmdiffError(
                 "objective.velocity=teacher and objective.teacher=RUN go together: "
@@ -124,9 +132,7 @@ class FlowMap(FlowMatching):
             )
         if self.jumps is not None and (type(self.jumps) is not int or self.jumps < 1):
             raise FmdiffError(f"objective.jumps={self.jumps} must be an integer >= 1 or null")
-        if self.guidance is not None and not (
-            len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1]
-        ):
+        if self.guidance is not None and not _interval(self.guidance):
             raise FmdiffError(
                 f"objective.guidance={self.guidance} must be [lo,hi] with 1 <= lo <= hi, or null"
             )
@@ -147,15 +153,21 @@ class FlowMap(FlowMatching):
         draws: Callable[[str], Generator],
         progress: float,
     ) -> Columns:
-        """t and s, then a = (m - r) / (q - r), the progress and the scale w of guidance: (n,)."""
-        t, other = law(n, draws("time")), law(n, draws("end"))
+        """t and s, then a = (m - t) / (s - t), the progress and the scale w of guidance: (n,).
+
+        On the diagonal, and with ends=data, t is what FlowMatching draws.
+        """
+        t = start = law(n, draws("time"))
+        # a stratified law is sorted, so the ends are shuffled
+        order = torch.randperm(n, generator=draws("order"), device=t.device)
+        other = law(n, draws("end"))[order]
         a = torch.rand(n, generator=draws("split"), device=t.device)
         if self.split == "dyadic":
             levels = torch.rand(n, generator=draws("level"), device=t.device)
             count = 2.0 ** (LEVELS * levels).floor() if self.jumps is None else self.jumps
-            t = (t * count).floor().clamp(max=count - 1) / count
-            s = t + 1 / count
-        else:
+            index = (t * count).floor().clamp(max=count - 1)
+            t, s = index / count, (index + 1) / count
+        elif self.ends == "any":
             t, s = torch.minimum(t, other), torch.maximum(t, other)
         if self.ends == "data":
             s = torch.ones_like(t)
@@ -165,9 +177,9 @@ class FlowMap(FlowMatching):
         if self.guidance is not None:
             w = self.guidance[0] + (self.guidance[1] - self.guidance[0]) * w
         # the diagonal's rows lie evenly among the others, so that each device has its share
-        place = torch.arange(n, device=t.device)
-        off = ((place + 1) * (1 - self.diagonal)).floor() > (place * (1 - self.diagonal)).floor()
-        s = torch.where(off, s, t)
+        before = torch.arange(n + 1, device=t.device, dtype=torch.float64) * (1 - self.diagonal)
+        off = (before + 0.5).floor().diff() > 0
+        t, s = torch.where(off, t, start), torch.where(off, s, start)
         return self.time(t), self.time(s), a, torch.full_like(t, progress), w
 
     # The loss
@@ -201,22 +213,38 @@ class FlowMap(FlowMatching):
             some = (part[rows] for part in (x_t, goal, t, s, a, progress))
             aim = self.goal(_rows(field, rows), *some, u=u)
             error = error + slope * (pair - goal.index_copy(0, rows, aim.to(goal)))
-        if self.tangent is not None:
-            error = torch.where(expand(s > t, error), self.normalised(error, t), error)
+        if self.finite or self.tangent is not None:
+            value = torch.where(
+                expand(s > t, error), self.value(error.detach(), t, progress), error
+            )
+            error = error - error.detach() + value.detach()
         square = error.detach().flatten(1).square().sum(1)
         loss: Tensor = weight * self.distance(error) / (square + SMALL) ** self.adapt
-        if self.finite and not self.adapt:  # the error is about proportional to the gap
-            loss = loss / torch.where(s > t, self.share(progress, t), 1)
         return loss
 
-    def normalised(self, error: Tensor, t: Tensor) -> Tensor:
-        """The error with its value e replaced by r e / (|r e| + tangent), |.| over a sample.
+    def mse(self, losses: Tensor, *terms: Any) -> Tensor:
+        """As for FlowMatching, where a target takes the place of the pair; NaN with a tangent."""
+        factor, t, s, progress = terms[6], terms[10], terms[11], terms[13]
+        if self.adapt or self.tangent is not None:
+            return torch.full_like(losses, torch.nan)
+        if self.finite:
+            losses = losses * torch.where(s > t, self.share(progress, t), 1) ** 2
+        return super().mse(losses, factor)
 
-        It has the gradient of the error (sCM, Lu & Song 2025, arXiv:2410.11081, section 4).
+    def value(self, e: Tensor, t: Tensor, progress: Tensor) -> Tensor:
+        """What the loss takes for the value e of the error of a jump, with the error's gradient.
+
+        A finite step of share g has an error proportional to g, and e / g tends to the error of
+        the derivative. With a tangent it is r e / (|r e| + tangent), |.| over a sample (sCM,
+        Lu & Song 2025, arXiv:2410.11081, section 4).
         """
-        e = error.detach() * expand(self.path.r(t), error)
-        norm = expand(torch.linalg.vector_norm(e.flatten(1), dim=1), e)
-        return error - error.detach() + e / (norm + (self.tangent or 0.0))
+        if self.finite:
+            e = e / expand(self.share(progress, t), e)
+        if self.tangent is not None:
+            e = e * expand(self.path.r(t), e)
+            norm = expand(torch.linalg.vector_norm(e.flatten(1), dim=1), e)
+            e = e / (norm + self.tangent)
+        return e
 
     def goal(
         self,
@@ -233,17 +261,20 @@ class FlowMap(FlowMatching):
         """u* (B, *shape), in straight coordinates, for a field of two times.
 
         x_t, the pair's velocity w (B, *shape), t < s, a and progress (B,). u is the field's own
-        jump from t to s, if it is at hand.
+        jump from t to s in full precision, if it is at hand.
         """
         r, h = self.path.r(t), self.path.r(s) - self.path.r(t)
-        if self.target == "semigroup":
-            m, a = self.path.time_of_r(r + a * h), expand(a, x_t)
-            first = self.jump(field, x_t, t, m)
-            middle = moved(self.path, x_t, t, m, a * expand(h, x_t) * first)
-            return torch.lerp(self.jump(field, middle, m, s), first, a)
         length = expand(h, x_t)
+        if self.target == "semigroup":
+            m = t + a * (s - t)
+            first, part = self.jump(field, x_t, t, m), expand(self.path.r(m) - r, x_t)
+            second = self.jump(field, moved(self.path, x_t, t, m, part * first), m, s)
+            # s may follow t so closely that their straight times are equal
+            return torch.lerp(second, first, part / length.clamp(min=torch.finfo(r.dtype).tiny))
         if self.target == "lagrangian":
-            u = field.predict(x_t, t, "straight", s) if u is None else u
+            if u is None:
+                with torch.autocast(x_t.device.type, enabled=False):
+                    u = field.predict(x_t, t, "straight", s)
             end = self.jump(field, moved(self.path, x_t, t, s, length * u), s)
             return end - length * derivative(field, x_t, t, s, self.derivative, u)
         w = w if self.velocity == "data" else self.jump(field, x_t, t)
@@ -252,11 +283,9 @@ class FlowMap(FlowMatching):
             m, g = self.path.time_of_r(r + g * h), expand(g, x_t)
             ahead = moved(self.path, x_t, t, m, g * length * w)
             return torch.lerp(field.predict(ahead, m, "straight", s), w, g)
-        d = (
-            w
-            if self.direction == 1
-            else torch.lerp(field.predict(x_t, t, "straight"), w, self.direction)
-        )
+        d = w
+        if self.direction != 1 and self.velocity != "network":
+            d = torch.lerp(field.predict(x_t, t, "straight"), w, self.direction)
         slope = derivative(field, x_t, t, s, self.derivative, u, d)
         if self.warmup:
             length = length * expand((progress / self.warmup).clamp(max=1), w)
@@ -269,18 +298,24 @@ class FlowMap(FlowMatching):
     def jump(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """u(x_t, t, s) of network, teacher or exact field, or v without s.
 
-        A teacher without second time answers v. It is guided if the network is.
+        A teacher without second time answers v. It is guided if the network is. Raises FmdiffError
+        if the teacher or the exact field was not set.
         """
-        other = {"teacher": self.teacher, "exact": self.truth}.get(self.velocity)
-        if other is None:
+        if self.velocity in ("data", "network"):
             return field.predict(x_t, t, "straight", s)
+        other = self.teacher if self.velocity == "teacher" else self.truth
+        if other is None:
+            name = "teacher" if self.velocity == "teacher" else "truth"
+            raise FmdiffError(f"objective.velocity={self.velocity}: set `{name}`, a field, first")
+        if repr(other.path) != repr(self.path):
+            other = Along(other, self.path)
         s = s if other.two_times else None
         if field.y is None or not other.classes:
             return other.predict(x_t, t, "straight", s)
         u = other.bind(field.y).predict(x_t, t, "straight", s)
         if not (isinstance(field, NetField) and field.w is not None):
             return u
-        null = other.bind(torch.full_like(field.y, self.classes))
+        null = other.bind(torch.full_like(field.y, other.classes))
         return torch.lerp(null.predict(x_t, t, "straight", s), u, expand(field.w, u))
 
     def guided(self, field: NetField, x_t: Tensor, t: Tensor, w: Tensor) -> Tensor:
@@ -291,6 +326,17 @@ class FlowMap(FlowMatching):
         null.w, null.y = None, torch.full_like(field.y, self.classes)
         scale = torch.where(field.y == self.classes, 1, field.w)
         return torch.lerp(null.predict(x_t, t, "straight"), w, expand(scale, w))
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _interval(value: object) -> bool:
+    """Whether this is a list of two numbers, 1 <= lo <= hi."""
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(map(_number, value)):
+        return False
+    return bool(1 <= value[0] <= value[1])
 
 
 def _rows(field: NetField, rows: Tensor) -> NetField:
