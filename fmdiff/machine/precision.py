@@ -96,9 +96,11 @@ class FastNet(nn.Module):
         self.net, self.dtype = net, dtype
         self.run: Any = torch.compile(net) if compiled else net
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, **further: Tensor
+    ) -> Tensor:
         with cast(x_t.device, self.dtype):
-            return self.run(x_t, t, y).to(x_t.dtype)
+            return self.run(x_t, t, y, **further).to(x_t.dtype)
 
 
 def hasten(field: Any, precision: str, compiled: bool | None, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from fmdiff.models.layers import (
     Attention,
     Augmentation,
+    MapInputs,
     ResBlock,
     Sinusoid,
     group_norm,
@@ -87,6 +89,8 @@ class DDPMpp(Network):
         dropout: float,
         augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
         time_frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         levels, attentive = plan("ddpmpp", shape, multipliers, attention)
@@ -96,19 +100,12 @@ class DDPMpp(Network):
         share(dropout=dropout)
         widths = [channels * m for m in multipliers[:levels]]
         width = 4 * channels
-
-        def block(
-            channels_in: int,
-            channels_out: int,
-            attend: bool = False,
-            resample: nn.Module | None = None,
-        ) -> Block:
-            return Block(channels_in, channels_out, width, dropout, attend, resample)
-
+        block = partial(Block, width=width, dropout=dropout)
         self.time = Sinusoid(channels, time_frequency)
         self.label = nn.Embedding(classes + 1, channels) if classes else None
         self.augment = Augmentation(augment, channels) if augment else None
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.map = MapInputs(channels, width, second_time, guided)
         self.first, self.down = nn.Conv2d(shape[0], channels, 3, padding=1), nn.ModuleList()
         skips = [current := channels]
         for level, wide in enumerate(widths):
@@ -116,10 +113,12 @@ class DDPMpp(Network):
                 self.down.append(block(current, current, resample=nn.AvgPool2d(2)))
                 skips.append(current)
             for _ in range(blocks):
-                self.down.append(block(current, wide, level in attentive))
+                self.down.append(block(current, wide, attend=level in attentive))
                 skips.append(current := wide)
 
-        self.middle = nn.ModuleList([block(current, current, True), block(current, current)])
+        self.middle = nn.ModuleList(
+            [block(current, current, attend=True), block(current, current)]
+        )
 
         self.up = nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
@@ -127,7 +126,7 @@ class DDPMpp(Network):
                 self.up.append(block(current, current, resample=nn.Upsample(scale_factor=2.0)))
             for i in range(blocks + 1):
                 attend = level in attentive and i == blocks
-                self.up.append(block(current + skips.pop(), wide, attend))
+                self.up.append(block(current + skips.pop(), wide, attend=attend))
                 current = wide
         self.last = nn.Sequential(
             group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
@@ -135,14 +134,20 @@ class DDPMpp(Network):
         initialise(self)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
         features = self.time(t)
         if self.label is not None:
             features = features + self.label(y)
         if self.augment is not None:
             features = features + self.augment(augment, t)
-        embedding = self.embed(features)
+        embedding = self.map(self.embed(features), t, s, w)
         skips = [h := self.first(x_t)]
         for block in self.down:
             skips.append(h := block(h, embedding))

@@ -190,12 +190,16 @@ class DiT(Network):
         heads: int,
         augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
         time_frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
         sizes(depth=depth)
         sizes(0, augment=augment)
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment, time_frequency)
+        self.conditioning = Conditioning(
+            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided
+        )
         self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
         self.register_buffer("places", positions(*grid, width), persistent=False)
         self.blocks = nn.ModuleList()
@@ -210,9 +214,15 @@ class DiT(Network):
         initialise(self)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
-        condition = self.conditioning(t, y, augment)
+        condition = self.conditioning(t, y, augment, s, w)
         h = self.first(tokens(x_t, self.patch)) + self.places
         for block in self.blocks:
             h = block(h, condition)

@@ -123,6 +123,8 @@ class JiT(Network):
         start: int,
         augment: int = 0,  # checkpoints of 0.1.0 lack it and time_frequency
         time_frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
@@ -134,7 +136,9 @@ class JiT(Network):
                 f"choose from 0 to {depth - 1}"
             )
         self.start, self.patch = start, patch
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, augment, time_frequency)
+        self.conditioning = Conditioning(
+            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided
+        )
         pixels = shape[0] * patch**2
         self.press = nn.Linear(pixels, bottleneck, bias=False)
         self.first = nn.Linear(bottleneck, width)
@@ -151,9 +155,15 @@ class JiT(Network):
         initialise(self)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
-        condition = self.conditioning(t, y, augment)
+        condition = self.conditioning(t, y, augment, s, w)
         h = self.first(self.press(tokens(x_t, self.patch))) + self.places
         label = self.conditioning.label
         for i, block in enumerate(self.blocks):

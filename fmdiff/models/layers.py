@@ -5,8 +5,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from fmdiff.errors import FmdiffError
 from fmdiff.models.network import require
+from fmdiff.randomness import generator
+
+HIGHEST = 50.0  # frequency in the features of s - t, in radians per unit of time
+GUIDANCE = 100  # by how much of time, of 1000, a unit of the guidance scale counts
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -28,8 +34,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V, each (B, heads, T, d) and contiguous.
 
     Other strides silently take a slow path. On CPUs bfloat16 is computed in float32, because the
-    backward pass of the fused kernel takes 4 times as long in bfloat16.
+    backward pass of the fused kernel takes 4 times as long in bfloat16. The fused kernels have no
+    forward-mode derivatives, so under torch.func.jvp the formula is computed as it stands.
     """
+    duals = map(forward_ad.unpack_dual, (q, k, v))
+    if any(dual.tangent is not None for dual in duals):
+        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
     if v.device.type == "cpu" and v.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
@@ -69,6 +79,57 @@ class Sinusoid(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class Offset(nn.Module):
+    """e(d) = W2 SiLU(W1 [sin(w_i d), 1 - cos(w_i d)]), without biases, so that e(0) = 0 exactly.
+
+    d (B,), of which 1000 are a unit of time -> (B, width). The w_i are those of `Sinusoid`, up to
+    HIGHEST. W2 starts as zero, so e does. W1 has a generator of its own, and neither is in an
+    nn.Linear. So a network with an offset draws the same other weights as one without.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, width: int, purpose: str) -> None:
+        super().__init__()
+        frequencies = Sinusoid(features, HIGHEST).frequencies
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        inputs, hidden = 2 * len(frequencies), max(features, width)
+        normal = torch.randn(hidden, inputs, generator=generator(0, purpose), device="cpu")
+        self.inner = nn.Parameter(normal / math.sqrt(inputs))
+        self.outer = nn.Parameter(torch.zeros(width, hidden))
+
+    def forward(self, d: Tensor) -> Tensor:
+        angles = d[:, None] * self.frequencies
+        features = torch.cat([angles.sin(), 1 - angles.cos()], dim=1)
+        return F.linear(F.silu(F.linear(features, self.inner)), self.outer)
+
+
+class MapInputs(nn.Module):
+    """Adds to a vector (B, width) what only a flow map knows: e(s - t) + e'(100 (w - 1)).
+
+    t and s (B,) in [0, 1000] and the scale of guidance w (B,); None adds nothing, as do s = t and
+    w = 1. Raises FmdiffError for an input that the network was not built for.
+    """
+
+    def __init__(self, features: int, width: int, second_time: bool, guided: bool) -> None:
+        super().__init__()
+        self.second = Offset(features, width, "second_time") if second_time else None
+        self.guidance = Offset(features, width, "guided") if guided else None
+
+    def forward(self, vector: Tensor, t: Tensor, s: Tensor | None, w: Tensor | None) -> Tensor:
+        if s is not None:
+            vector = vector + self._built(self.second, "second_time")(s - t)
+        if w is not None:
+            vector = vector + self._built(self.guidance, "guided")(GUIDANCE * (w - 1))
+        return vector
+
+    @staticmethod
+    def _built(offset: Offset | None, keyword: str) -> Offset:
+        if offset is None:
+            raise FmdiffError(f"the network was built without {keyword}=True: it is no such map")
+        return offset
+
+
 class Augmentation(nn.Linear):
     """W a, for labels a (B, n) of an augmentation -> (B, width); None stands for zeros.
 
@@ -90,7 +151,7 @@ class Conditioning(nn.Module):
     `frequency` is the highest of the sinusoids, or None.
 
     t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
-    classes == 0, a (B, augment) or None for zeros -> (B, width).
+    classes == 0, a (B, augment) or None for zeros -> (B, width). `MapInputs` adds s and w.
     """
 
     def __init__(
@@ -100,6 +161,8 @@ class Conditioning(nn.Module):
         classes: int,
         augment: int = 0,
         frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         self.time = nn.Sequential(
@@ -110,9 +173,17 @@ class Conditioning(nn.Module):
         )
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.augment = Augmentation(augment, width) if augment else None
+        self.map = MapInputs(features, width, second_time, guided)
 
-    def forward(self, t: Tensor, y: Tensor | None, augment: Tensor | None = None) -> Tensor:
-        embedding: Tensor = self.time(t)
+    def forward(
+        self,
+        t: Tensor,
+        y: Tensor | None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
+    ) -> Tensor:
+        embedding: Tensor = self.map(self.time(t), t, s, w)
         if self.label is not None:
             embedding = embedding + self.label(y)
         return embedding if self.augment is None else embedding + self.augment(augment, t)

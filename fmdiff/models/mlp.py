@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.models.layers import Sinusoid, zeroed
+from fmdiff.models.layers import MapInputs, Sinusoid, zeroed
 from fmdiff.models.network import Network, flags, require, sizes
 from fmdiff.randomness import generator
 
@@ -22,7 +22,8 @@ class MLP(Network):
     null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
     fixed entries from N(0, scale^2) and is stored with the weights. The label's vector is added in
     the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the output,
-    since far from the data every quantity of a path is linear in x_t.
+    since far from the data every quantity of a path is linear in x_t. A map adds `MapInputs` to
+    the first layer and to that multiple.
 
     Raises FmdiffError for images, an unknown activation and a size below 1. Source: Tancik et al.
     2020 (Fourier features).
@@ -44,6 +45,8 @@ class MLP(Network):
         activation: str = "silu",  # checkpoints of 0.1.0 lack it and what follows
         skip: bool = False,
         time_frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         if activation not in list(ACTIVATIONS):
@@ -68,19 +71,31 @@ class MLP(Network):
         self.time = Sinusoid(TIME_FEATURES, time_frequency)
         self.first = nn.Linear(size + 2 * frequencies + TIME_FEATURES, hidden)
         self.label = nn.Embedding(classes + 1, hidden) if classes else None
+        self.map = MapInputs(TIME_FEATURES, hidden, second_time, guided)
         self.skip = zeroed(nn.Linear(TIME_FEATURES, 1)) if skip else None
+        self.skip_map = MapInputs(TIME_FEATURES, 1, second_time and skip, guided and skip)
         act = ACTIVATIONS[activation]
         rest = [part for _ in range(layers - 1) for part in (act(), nn.Linear(hidden, hidden))]
         self.rest = nn.Sequential(*rest, act(), zeroed(nn.Linear(hidden, size)))
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
+    ) -> Tensor:
         time, features = self.time(t), [x_t]
         if self.fourier.shape[1]:
             angles = x_t @ self.fourier
             features += [angles.cos(), angles.sin()]
-        h = self.first(torch.cat([*features, time], dim=1))
+        h = self.map(self.first(torch.cat([*features, time], dim=1)), t, s, w)
         out: Tensor = self.rest(h if self.label is None else h + self.label(y))
-        return out if self.skip is None else out + self.skip(time) * x_t
+        if self.skip is None:
+            return out
+        factor: Tensor = self.skip_map(self.skip(time), t, s, w)
+        return out + factor * x_t
 
 
 class MLPClassifier(MLP):

@@ -1,5 +1,6 @@
 """The contract of networks, which fields, classifiers and training steps call."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ class Network(nn.Module):
     x_t (B, *shape) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None without classes -> (B, *shape). A plain nn.Module works too; only
     `flat` and `logits` need this class.
+
+    A network for flow maps also takes the keyword `second_time`, and with it net(x_t, t, y, s=s)
+    for the end s (B,) of a jump, on the scale of t. Without s, and where s = t, it answers the
+    velocity. One that takes `guided` has w=w too, the scale of guidance (B,); w = 1 is none.
     """
 
     # True for points (d,), False for images (C, H, W), None for both as the data decide
@@ -81,6 +86,12 @@ def answer(
             f"of x_t, and returned {what}"
         )
     return out
+
+
+def takes(target: Callable[..., Any], keyword: str) -> bool:
+    """Whether a network's class can be told `second_time` or `guided`, so that it can be a map."""
+    parameters = inspect.signature(target).parameters
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def answers_logits(net: nn.Module) -> bool:

@@ -134,6 +134,8 @@ class UNet(Network):
         conv_resample: bool = True,
         augment: int = 0,
         time_frequency: float | None = None,
+        second_time: bool = False,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         levels, attentive = plan("unet", shape, multipliers, attention)
@@ -155,7 +157,9 @@ class UNet(Network):
             return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
 
         stages = Stages(block, widths, blocks, attentive, conv_resample)
-        self.conditioning = Conditioning(features, embedding, classes, augment, time_frequency)
+        self.conditioning = Conditioning(
+            features, embedding, classes, augment, time_frequency, second_time, guided
+        )
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.down, self.shrink, skips = stages.down(channels)
         lowest = skips[-1]
@@ -166,9 +170,15 @@ class UNet(Network):
         )
 
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
-        embedding = self.conditioning(t, y, augment)
+        embedding = self.conditioning(t, y, augment, s, w)
         skips = [h := self.first(x_t)]
         for level, stage in enumerate(self.down):
             if level:
