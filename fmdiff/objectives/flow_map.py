@@ -212,7 +212,8 @@ class FlowMap(FlowMatching):
                 u = self.path.convert(u, x_t, t, self.prediction, "straight")[rows]
             some = (part[rows] for part in (x_t, goal, t, s, a, progress))
             aim = self.goal(_rows(field, rows), *some, u=u)
-            error = error + slope * (pair - goal.index_copy(0, rows, aim.to(goal)))
+            goal = goal.index_copy(0, rows, aim.to(goal))
+        error = error + slope * (pair - goal)
         if self.finite or self.tangent is not None:
             value = torch.where(
                 expand(s > t, error), self.value(error.detach(), t, progress), error

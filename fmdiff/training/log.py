@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning import pytorch as pl
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fmdiff.machine.clock import PARTS
 from fmdiff.machine.cost import operations, peak
@@ -42,8 +42,8 @@ class Log(Hooks):
         self.path, self.options, self.metrics = folder / "metrics.csv", options, metrics
         self.bar: Any = None
         self.progress = Steps(self)
-        # held-out x, y, eps and t, after they have been drawn
-        self.validation: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+        # held-out x, y, eps and times, after they have been drawn
+        self.validation: tuple[Any, ...] | None = None
         # the share of the device's peak rate at one sample a second; None if unknown
         self.utilisation: float | None = None
         self.losses: deque[float] = deque(maxlen=9)  # the losses of the last rows
@@ -189,12 +189,13 @@ class Log(Hooks):
         """The loss of the averaged weights on held-out data at fixed (t, eps), total and by t."""
         if self.validation is None:
             self.validation = self.draw_validation(module)
-        x, y, eps, t = self.validation
+        x, y, eps, *times = self.validation
         losses, squares, net = [], [], module.field().net
         for start in range(0, len(x), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             labels = None if y is None else y[part]
-            terms = module.objective.terms(x[part], labels, eps[part], t[part])
+            columns = (column[part] for column in times)
+            terms = module.objective.terms(x[part], labels, eps[part], *columns)
             losses.append(module.objective.compare(net, *terms))
             squares.append(module.objective.mse(losses[-1], *terms))
         loss, mse = (torch.cat(parts).float().cpu() for parts in (losses, squares))
@@ -202,8 +203,11 @@ class Log(Hooks):
         bins = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins
         return {name: mean.item() for name, mean in bins if not (mean.isnan() and "mse" in name)}
 
-    def draw_validation(self, module: Training) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Draw x, y, eps and t for validation, always the same, coupled as in training."""
+    def draw_validation(self, module: Training) -> tuple[Any, ...]:
+        """Draw x, y, eps and times for validation, always the same, coupled as in training.
+
+        The times t are those of equal shares of [0, 1], in increasing order.
+        """
         batches, data = module.batches, module.data
         x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
         draws, size = generator(0, "validation"), data.batch_size
@@ -213,8 +217,16 @@ class Log(Hooks):
             part = slice(start, start + size)
             labels = None if y is None else y[part]
             index.append(start + batches.coupling(x[part], eps[part], labels, 0, 0))
-        t = ((torch.arange(len(x)) + 0.5) / len(x)).to(x)
-        return x, y, eps[torch.cat(index)], module.objective.time(t)
+
+        def law(n: int, draws: Generator) -> Tensor:
+            return (torch.randperm(n, generator=draws) + 0.5) / n
+
+        def draws_of(purpose: str) -> Generator:
+            return generator(0, f"validation {purpose}")
+
+        times = module.objective.times(len(x), law, draws_of, 1.0)
+        order = times[0].argsort(stable=True)
+        return x, y, eps[torch.cat(index)], *(column[order].to(x) for column in times)
 
     def finish(self, trainer: pl.Trainer, module: Training) -> None:
         if trainer.is_global_zero:
