@@ -11,7 +11,9 @@ from fmdiff.errors import FmdiffError
 from fmdiff.models.network import require
 from fmdiff.randomness import generator
 
-HIGHEST = 50.0  # frequency in the features of s - t, in radians per unit of time
+# the highest frequency in the features of s - t, in radians per unit of time; with 50 the lagrangian
+# target, which holds (s - t) du/ds, diverges
+HIGHEST = 5.0
 GUIDANCE = 100  # by how much of time, of 1000, a unit of the guidance scale counts
 
 
