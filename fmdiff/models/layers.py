@@ -11,8 +11,8 @@ from fmdiff.errors import FmdiffError
 from fmdiff.models.network import require
 from fmdiff.randomness import generator
 
-# the highest frequency in the features of s - t, in radians per unit of time; with 50 the lagrangian
-# target, which holds (s - t) du/ds, diverges
+# The highest frequency in the features of s - t, in radians per unit of time. With 50 training
+# towards the lagrangian target, which holds (s - t) du/ds, diverges.
 HIGHEST = 5.0
 GUIDANCE = 100  # by how much of time, of 1000, a unit of the guidance scale counts
 
