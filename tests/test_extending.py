@@ -14,7 +14,7 @@ import fmdiff
 TEXT = (Path(fmdiff.__file__).parents[1] / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)^```$", TEXT, re.M | re.S))
 BLOCKS = [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.M | re.S)]
-NAMES = ["path", "network", "solver", "data", "metric", "objective"]
+NAMES = ["path", "network", "map", "solver", "data", "metric", "objective"]
 SLIPS = dict(re.findall(r"^\| ([^|]+) \| `([^|]+)` \|$", TEXT, re.M))
 BRIEF = {
     "train": "trainer.max_steps=20 trainer.warmup=0 trainer.logger=csv trainer.progress=false",
@@ -74,6 +74,12 @@ CASES = {
         "classes: int, width",
         "width",
         f"{TRAIN} model=tanh data=moons",
+    ),
+    "a network without a second time as a flow map": (
+        "mine/networks.py",
+        "",
+        "",
+        f"{TRAIN} model=tanh objective=lsd data=moons",
     ),
     "a network whose output has another shape": (
         "mine/networks.py",

@@ -8,13 +8,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fmdiff.build import build
+from fmdiff.build import build, locate
 from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.loading import bounded
 from fmdiff.machine import device, precision, processes
-from fmdiff.models.network import Network, answers_logits
+from fmdiff.models.network import Network, answers_logits, takes
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
 from fmdiff.runs.content import TITLE
@@ -50,6 +50,7 @@ def assemble(
     objective.data_mean, objective.classes = data.centre, data.classes
     torch.manual_seed(key(settings["seed"], "init"))
     context = {"shape": data.shape, "classes": data.classes, **objective.inputs}
+    check_inputs(settings, objective)
     with bounded(settings["model"], state, title):
         net = build(settings["model"], **context)
     check_network(settings, net)
@@ -118,6 +119,18 @@ def check_network(settings: dict[str, Any], net: Any) -> None:
         raise FmdiffError(
             f"model={settings['choices']['model']} cannot be trained: {type(net).__name__} {fault}"
         )
+
+
+def check_inputs(settings: dict[str, Any], objective: Objective) -> None:
+    """Raise FmdiffError for a network that does not take what the objective asks it with."""
+    target, choices = locate(settings["model"]["_target_"]), settings["choices"]
+    for keyword in objective.inputs:
+        if not takes(target, keyword):
+            raise FmdiffError(
+                f"model={choices['model']} cannot be trained with objective="
+                f"{choices['objective']}: {target.__name__} takes no {keyword}, as networks of "
+                "flow maps do; choose model=mlp for points, model=unet for images"
+            )
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:
