@@ -110,3 +110,9 @@ class Along(Around):
 def Straight(field: Field) -> Field:
     """The field in straight coordinates x_r = r x + (1 - r) eps, where v is `straight`."""
     return field if isinstance(field.path, CondOT) else Along(field, CondOT())
+
+
+def along(field: Field, path: Path) -> Field:
+    """The field along this path: itself, if that is its own."""
+    same = type(field.path) is type(path) and vars(field.path) == vars(path)
+    return field if same else Along(field, path)

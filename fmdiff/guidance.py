@@ -17,7 +17,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from fmdiff.along import Along, Around
+from fmdiff.along import Around, along
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.custom import Strength
@@ -117,8 +117,7 @@ class Autoguidance(Unguided):
         if self.w == 1:
             return super().__call__(field, y)
         guide.to(*_place(field))
-        same = type(guide.path) is type(field.path) and vars(guide.path) == vars(field.path)
-        return Guided(field, y, self.w, guide=guide if same else Along(guide, field.path))
+        return Guided(field, y, self.w, guide=along(guide, field.path))
 
 
 class ByClassifier(Unguided):

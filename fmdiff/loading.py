@@ -155,6 +155,50 @@ def restore(
     return field
 
 
+class Teacher(NamedTuple):
+    """The field that `objective.teacher=` names, and what a checkpoint keeps of it."""
+
+    field: NetField
+    about: dict[str, Any]  # file and sha256
+
+
+def teacher(ckpt: str | Path, spec: Mapping[str, Any], trust: tuple[str, ...] = ()) -> Teacher:
+    """The field of the run that teaches another one, with its first average as weights.
+
+    spec: describes the run that is taught, as its checkpoints do. Raises FmdiffError as `load`
+    does, and for a teacher whose data have another shape or other classes, or whose flow is
+    another because its source or its coupling is.
+    """
+    option = f"objective.teacher={ckpt}"
+    file = find(ckpt, option="objective.teacher")
+    content = Checkpoint.of(checkpoint.read(file), file)
+    field = restore(content, "ema", trust, file.parent)
+    if isinstance(field, Classifier):
+        raise FmdiffError(f"{option} holds a classifier, and a teacher is a model that samples")
+    ours, theirs = spec["data"], content.spec["data"]
+    if (theirs["shape"], theirs["classes"]) != (ours["shape"], ours["classes"]):
+        raise FmdiffError(
+            f"{option} is a model of shape {theirs['shape']} with {theirs['classes']} classes; "
+            f"the data of this run have shape {ours['shape']} and {ours['classes']} classes"
+        )
+    names = theirs.get("names"), ours.get("names")
+    if None not in names and names[0] != names[1]:
+        raise FmdiffError(f"{option} has the classes {names[0]}, and this run has {names[1]}")
+    for name, usual in USUAL.items():
+        here, there = (part.get(name, {"_target_": usual}) for part in (spec, content.spec))
+        if here != there:
+            raise FmdiffError(
+                f"{option} has another flow than this run: its {name} is {_listed(there)}, and "
+                f"here it is {_listed(here)}; say {name}= as its run does"
+            )
+    return Teacher(field, {"file": str(file.absolute()), "sha256": field.sha256})
+
+
+def _listed(spec: Mapping[str, Any]) -> str:
+    """A part of a spec in words."""
+    return " ".join(f"{name}={value}" for name, value in spec.items())
+
+
 @contextlib.contextmanager
 def bounded(
     spec: Mapping[str, Any], state: Mapping[str, Tensor] | None, title: str = TITLE

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from omegaconf import DictConfig
 
+from fmdiff.commands.train import passes
 from fmdiff.data.base import Data
 from fmdiff.machine import cost
 from fmdiff.objectives.flow_matching import FlowMatching
@@ -32,6 +33,8 @@ def plan(cfg: DictConfig) -> None:
     with torch.no_grad():  # as many at once as validation and pictures take
         at_once = 100 if len(data.shape) == 3 else 2000
         module.field().net(*cost.example(data.shape, data.classes, at_once, device))
+    if module.teacher is not None and module.teacher.field.net is not None:
+        needed += sum(4 * p.numel() for p in module.teacher.field.net.parameters())
     needed += _size(data)
     trial = growth(device) if options.devices == 1 else None  # the trial is of one device
     rows = table(module, options, device, work, _memory(needed, trial), speed)
@@ -60,10 +63,12 @@ def table(
     parameters = sum(p.numel() for p in net.parameters())
     parts = ", ".join(f"{name} {ms:.3g}" for name, ms in module.clock.take().items())
     rate = cost.peak(device, options.precision)
-    used = "" if rate is None else f"{3 * work * batch * speed / rate:.1%} of the device's peak"
+    of_step = module.operations()
+    used = "" if rate is None else f"{of_step * batch * speed / rate:.1%} of the device's peak"
     return {
         "model": f"{module.settings['choices']['model']}, {parameters:,} parameters, "
-        f"{_engineering(work)}FLOP forward and {_engineering(3 * work)}FLOP a step per {noun}",
+        f"{_engineering(work)}FLOP forward and {_engineering(of_step)}FLOP a step per {noun}",
+        "passes": passes(module),
         "batch": f"{batch} {noun}s a step: {devices} device{'s' * (devices > 1)} x "
         f"{options.accumulate} x {_micro(options, data)}",
         "length": f"{steps:,} steps from the start, {steps * batch:,} {noun}s"

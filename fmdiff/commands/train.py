@@ -33,7 +33,8 @@ log = logging.getLogger("fmdiff")
 
 def train(cfg: DictConfig, folder: Path) -> None:
     """Train as cfg says in the run folder, from its newest good checkpoint if there is one."""
-    newest, state, title = newest_good(folder) if cfg.resume else None, None, TITLE
+    newest = newest_good(folder) if cfg.resume else None
+    state, title, before = None, TITLE, None
     if newest:
         content = Checkpoint.of(newest[1], newest[0])
         if content.step >= cfg.trainer.max_steps:
@@ -41,7 +42,8 @@ def train(cfg: DictConfig, folder: Path) -> None:
                 f"{folder} has its {content.step} steps already; raise trainer.max_steps"
             )
         state, title = averages.weights_of(content, "raw", folder), content.title
-    module, device = assemble(cfg, state, title)
+        before = content.training
+    module, device = assemble(cfg, state, title, before)
     options = module.options
     metrics = SampleMetrics(folder, options, judge_of(module, device))
     start(module, newest)
@@ -79,7 +81,7 @@ def start(module: Training, newest: tuple[Path, dict[str, Any]] | None) -> None:
         checkpoints.resume(module, content, path)
         log.info("resuming %s at step %d", path, module.step)
     elif settings["init"]:
-        path = find(settings["init"])
+        path = find(settings["init"], option="init")
         checkpoints.init(module, checkpoint.read(path), path)
 
 
@@ -87,7 +89,20 @@ def summary(module: Training) -> str:
     """Describe the training in a line."""
     groups = ("data", "path", "model", "objective")
     choices = ", ".join(f"{group} {module.settings['choices'][group]}" for group in groups)
-    return f"{choices}; {sum(p.numel() for p in module.net.parameters()):,} parameters"
+    words = f"{choices}; {sum(p.numel() for p in module.net.parameters()):,} parameters"
+    return "; ".join(filter(None, (words, passes(module))))
+
+
+def passes(module: Training) -> str:
+    """How often a step asks the networks for a sample; empty for once, with its gradient."""
+    without, differentiated, taught = module.objective.evaluations
+    if not (without or taught):
+        return ""
+    teacher = f", and {taught:.3g} of the teacher" if taught else ""
+    return (
+        f"{without + differentiated:.3g} evaluations of the network a step and sample, "
+        f"{differentiated:.3g} of them with gradient{teacher}"
+    )
 
 
 def next_command(module: Training, folder: Path) -> str:

@@ -144,6 +144,19 @@ class FlowMap(FlowMatching):
             field.scales = (float(self.guidance[0]), float(self.guidance[1]))
         return field
 
+    @property
+    def evaluations(self) -> tuple[float, float, float]:  # type: ignore[override]
+        """See Objective. A derivative counts as two passes, as many as a difference takes."""
+        passes, jumps = {"semigroup": (0, 2), "lagrangian": (2, 1)}.get(self.target, (1, 1))
+        if self.target == "eulerian":
+            jumps = int(self.velocity != "data")
+            passes = 1 if self.finite else 2 + (self.direction < 1)
+        guided = int(self.guidance is not None and self.classes > 0)
+        taught = jumps * (1 + guided) if self.velocity == "teacher" else 0
+        own = passes + (jumps if self.velocity == "network" else 0)
+        off = 1 - self.diagonal
+        return off * own + guided, 1.0, off * taught
+
     # What is drawn for a step
 
     def times(
@@ -198,7 +211,10 @@ class FlowMap(FlowMatching):
         return self.compare(net, *self.terms(x, y, eps, t, *columns))
 
     def compare(self, net: nn.Module, *terms: Any) -> Tensor:
-        z, time, y, c, g, weight, _, slope, x_t, pair, t, s, a, progress, w = terms
+        return self.assess(net, *terms)[0]
+
+    def assess(self, net: nn.Module, *terms: Any) -> tuple[Tensor, Tensor]:
+        z, time, y, c, g, weight, factor, slope, x_t, pair, t, s, a, progress, w = terms
         field = self.field(net, x_t.shape[1:], self.classes, y)
         field.w = None if self.guidance is None else w
         out = answer(net, z, time, y, field.feature(s, x_t), field.w)
@@ -214,6 +230,7 @@ class FlowMap(FlowMatching):
             aim = self.goal(_rows(field, rows), *some, u=u)
             goal = goal.index_copy(0, rows, aim.to(goal))
         error = error + slope * (pair - goal)
+        mse = self.mse_of(error.detach(), s == t, weight, factor)
         if self.finite or self.tangent is not None:
             value = torch.where(
                 expand(s > t, error), self.value(error.detach(), t, progress), error
@@ -221,16 +238,15 @@ class FlowMap(FlowMatching):
             error = error - error.detach() + value.detach()
         square = error.detach().flatten(1).square().sum(1)
         loss: Tensor = weight * self.distance(error) / (square + SMALL) ** self.adapt
-        return loss
+        return loss, mse
 
-    def mse(self, losses: Tensor, *terms: Any) -> Tensor:
-        """As for FlowMatching, where a target takes the place of the pair; NaN with a tangent."""
-        factor, t, s, progress = terms[6], terms[10], terms[11], terms[13]
-        if self.adapt or self.tangent is not None:
-            return torch.full_like(losses, torch.nan)
-        if self.finite:
-            losses = losses * torch.where(s > t, self.share(progress, t), 1) ** 2
-        return super().mse(losses, factor)
+    def mse_of(self, error: Tensor, on: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+        """Squared errors (B,) whose mean is that of the rows (B,) `on` the diagonal, as `mse`.
+
+        Elsewhere a target depends on the network, and its error tells nothing. NaN without rows.
+        """
+        squares = weight * error.flatten(1).square().mean(1) / factor
+        return torch.where(on & (factor > 0), squares, 0.0) * (len(on) / on.sum())
 
     def value(self, e: Tensor, t: Tensor, progress: Tensor) -> Tensor:
         """What the loss takes for the value e of the error of a jump, with the error's gradient.

@@ -32,6 +32,9 @@ class Objective(Described):
     two_times = False  # whether its networks take a second time s, for jumps from t to s
     guidance: Sequence[float] | None = None  # the scales, if its networks take one as an input
     classes = 0  # of the data, set by the run
+    # of a training step per sample: passes of the network without and with gradient, and of the
+    # teacher's network
+    evaluations: tuple[float, float, float] = (0.0, 1.0, 0.0)
     # the mean of the data (*shape), set by the run; None stands for 0. No argument, so that
     # objectives of one's own need not name it
     data_mean: Tensor | None = None
@@ -125,6 +128,11 @@ class Objective(Described):
                 f"[{n}], and returned {what}"
             )
         return loss
+
+    def assess(self, net: nn.Module, *terms: Any) -> tuple[Tensor, Tensor]:
+        """What `compare` and `mse` give, for an objective that knows both at once."""
+        losses = self.compare(net, *terms)
+        return losses, self.mse(losses.detach(), *terms)
 
     def mse(self, losses: Tensor, *terms: Any) -> Tensor:
         """The mean squared error of the prediction per example (B,), from losses and terms.

@@ -160,6 +160,8 @@ def _ranges(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
         yield "training.config", config, isinstance(config, dict)
         trainer = config.get("trainer", {})
         yield "training.config.trainer", trainer, isinstance(trainer, dict)
+        teacher = training.get("teacher")
+        yield "training.teacher", teacher, teacher is None or _is_teacher(teacher)
 
 
 def _is_name(name: Any) -> bool:
@@ -168,6 +170,13 @@ def _is_name(name: Any) -> bool:
         return name == "raw" or 0 < float(str(name).removeprefix(POWER)) < 1
     except ValueError:
         return False
+
+
+def _is_teacher(value: Any) -> bool:
+    """Whether it tells which checkpoint taught a run, as `loading.Teacher.about` does."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) for name in ("file", "sha256")
+    )
 
 
 def _unlike(key: str, value: Any, title: str) -> FmdiffError:

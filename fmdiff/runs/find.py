@@ -20,8 +20,8 @@ log = logging.getLogger("fmdiff")
 OTHERS = (".yaml", ".csv", ".json", ".log", ".html", ".png", ".gif", ".npz", ".md")
 
 
-def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
-    """The checkpoint file that `ckpt=spec` names.
+def find(spec: str | Path, outputs: str | Path = "outputs", option: str = "ckpt") -> Path:
+    """The checkpoint file that `ckpt=spec` names, or another option than ckpt.
 
     spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
     (the newest run under outputs). Raises FmdiffError naming spec and checkpoints nearby.
@@ -30,20 +30,20 @@ def find(spec: str | Path, outputs: str | Path = "outputs") -> Path:
     if str(spec) == "last":
         files = _newest_first(_in_outputs(outputs))
         if not files:
-            raise FmdiffError(f"ckpt=last: no run under {outputs} holds a checkpoint")
+            raise FmdiffError(f"{option}=last: no run under {outputs} holds a checkpoint")
         path = files[0].parent
     else:
         path = Path(spec).expanduser()
     if path.is_file() and path.suffix in OTHERS:
-        raise FmdiffError(f"ckpt={spec} is no checkpoint; {_nearby(path.parent, outputs)}")
+        raise FmdiffError(f"{option}={spec} is no checkpoint; {_nearby(path.parent, outputs)}")
     if path.is_file():
         return path
     good = newest_good(path) if path.exists() else None
     if good is None:
-        choose_a_job(f"ckpt={spec}", path)
+        choose_a_job(f"{option}={spec}", path)
         what = "is a folder without checkpoints" if path.exists() else "does not exist"
-        raise FmdiffError(f"ckpt={spec} {what}; {_nearby(path, outputs)}")
-    log.info("ckpt=%s: using %s (step %s)", spec, good[0], good[1].get("step"))
+        raise FmdiffError(f"{option}={spec} {what}; {_nearby(path, outputs)}")
+    log.info("%s=%s: using %s (step %s)", option, spec, good[0], good[1].get("step"))
     return good[0]
 
 

@@ -28,6 +28,7 @@ INCIDENTAL = frozenset(
 CHANGEABLE = INCIDENTAL | {
     "name",
     "optim.lr",
+    "objective.teacher",  # where it lies; its weights may not change
     "trust",
     *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "metrics", "checkpoint")),
     "trainer.logger",

@@ -21,15 +21,19 @@ from fmdiff.runs.content import TITLE
 from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
+from fmdiff.training.teacher import teach
 
 
 def assemble(
-    cfg: DictConfig, state: Mapping[str, Tensor] | None = None, title: str = TITLE
+    cfg: DictConfig,
+    state: Mapping[str, Tensor] | None = None,
+    title: str = TITLE,
+    before: Mapping[str, Any] | None = None,
 ) -> tuple[Training, torch.device]:
     """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
     state, title: the weights of the checkpoint that is resumed and its name in messages; see
-    `loading.bounded`.
+    `loading.bounded`. before: its training part, for `teach`.
     Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -70,7 +74,9 @@ def assemble(
         options.accumulate,
         options.max_steps,
     )
-    return Training(settings, options, net, objective, batches), where
+    module = Training(settings, options, net, objective, batches)
+    teach(module, where, before)
+    return module, where
 
 
 def place(name: str, options: TrainerOptions) -> torch.device:

@@ -2,12 +2,16 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import pytorch as pl
 
+from fmdiff.build import build, locate
 from fmdiff.errors import Failed, FmdiffError
+from fmdiff.models.network import takes
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import changes_text, differences
 from fmdiff.runs.content import Checkpoint, data_mean
@@ -20,6 +24,8 @@ log = logging.getLogger("fmdiff")
 
 PARTS = ("model", "path", "objective", "source", "coupling", "time")
 TIME = "time_frequency"
+# the inputs of a network that only flow maps have, by the keyword that it is built with
+MAP_INPUTS = {"second_time": "the end of a jump", "guided": "the scale of guidance"}
 FITTING = ("data.shape", "data.classes")  # keys on which the weights depend, beside the model's
 
 
@@ -50,6 +56,8 @@ def content(module: Training) -> dict[str, Any]:
         "sums": module.tally.tensor(),
         "config": module.settings,
     }
+    if module.teacher is not None:
+        training["teacher"] = module.teacher.about
     weights = module.averages.named(module.net)
     return Checkpoint(module.step, spec(module), weights, training).content()
 
@@ -57,10 +65,10 @@ def content(module: Training) -> dict[str, Any]:
 def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
     """Continue from the content of the checkpoint at `path`.
 
-    Logs a warning if the files of the data differ. Raises FmdiffError as `init` does, if the
-    classes have other names, and for a checkpoint of weights alone.
+    Logs a warning if the files of the data differ. Raises FmdiffError if the weights do not fit
+    or the classes have other names, and for a checkpoint of weights alone.
     """
-    init(module, stored, path)
+    _load(module, stored, path)
     check_data(stored["spec"]["data"], spec(module)["data"])
     # as the weights were trained with them; runs of earlier versions did not centre their data
     module.objective.data_std = stored["spec"]["data"]["std"]
@@ -99,10 +107,70 @@ def check_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def init(module: Training, stored: dict[str, Any], path: Path) -> None:
-    """Take the weights and the averages from the content of the checkpoint at `path`.
+    """Start from the weights and the averages in the content of the checkpoint at `path`.
 
-    Raises FmdiffError if the weights do not fit this network.
+    A velocity network becomes a flow map: the weights that only a map has keep their start, at
+    which they have no effect. A map becomes a velocity network: they are left out. Logs which, and
+    a warning if time means another noise level than before. Raises FmdiffError if the weights do
+    not fit this network, or predict another quantity than its objective.
     """
+    check_meaning(module, stored["spec"], path)
+    weights = Checkpoint.of(stored, path).weights
+    own, held = module.net.state_dict(), next(iter(weights.values())).keys()
+    for keyword, what in MAP_INPUTS.items() if held != own.keys() else ():
+        names = only_in_maps(module, keyword)
+        if names and names <= own.keys() - held:
+            weights = {k: state | {n: own[n] for n in names} for k, state in weights.items()}
+            log.info("init=%s: its network learns %s, which it did not know", path, what)
+        elif names and names <= held - own.keys():
+            weights = {
+                k: {n: value for n, value in state.items() if n not in names}
+                for k, state in weights.items()
+            }
+            log.info("init=%s: what its network knows of %s is left out", path, what)
+    _load(module, {**stored, "weights": weights}, path)
+
+
+def check_meaning(module: Training, saved: Mapping[str, Any], path: Path) -> None:
+    """Compare what weights predict, and along which path, with the settings of a run.
+
+    saved: the spec of the checkpoint at `path`. See `init`.
+    """
+    parts = [{"precondition": False, **s["objective"]} for s in (saved, module.settings)]
+    for key in ("prediction", "precondition"):
+        before, now = (part.get(key) for part in parts)
+        if before != now and None not in (before, now):  # an objective of one's own may lack it
+            raise FmdiffError(
+                f"checkpoint {path}: its weights are of objective.{key}={_word(before)}, and here "
+                f"it is {_word(now)}; say objective.{key}={_word(before)}"
+            )
+    paths = [{"path": {"shift": 1.0, **s["path"]}} for s in (saved, module.settings)]
+    changes = differences(*paths)
+    if changes and not module.objective.precondition:
+        log.warning(
+            "init=%s: a time is another noise level along this path than along its own (%s), so "
+            "its weights are far off at first",
+            path,
+            changes_text(changes),
+        )
+
+
+def only_in_maps(module: Training, keyword: str) -> set[str]:
+    """The names of the weights that the network has if it is built with a keyword of flow maps."""
+    spec, data = module.settings["model"], module.data
+    if not takes(locate(spec["_target_"]), keyword):
+        return set()
+    context: dict[str, Any] = {"shape": data.shape, "classes": data.classes}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        plain, larger = (
+            build(spec, **keys).state_dict() for keys in (context, context | {keyword: True})
+        )
+    names: set[str] = larger.keys() - plain.keys()
+    return names
+
+
+def _load(module: Training, stored: dict[str, Any], path: Path) -> None:
+    """Load the weights and the averages. Raises FmdiffError if they do not fit."""
     weights = Checkpoint.of(stored, path).weights
     saved, now = (m.get(TIME) for m in (stored["spec"]["model"], module.settings["model"]))
     if saved != now:  # shapes do not tell

@@ -15,7 +15,7 @@ from lightning import pytorch as pl
 from torch import Generator, Tensor
 
 from fmdiff.machine.clock import PARTS
-from fmdiff.machine.cost import operations, peak
+from fmdiff.machine.cost import peak
 from fmdiff.machine.progress import Activity, note
 from fmdiff.randomness import generator
 from fmdiff.runs.rows import Rows, elapsed, rows_up_to
@@ -61,9 +61,7 @@ class Log(Hooks):
         self.mark_step = self.first = module.step
         rate = peak(module.device, self.options.precision)
         if rate is not None:
-            data = module.data
-            work = 3 * operations(module.net, data.shape, data.classes)
-            self.utilisation = work / rate / trainer.world_size
+            self.utilisation = module.operations() / rate / trainer.world_size
         self.rows = Rows(self.path, self.columns, self.before(module.step))
         if self.options.progress:
             from tqdm import tqdm
@@ -196,8 +194,9 @@ class Log(Hooks):
             labels = None if y is None else y[part]
             columns = (column[part] for column in times)
             terms = module.objective.terms(x[part], labels, eps[part], *columns)
-            losses.append(module.objective.compare(net, *terms))
-            squares.append(module.objective.mse(losses[-1], *terms))
+            loss, mse = module.objective.assess(net, *terms)
+            losses.append(loss)
+            squares.append(mse)
         loss, mse = (torch.cat(parts).float().cpu() for parts in (losses, squares))
         means = [loss.mean(), mse.mean(), *(c.mean() for c in loss.chunk(BINS))]
         bins = zip(self.VALIDATION, means, strict=False)  # a few samples fill fewer bins

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fmdiff.build import build
 from fmdiff.ema import Averages, buffers, tensors
 from fmdiff.errors import Diverged
-from fmdiff.machine import precision
+from fmdiff.loading import Teacher
+from fmdiff.machine import cost, precision
 from fmdiff.machine.clock import Clock
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
@@ -57,6 +58,7 @@ class Training(pl.LightningModule):
         self.net, self.objective, self.batches = net, objective, batches
         self.data, self.tally = batches.data, batches.tally
         self.classifies = objective.logits  # a classifier gives no samples
+        self.teacher: Teacher | None = None  # of a flow map
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
         # without averages: what `field` copies the network to; some networks cannot be deep-copied
         # once they have been called
@@ -80,6 +82,18 @@ class Training(pl.LightningModule):
             self.twin.load_state_dict(self.net.state_dict())
         net = self.averages[0] if self.twin is None else self.twin
         return self.objective.field(net, self.data.shape, self.data.classes)
+
+    def operations(self) -> int:
+        """The additions and multiplications of a training step for one sample.
+
+        A pass with gradient takes three times those of a forward pass.
+        """
+        data, taught = self.data, 0
+        without, differentiated, by_teacher = self.objective.evaluations
+        own = cost.operations(self.net, data.shape, data.classes)
+        if self.teacher is not None and self.teacher.field.net is not None:
+            taught = cost.operations(self.teacher.field.net, data.shape, data.classes)
+        return round((without + 3 * differentiated) * own + by_teacher * taught)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimiser, and set up how to compute, as the module is on its device by now."""
@@ -105,8 +119,13 @@ class Training(pl.LightningModule):
         if precision.by_pixel(options.channels_last, self.net, device):
             self.net.to(memory_format=torch.channels_last)
         self.mean_loss: Callable[..., Tensor] = self.eager_loss
+        # in a tuple, so that a compiled network is no second part of this module
+        self.asked: tuple[nn.Module] = (self.net,)
         if precision.compiles(options.compile, device):
-            self.mean_loss = torch.compile(self.eager_loss)
+            if self.objective.two_times:  # asks several times a step, of other rows each time
+                self.asked = (torch.compile(self.net, dynamic=True),)  # type: ignore[assignment]
+            else:
+                self.mean_loss = torch.compile(self.eager_loss)
         self.clock = Clock(device, options.log_every)
         return self.optimizer
 
@@ -206,10 +225,11 @@ class Training(pl.LightningModule):
     def eager_loss(self, *terms: Tensor | None) -> Tensor:
         """The mean loss and squared error (2,) of a micro-batch, divided by their number."""
         *terms, augmentation = terms  # type: ignore[assignment]
-        net: Any = self.net if augmentation is None else partial(self.net, augment=augmentation)
+        (net,) = self.asked
+        call: Any = net if augmentation is None else partial(net, augment=augmentation)
         with precision.cast(self.device, self.dtype_of_products):
-            losses = self.objective.compare(net, *terms)
-        loss = torch.stack([losses.mean(), self.objective.mse(losses.detach(), *terms).mean()])
+            losses, squares = self.objective.assess(call, *terms)
+        loss = torch.stack([losses.mean(), squares.mean()])
         parts = self.options.accumulate
         return loss if parts == 1 else loss / parts
 
