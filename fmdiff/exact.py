@@ -1,11 +1,13 @@
 """Ground truth: fields in closed form, which can replace a network everywhere.
 
-They hold for every path. They compute conditional expectations given x_t from the posterior.
+They hold for every path. They compute conditional expectations given x_t from the posterior. Their
+flow from one time to another is the ODE's solution to about 1e-12, or a formula for one Gaussian.
 """
 
 import copy
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Classes, Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
+from fmdiff.solvers.mean_velocity import mean_velocity
+
+LAST = 1 - 1e-3  # the straight time at which the flow towards single points ends
 
 
 def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor:
@@ -25,7 +30,91 @@ def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor
     return torch.zeros_like(allowed, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
 
 
-class Mixture(Field):
+class ClosedForm(Field):
+    """A field in closed form, with its exact flow.
+
+    `predict` with s gives the mean of the straight velocity over the flow from t to s, where s may
+    be before t. It is computed in float64, and derivatives in x_t, t and s may be taken.
+
+    The posterior of single points is singular at the data. There the flow ends at the straight
+    time `last` < 1, and the final jump to E[x | x_t] follows, as in sampling: from `last` on the
+    velocity of a sample stays what it is there. A flow that starts later begins with its own
+    velocity and, at r = 1, with that of r = 1 - 1e-9.
+    """
+
+    two_times = True
+    last = 1.0
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        self.evaluations += len(x_t)
+        if s is None:
+            return self.expectation(x_t, t, kind)
+        x, t, s = x_t.double(), t.double(), s.double()
+        z = x / expand(self.path.alpha(t) + self.path.beta(t), x)
+        r, q = (self.path.r(time).expand(len(x)) for time in (t, s))
+        u = self._mean_velocity(z, r, q)
+        return self.path.convert(u, x, t, "straight", kind).to(x_t)
+
+    def _mean_velocity(self, z: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """The mean of the straight velocity from r (B,) to q (B,) at z (B, *shape), float64."""
+        field = self.straight()
+        if self.last == 1:
+            return field.mean(z, r, q)
+        begin = torch.where(r < 1 - 1e-9, r, 1 - 1e-9)
+        latest = torch.where(begin < self.last, self.last, begin)
+        end = torch.where(q <= latest, q, latest)
+        u = field.mean(z, begin, end)
+        jumps = q > latest
+        if not bool(jumps.any()):
+            return u
+        whole = torch.where(jumps & (q > r), q - r, 1)
+        share = torch.where(jumps, (end - begin) / whole, 1)
+        final = field(z + expand(end - begin, z) * u, end)
+        return torch.lerp(final, u, expand(share, z))
+
+    def mean(self, z: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """The mean velocity of a field on the straight path from r (B,) to q (B,), float64."""
+        return mean_velocity(self, z, r, q - r)
+
+    def expectation(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        """The conditional expectation of the quantity `kind` given x_t: (B, *shape)."""
+        raise NotImplementedError
+
+    def straight(self) -> Self:
+        """The same field on the straight path, in float64."""
+        twin = copy.copy(self)
+        twin.path, twin.evaluations = CondOT(), 0
+        return twin
+
+    def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The flow X(x_t, t, s) (B, *shape), s before or after t. Its error is below 1e-9."""
+        return super().flow(x_t.double(), t.double(), s.double()).to(x_t)
+
+    def flow_through(self, x_t: Tensor, t: Tensor, ends: Iterable[Tensor]) -> Tensor:
+        """The states at the times `ends`, each () or (B,), of what is at x_t at t: (E, B, *shape).
+
+        If the times are in order, this costs about twice as much as one flow to the last of them.
+        """
+        x, states = x_t.double(), []
+        for s in ends:
+            x, t = self.flow(x, t, s), s
+            states.append(x)
+        return torch.stack(states).to(x_t)
+
+    def prior(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.log_prob(z, t)
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t), or log p_t(x_t | y) for labelled samples: (B,)."""
+        raise NotImplementedError
+
+    def bind(self, y: Tensor) -> Self:
+        bound = copy.copy(self)
+        bound.y, bound.evaluations = y, 0
+        return bound
+
+
+class Mixture(ClosedForm):
     r"""The marginal field of a Gaussian mixture sum_k w_k N(m_k, C_k) along any path.
 
     p_t = sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + beta^2 I. With posterior weights
@@ -54,6 +143,8 @@ class Mixture(Field):
         self.means = means.double()
         self.variances, self.axes = torch.linalg.eigh(covs.double())  # (K, d), (K, d, d)
         self.variances = self.variances.clamp(min=0)
+        if (self.variances == 0).any():
+            self.last = LAST
 
     def _posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log w_k N(x_t; alpha m_k, S_k) (B, K); along C_k's axes: u_k, C_k u_k; and alpha."""
@@ -74,11 +165,7 @@ class Mixture(Field):
         masked = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
         return self._posterior(x_t, t)[0].logsumexp(-1) - masked.logsumexp(-1).to(x_t)
 
-    def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.log_prob(z, t)
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        self.evaluations += len(x_t)
+    def expectation(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         log_p, u, cu, a = self._posterior(x_t, t)
         rho = log_p.softmax(-1)
         axes = self.axes.to(x_t)
@@ -89,6 +176,34 @@ class Mixture(Field):
         spread = torch.einsum("kde,bke->bd", axes, rho[..., None] * cu)
         x = rho @ self.means.to(x_t) + a[..., 0] * spread
         return self.path.mix(x, expand(self.path.beta(t), x_t) * u, t, kind)
+
+    def mean(self, z: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """By the formula for samples that a single component explains, else along the flow."""
+        weights = self.log_weights + _label_mask(self.component_labels, self.y, self.classes)
+        possible = (weights > -torch.inf).to(z.device).expand(len(z), -1)
+        only = possible.int().argmax(1).masked_fill(possible.sum(1) > 1, -1)
+        u = torch.zeros_like(z)
+        for k in sorted(set(only.tolist())):
+            rows = (only == k).nonzero().flatten()
+            at = z[rows], r[rows], q[rows]
+            if k < 0:
+                part = mean_velocity(self.select(rows), at[0], at[1], at[2] - at[1])
+            else:
+                part = self._gaussian_mean(k, *at)
+            u = u.index_copy(0, rows, part)
+        return u
+
+    def _gaussian_mean(self, k: int, z: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """The mean velocity of component k alone, on the straight path.
+
+        Z = q m + g (z - r m) along each axis, g^2 = S_q / S_r and S_r = r^2 c + (1 - r)^2. Here
+        g - 1 is written with the factor q - r, by which it is divided.
+        """
+        r, q = r[:, None], q[:, None]
+        m, c, axes = (part[k].to(z) for part in (self.means, self.variances, self.axes))
+        root, end = ((c * time**2 + (1 - time) ** 2).sqrt() for time in (r, q))
+        slope = (c * (q + r) - (2 - q - r)) / (root * (end + root))
+        return m + (slope * ((z - r * m) @ axes)) @ axes.T
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         one = torch.ones((), dtype=torch.float64)
@@ -109,21 +224,18 @@ class Mixture(Field):
         """Exact samples of p_t: a sample of the mixture, noised with eps."""
         return self.path.mix(self.sample(first, first + len(eps), seed).to(eps), eps, t)
 
-    def bind(self, y: Tensor) -> "Mixture":
-        bound = copy.copy(self)
-        bound.y, bound.evaluations = y, 0
-        return bound
-
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Mixture":
         return self
 
 
-class Empirical(Field):
+class Empirical(ClosedForm):
     """The ideal field of a finite data set: what a network with no error would learn from it.
 
     E[x | x_t] = sum_i softmax_i(-|x_t - alpha x_i|^2 / (2 beta^2)) x_i (Karras et al. 2022,
     appendix B.3). data (N, *shape), labels (N,) int64.
     """
+
+    last = LAST
 
     def __init__(
         self,
@@ -137,8 +249,7 @@ class Empirical(Field):
         self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
         self.member_labels, self.classes, self.y = labels, classes, y
 
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        self.evaluations += len(x_t)
+    def expectation(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         rows = max(1, 2**24 // len(self.data))  # bounds the (rows, N) table of weights
         parts = []
         for i in range(0, len(x_t), rows):
@@ -171,11 +282,11 @@ class Empirical(Field):
             logs.append((shares - squares / (2 * b * b)).logsumexp(0) - size)
         return torch.stack(logs).to(x_t)
 
-    def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.log_prob(z, t)
+    def straight(self) -> Self:
+        return super().straight().to(self.data.device, torch.float64)
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        edge = torch.tensor(1 - 1e-3, dtype=torch.float64)
+        edge = torch.tensor(LAST, dtype=torch.float64)
         return 0.0, self.path.time_of_r(edge).item()
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
@@ -191,12 +302,7 @@ class Empirical(Field):
         index = index.clamp(max=len(self.data) - 1)
         return self.path.mix(self.data[index].to(eps).view_as(eps), eps, t)
 
-    def bind(self, y: Tensor) -> "Empirical":
-        bound = copy.copy(self)
-        bound.y, bound.evaluations = y, 0
-        return bound
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Empirical":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         moved = copy.copy(self)
         moved.data, moved.norms = self.data.to(device, dtype), self.norms.to(device)
         if self.member_labels is not None:
