@@ -17,9 +17,10 @@ class Around(Field):
     def __init__(self, field: Field) -> None:
         self.field, self.path, self.branches = field, field.path, field.branches
         self.shape, self.classes, self.only = field.shape, field.classes, field.only
-        self.names = field.names
+        self.names, self.net = field.names, field.net
         self.gaussian, self.atoms = field.gaussian, field.atoms
         self.two_times, self.scales = field.two_times, field.scales
+        self.consistency = field.consistency
 
     @property
     def evaluations(self) -> int:
@@ -37,6 +38,9 @@ class Around(Field):
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         return self.field.interval(kind)
+
+    def end(self) -> Tensor:
+        return self.field.end()
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         return self.field.start(eps, t, first, seed)

@@ -41,6 +41,7 @@ class Field:
     names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
     two_times: bool = False  # whether it gives mean velocities, from a time t to a time s
+    consistency: bool = False  # whether its jumps are to the data, s = 1, alone
     scales: tuple[float, float] | None = None  # of guidance as an input of the network
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
     y: Tensor | None = None  # the labels (B,) of a batch
@@ -86,6 +87,10 @@ class Field:
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         """[lo, hi], the times at which `kind` is finite and trained."""
         raise NotImplementedError
+
+    def end(self) -> Tensor:
+        """The straight time r () at which the model's own path ends, below 1 if noise is left."""
+        return self.path.r(torch.ones((), dtype=torch.float64))
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         """The states at time t of samples first, first + 1, ... with noise eps (B, *shape)."""
@@ -177,7 +182,7 @@ class NetField(Field):
         c_skip = alpha s^2 / rms(x_t)^2, c_out = beta q s / rms(x_t), c_noise = log(beta/alpha)/4.
     """
 
-    w: Tensor | None = None  # the guidance scales (B,) of a batch, if they are an input
+    w: Tensor | None = None  # the guidance scale () or (B,), if it is an input
 
     def __init__(
         self,
@@ -246,7 +251,8 @@ class NetField(Field):
         self.evaluations += len(x_t)
         x_in, time = self.inputs(x_t, t)
         end = None if s is None else self.feature(s, x_t)
-        return self.scaled(answer(self.net, x_in, time, self.y, end, self.w), x_t, t)
+        w = None if self.w is None else self.w.to(x_t).expand(len(x_t))
+        return self.scaled(answer(self.net, x_in, time, self.y, end, w), x_t, t)
 
     def scaled(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The prediction at x_t from the network's output, both (B, *shape)."""
@@ -284,7 +290,7 @@ class NetField(Field):
         return twin
 
     def at_scale(self, w: Tensor) -> "NetField":
-        """The same field at the guidance scales w (B,), an input of a network with `scales`."""
+        """The same field at guidance scales w () or (B,), an input of a network with `scales`."""
         twin = copy.copy(self)
         twin.w, twin.evaluations = w, 0
         return twin

@@ -22,7 +22,7 @@ from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.integration import Law, Plan, plan
+from fmdiff.integration import Law, Plan, plan, span
 from fmdiff.sampling import Sampler, default_batch_size
 from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Schedule, Uniform
 
@@ -138,13 +138,14 @@ class Model:
     """
 
     def __init__(self, field: Field, sampler: Sampler, seed: int) -> None:
-        solver, nfe = sampler.solver, sampler.nfe
+        solver, nfe = sampler.solver_of(field), sampler.nfe
         if solver.stochastic or solver.adaptive:
             kind = "stochastic" if solver.stochastic else "adaptive"
             raise FmdiffError(
                 "schedule=fitted is for solvers whose end follows from their steps, and this one "
                 f"is {kind}: choose euler, heun, adams, dpmpp_2m or another ODE solver"
             )
+        sampler = replace(sampler, solver=solver)
         self.field = field.to(sampler.device, sampler.dtype)
         self.sampler, self.seed = sampler, seed
         self.flow = self.of_samples(0, 1)
@@ -153,7 +154,7 @@ class Model:
             raise FmdiffError(
                 f"schedule=fitted needs two steps or more, and this is {self.base.steps}"
             )
-        self.lo, self.hi = self.flow.interval(solver.asks)
+        self.lo, self.hi = span(self.flow, solver, sampler.final)
         ends = torch.tensor([self.lo, self.hi], dtype=torch.float64)
         if nfe is not None and len({self.flow.price(t) for t in [*self.base.times, *ends]}) > 1:
             raise FmdiffError(

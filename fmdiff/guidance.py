@@ -22,7 +22,7 @@ from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import EDGE, Classes, Field, in_turn
+from fmdiff.field import EDGE, Classes, Field, NetField, in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
@@ -48,6 +48,9 @@ class Unguided(Described):
         """The labels y of samples start ... stop - 1 of the field."""
         return field.labels(classes, start, stop, seed)
 
+    def need_maps(self) -> None:
+        """Raises FmdiffError unless this guidance can guide the jumps of a flow map."""
+
     def __call__(self, field: Field, y: Tensor | None) -> Field:
         """The field to integrate for labels y (B,)."""
         return field if y is None else field.bind(y)
@@ -56,7 +59,10 @@ class Unguided(Described):
 class CFG(Unguided):
     """guidance=cfg, interval and rescale: the guide is the null label's branch (see Guided).
 
-    Raises FmdiffError for an option out of range and, when called, for a model without classes.
+    A constant w alone is an input of a network that was trained with such scales, at one branch.
+
+    Raises FmdiffError for an option out of range and, when called, for a model without classes and
+    for a w that its network was not trained with.
     """
 
     def __init__(
@@ -85,8 +91,18 @@ class CFG(Unguided):
                 f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
                 "its pixels, and these data are points; choose guidance=cfg or interval"
             )
-        if self.w == 1:
+        w = self.w.value
+        if w == 1:
             return field.bind(y)
+        alone = self.interval is None and not self.phi
+        if alone and isinstance(w, float) and isinstance(field, NetField) and field.scales:
+            lo, hi = field.scales
+            if not lo <= w <= hi:
+                raise FmdiffError(
+                    f"guidance.w={w:g}: this model takes w as an input, and it was trained with "
+                    f"w from {lo:g} to {hi:g}"
+                )
+            return field.bind(y).at_scale(torch.tensor(w))
         return Guided(field, y, self.w, self.interval, self.phi)
 
 
@@ -105,6 +121,13 @@ class Autoguidance(Unguided):
 
     def __init__(self, w: float | str, guide: Field, origin: str = "the guide") -> None:
         self.w, self.guide, self.origin = Strength(w), of_class(guide, Field), origin
+
+    def need_maps(self) -> None:
+        if not self.guide.two_times:
+            raise FmdiffError(
+                f"{self.origin} is a velocity alone, and solver=jump needs a flow map for the "
+                "guide, too: give one in guidance.ckpt, or choose solver=heun"
+            )
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
         guide = self.guide
@@ -145,6 +168,12 @@ class ByClassifier(Unguided):
         if field.classes:
             return field.labels(classes, start, stop, seed)
         return in_turn(classes, self.classifier, field.only, start, stop)
+
+    def need_maps(self) -> None:
+        raise FmdiffError(
+            "guidance=classifier changes the velocity at one time, and a jump of a flow map has "
+            "none: choose solver=heun, or guidance=cfg"
+        )
 
     def __call__(self, field: Field, y: Tensor | None) -> Field:
         guide = self.classifier

@@ -11,13 +11,12 @@ from torch import Tensor
 from fmdiff.along import Around
 from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
+from fmdiff.field import Field, need_map
 from fmdiff.path import Kind
 from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels, Trained
 from fmdiff.solvers.solver import Noise, Solver, check_step
 from fmdiff.source import need_gaussian
 
-STEPS = 28  # the default if neither steps nor nfe nor the schedule decides
 Law = Callable[[Tensor], Tensor]  # a schedule, or a plain function of u in its place
 
 
@@ -115,18 +114,22 @@ def plan(
 
     final=denoise makes the last interval one jump to the estimate of x. final=solver has no jump.
     final=auto jumps if noise is left at the end of the interval. Such a jump comes after
-    steps - 1 solver steps; a jump from a clean end replaces the last step. An adaptive solver
+    steps - 1 solver steps; a jump from a clean end replaces the last step. A solver of maps takes
+    its last step to the data, from wherever it is, unless final=solver. An adaptive solver
     crosses the interval in one step, unless a trajectory has to show the `steps`. For the default
     schedule see `law_of`.
 
     Raises FmdiffError if steps and nfe are both given or not positive, if nfe does not pay for one
-    step, or if `solver` is no Solver.
+    step, if `solver` is no Solver, or if the field is not one that it can solve.
     """
     of_class(solver, Solver)
     need_positive(steps=steps, nfe=nfe)
     schedule = law_of(field, solver, schedule)
+    if solver.maps:
+        need_map(field, "solver=jump")
     if solver.stochastic:
-        need_gaussian(field, "a stochastic solver", "; choose one of an ODE, like heun or dopri5")
+        instead = "solver.noise=0" if solver.maps else "one of an ODE, like heun or dopri5"
+        need_gaussian(field, "a stochastic solver", f"; choose {instead}")
     if nfe is None:
         return _lay_out(field, solver, steps, schedule, final, trajectory)
     if steps is not None:
@@ -201,7 +204,7 @@ def _largest(lay_out: Callable[[int], Plan], nfe: int, most: int) -> Plan:
 def _lay_out(
     field: Field, solver: Solver, steps: int | None, schedule: Law, final: str, trajectory: bool
 ) -> Plan:
-    lo, hi = field.interval(solver.asks)
+    lo, hi = span(field, solver, final)
     if lo == hi:
         return Plan(torch.tensor([hi], dtype=torch.float64), False, 0)
     if isinstance(schedule, Explicit):
@@ -209,19 +212,19 @@ def _lay_out(
             raise FmdiffError(f"steps={steps}, but schedule.times has {schedule.steps} steps")
         times = schedule.within(lo, hi, final)
         lo, hi = times[0].item(), times[-1].item()
-        noisy, jump = _ending(field, hi, final)
+        noisy, jump = _ending(field, solver, hi, final)
         jump = jump or len(times) <= schedule.steps
     elif isinstance(schedule, Trained):
         atoms = None if field.atoms is None else _atoms(field, solver)
-        usual = min(STEPS, 0 if atoms is None else len(atoms))
+        usual = min(solver.default_steps, 0 if atoms is None else len(atoms))
         r = schedule.times(atoms, usual if steps is None else steps)
         times = field.path.time_of_r(r)
         noisy = jump = final != "solver"
     else:
         if isinstance(schedule, NoiseLevels):
-            lo, hi = schedule.span(field.path, lo, hi)
-        noisy, jump = _ending(field, hi, final)
-        intervals = (STEPS if steps is None else steps) - (jump and noisy)
+            lo, hi = schedule.span(field.path, *field.interval(solver.asks))
+        noisy, jump = _ending(field, solver, 1.0 if solver.maps else hi, final)
+        intervals = (solver.default_steps if steps is None else steps) - (jump and noisy)
         u = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
         if isinstance(schedule, NoiseLevels):
             times = schedule.times(u, field.path, lo, hi)
@@ -235,8 +238,19 @@ def _lay_out(
     return Plan(times, jump, _price(field, solver, times, jump))
 
 
-def _ending(field: Field, hi: float, final: str) -> tuple[bool, bool]:
-    """Whether noise is left at hi, and whether a final jump follows."""
+def span(field: Field, solver: Solver, final: str) -> tuple[float, float]:
+    """The first and the last time of a solver. A jump to the data need not ask at its end."""
+    lo, hi = field.interval(solver.asks)
+    return lo, 1.0 if solver.maps and final != "solver" and lo < hi else hi
+
+
+def _ending(field: Field, solver: Solver, hi: float, final: str) -> tuple[bool, bool]:
+    """Whether noise is left at hi, and whether a final jump follows.
+
+    A solver of maps takes its last step to the data, so that nothing is left at t = 1.
+    """
+    if solver.maps:
+        return hi < 1, final != "solver"
     noisy = bool(field.path.beta(torch.tensor(hi, dtype=torch.float64)) > 0)
     return noisy, final == "denoise" or (final == "auto" and noisy)
 
@@ -250,7 +264,7 @@ def _price(field: Field, solver: Solver, times: Tensor, jump: bool) -> int:
     x = torch.zeros(1, 1, dtype=torch.float64)
     integrate(solver, rehearsal, x, times, lambda t, s: torch.zeros_like(x), jump=jump)
     if jump:
-        rehearsal.predict(x, times[-1], "x")
+        solver.arrival(rehearsal, x, times[-1])
     return rehearsal.cost
 
 

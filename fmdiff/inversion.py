@@ -147,5 +147,6 @@ def inpaint(
         z = torch.where(mask, path.mix(x, eps, t), z)
         z = integrate(solver, field, z, torch.stack([t, s]))
     if layout.jump:
-        z = field.predict(torch.where(mask, path.mix(x, eps, times[-1]), z), times[-1], "x")
+        z = torch.where(mask, path.mix(x, eps, times[-1]), z)
+        z = solver.arrival(field, z, times[-1])
     return torch.where(mask, x, z)

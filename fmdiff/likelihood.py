@@ -94,6 +94,11 @@ class Augmented(Around):
 def need_ode(solver: Solver) -> None:
     """Raises FmdiffError for a solver that cannot run from data to noise."""
     name = type(of_class(solver, Solver)).__name__
+    if solver.maps:
+        raise FmdiffError(
+            f"{name} leads from noise to data alone: choose euler, midpoint, heun, rk4, adams or "
+            "dopri5"
+        )
     if solver.stochastic:
         raise FmdiffError(
             f"{name} is stochastic, and only the ODE leads back from data to noise: choose "

@@ -16,11 +16,20 @@ from fmdiff.field import Classes, Field
 from fmdiff.guidance import Unguided, in_range
 from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
 from fmdiff.path import Path
+from fmdiff.solvers.jump import Jump
 from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
 from fmdiff.trajectory import Witness, join, watch_size
 
-HEUN, UNGUIDED = Heun(), Unguided()
+USUAL, UNGUIDED = Heun(), Unguided()
+JOINED = (
+    "guidance joins the ends of two jumps, which is an approximation: the mean velocity of the "
+    "guided flow is no sum of theirs; more steps come nearer to it"
+)
+AHEAD = (
+    "this map was trained to jump to the data alone (objective.ends=data), and these jumps end "
+    "before: choose solver.noise=1, or steps=1"
+)
 COORDINATES, FINALS = ("straight", "native"), ("auto", "solver", "denoise")
 Receive = Callable[[Tensor, Tensor | None], None]  # samples and labels of a batch
 
@@ -48,6 +57,22 @@ def default_batch_size(shape: tuple[int, ...]) -> int:
     return max(1, size // 64 * 64 or size)
 
 
+def usual_solver(field: Field) -> tuple[str, dict[str, float]]:
+    """The name of the default solver, and the keys of its YAML that differ.
+
+    It is jump for a network that is a flow map, else heun. A map that jumps to the data alone gets
+    there in every step, and noise is added again.
+    """
+    if not field.two_times or field.net is None:
+        return "heun", {}
+    return "jump", {"noise": float(field.consistency and field.gaussian)}
+
+
+def preview_steps(field: Field) -> int:
+    """The number of steps of the samples that a training run shows of itself."""
+    return 14 if usual_solver(field)[0] == "heun" else Jump.default_steps
+
+
 def view(field: Field, coordinates: str, path: Path | None = None) -> Field:
     """The field in the coordinates in which the solver runs."""
     field = field if path is None else Along(field, path)
@@ -63,15 +88,16 @@ class Sampler:
     solver, schedule, guidance and path are objects. Each may also be a name, like solver="heun",
     or the content of its YAML, like schedule={"_target_": ..., "p": 1.5}.
 
-    Give steps, or the nfe they may cost; the default is 28 steps. The solver runs in straight or
-    native `coordinates`. `path` replaces the field's own path. `clip` (none, data or dynamic)
-    bounds the estimate of x of images. The default `batch_size` depends on the shape of the
-    samples. For `final` see `plan`.
+    The default solver is heun, or jump for a network that is a flow map. Give steps, or the nfe
+    they may cost; the default is 28 steps, or 4 jumps. The solver runs in straight or native
+    `coordinates`. `path` replaces the field's own path. `clip` (none, data or dynamic) bounds the
+    estimate of x of images. The default `batch_size` depends on the shape of the samples. For
+    `final` see `plan`.
 
     Raises FmdiffError for any other value.
     """
 
-    solver: Solver = HEUN
+    solver: Solver = USUAL
     steps: int | None = None
     nfe: int | None = None
     schedule: Law | None = None  # see integration.law_of
@@ -102,13 +128,32 @@ class Sampler:
                 raise FmdiffError(f"{option}={value}: {nearest(value, choices)}")
 
     def seen(self, field: Field, y: Tensor | None) -> Field:
-        """The field as the solver sees it: guided to labels y (B,), clipped, in `coordinates`."""
+        """The field as the solver sees it: guided to labels y (B,), clipped, in `coordinates`.
+
+        Raises FmdiffError for a guidance that does not go with the field or the solver.
+        """
+        if self.solver_of(field).maps:
+            self.guidance.need_maps()
         guided = in_range(self.guidance(field, y), self.clip)
         return view(guided, self.coordinates, self.path)
 
+    def solver_of(self, field: Field) -> Solver:
+        """The solver of a field: the default one depends on it."""
+        name, keys = usual_solver(field)
+        return Jump(**keys) if self.solver is USUAL and name == "jump" else self.solver
+
+    def notes(self, field: Field, layout: Plan) -> list[str]:
+        """What to know of samples of a field, as the solver sees it, by this plan for it."""
+        solver = self.solver_of(field)
+        if not isinstance(solver, Jump):
+            return []
+        joined = (layout.nfe or 0) > layout.steps
+        ahead = field.consistency and layout.steps > 1 and solver.noise < 1
+        return [JOINED] * joined + [AHEAD] * ahead
+
     def plan(self, field: Field, trajectory: bool = False) -> Plan:
         """The plan for a field as the solver sees it; see the function `plan`."""
-        choice = self.solver, self.steps, self.schedule, self.final, self.nfe
+        choice = self.solver_of(field), self.steps, self.schedule, self.final, self.nfe
         return plan(field, *choice, trajectory)
 
     @torch.no_grad()
@@ -186,12 +231,11 @@ class Sampler:
             x = field.start(self._own(noise), times[0], rows.start, seed)
         if watch:
             watch.observe(times[0], x)
-        observe = watch.observe if watch else None
-        x = integrate(
-            self.solver, field, x, times, self._noise(field, rows, seed), observe, layout.jump
-        )
+        observe, solver = watch.observe if watch else None, self.solver_of(field)
+        walk = self._noise(field, rows, seed) if solver.stochastic else None
+        x = integrate(solver, field, x, times, walk, observe, layout.jump)
         if layout.jump:
-            x = field.predict(x, times[-1], "x")
+            x = solver.arrival(field, x, times[-1])
             if watch:
                 watch.keep(x)
         return x
@@ -199,9 +243,7 @@ class Sampler:
     def _own(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype)
 
-    def _noise(self, field: Field, rows: range, seed: int) -> Noise | None:
-        if not self.solver.stochastic:  # a Brownian path costs a draw to begin
-            return None
+    def _noise(self, field: Field, rows: range, seed: int) -> Noise:
         walk = randomness.Brownian(rows.start, rows.stop, field.shape, seed)
         return lambda t, s: self._own(walk(t, s))
 

@@ -206,6 +206,7 @@ class Evaluation:
                 receive=receive,
                 progress=bar,
             )
+            self.jury.warnings += sampler.notes(stage.field, samples.plan)
             return samples, time.perf_counter() - begin
 
         self.pixels = None

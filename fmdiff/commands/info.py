@@ -8,13 +8,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fmdiff import tables
+from fmdiff.build import named
 from fmdiff.classifier import Classifier
 from fmdiff.ema import POWER, gamma
 from fmdiff.errors import word
+from fmdiff.field import NetField
 from fmdiff.loading import restore
 from fmdiff.runs import averages, checkpoint, safetensors
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
+from fmdiff.sampling import usual_solver
 
 # the guidance scales of other code and papers in terms of fmdiff's w, which has no effect at 1
 SCALES = {
@@ -72,6 +75,27 @@ def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
     return rows
 
 
+def map_text(field: NetField) -> str:
+    """Describe what a flow map takes besides x_t and t."""
+    end = "s = 1, the data" if field.consistency else "a time s"
+    text = f"gives the mean velocity from t to {end}, for solver=jump; with s = t it is a field"
+    if field.scales:
+        lo, hi = field.scales
+        text += f"; guidance.w from {lo:g} to {hi:g} is an input, at one evaluation"
+    return text
+
+
+def how_to_sample(field: NetField) -> str:
+    """The words of a command line that sample a field well."""
+    name, keys = usual_solver(field)
+    words = [f"solver={name}", *(f"solver.{k}={v:g}" for k, v in keys.items() if v)]
+    words.append(f"steps={named('solver', name).default_steps}")
+    if field.classes:
+        lo, hi = field.scales or (2.0, 2.0)
+        words.append(f"guidance=cfg guidance.w={min(max(2.0, lo), hi):g}")
+    return " ".join(words)
+
+
 def info(cfg: DictConfig) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
     path = find(cfg.ckpt)
@@ -88,9 +112,11 @@ def info(cfg: DictConfig) -> None:
     spec, data = content.spec, content.spec["data"]
     assert field.net is not None
     parameters = sum(p.numel() for p in field.net.parameters())
-    interval: dict[str, object] = {}
+    of_field: dict[str, object] = {}
     if not isinstance(field, Classifier):
-        interval["interval"] = "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
+        of_field["interval"] = "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
+        if field.two_times:
+            of_field["flow map"] = map_text(field)
     rows: dict[str, object] = {
         "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content.version})",
         "step": content.step,
@@ -100,7 +126,7 @@ def info(cfg: DictConfig) -> None:
         **{group: summary(spec[group]) for group in ("source", "coupling") if group in spec},
         "data": f"{data['name']}, shape {tuple(data['shape'])}, "
         f"{data['classes'] or 'no'} classes{_names(field.names)}, std {data['std']:.4g}",
-        **interval,
+        **of_field,
         "weights": ", ".join(content.weights) + " (weights=ema takes the first average)",
         "resumable": "no, weights only" if content.training is None else "yes",
     }
@@ -115,5 +141,4 @@ def info(cfg: DictConfig) -> None:
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")
         _print(SCALES, "  ")
-    guided = " guidance=cfg guidance.w=2" if data["classes"] else ""
-    print(f"\nfmdiff sample {word('ckpt', path)} solver=heun steps=28{guided}")
+    print(f"\nfmdiff sample {word('ckpt', path)} {how_to_sample(field)}")

@@ -59,6 +59,8 @@ def sample(cfg: DictConfig, folder: Path) -> None:
         if processes.rank() == 0:
             plan = describe(settings, sampler, layout, view)
             print(f"{stage.n} samples on {where}, {plan}")
+            for note in sampler.notes(view, layout):
+                print(f"note: {note}")
         output = draw(stage, sampler, judge)
     if processes.rank():
         return
@@ -166,12 +168,16 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Fiel
         cost = f"{plan.nfe} evaluations each"
     law = law_of(field, sampler.solver, sampler.schedule)
     schedule = choices["schedule"] or type(law).__name__.lower()
-    jump = " and a jump to the estimate of x" if plan.jump else ""
+    kind, last, jump = f"order {sampler.solver.order:g}", plan.times[-1].item(), ""
+    if sampler.solver.maps:
+        kind, last = "of a flow map", 1.0 if plan.jump else last
+    elif plan.jump:
+        jump = " and a jump to the estimate of x"
     guided = f" (guidance {choices['guidance']} included)" if field.branches > 1 else ""
     return (
-        f"solver {choices['solver']} (order {sampler.solver.order:g}), {steps}, schedule "
+        f"solver {choices['solver']} ({kind}), {steps}, schedule "
         f"{schedule}, in {settings['coordinates']} coordinates from "
-        f"{plan.times[0]:.4g} to {plan.times[-1]:.4g}{jump}, {cost}{guided}"
+        f"{plan.times[0]:.4g} to {last:.4g}{jump}, {cost}{guided}"
     )
 
 
@@ -229,6 +235,7 @@ def report(stage: Stage, output: Output) -> dict[str, Any]:
         "nfe_planned": output.samples.nfe_planned,
         "nfe_counted": output.nfe,
         "nfe_most": output.most,
+        "steps": output.samples.plan.steps,
         "n": stage.n,
         "batch_size": stage.size,
         "seconds": output.seconds,

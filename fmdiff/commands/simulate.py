@@ -84,6 +84,8 @@ def usable(solver: Solver, name: str, system: System) -> Solver:
                 f"solver.diffusion={solver.diffusion}: this system has its own, system.diffusion"
             )
         return Additive()
+    if solver.maps:
+        raise FmdiffError(f"solver={name} needs a flow map, and systems are none; {plain}")
     if system.has_score and solver.stochastic and not isinstance(solver, EulerMaruyama):
         raise FmdiffError(
             f"solver={name}: here the noise is one draw a step, for solver=euler_maruyama"

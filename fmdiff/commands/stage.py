@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
+from fmdiff.build import spec_of
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.loading import subject
 from fmdiff.machine import device, processes
-from fmdiff.sampling import default_batch_size
+from fmdiff.sampling import default_batch_size, usual_solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,14 @@ def set_up(
     points, images: the default numbers of samples. data: whether the data of images are needed;
     those of points are always loaded.
 
-    Raises FmdiffError for a model or data that cannot be loaded.
+    A setting solver=null becomes the solver that suits the field. Raises FmdiffError for a model
+    or data that cannot be loaded.
     """
     field, source, about = subject(settings, data=data)
+    if "solver" in settings and settings["solver"] is None:
+        name, keys = usual_solver(field)
+        settings["solver"] = spec_of("solver", name) | keys
+        settings["choices"] = settings["choices"] | {"solver": name}
     n = settings["n"] or (images if len(field.shape) == 3 else points)
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
     return Stage(

@@ -139,7 +139,7 @@ class FlowMap(FlowMatching):
 
     def field(self, *args: Any, **options: Any) -> NetField:
         field = super().field(*args, **options)
-        field.two_times = True
+        field.two_times, field.consistency = True, self.ends == "data"
         if self.guidance is not None:
             field.scales = (float(self.guidance[0]), float(self.guidance[1]))
         return field

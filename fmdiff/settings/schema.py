@@ -222,6 +222,7 @@ RULES: dict[str, Rule] = {
     "schedule.n": or_null(integer(2)),
     "schedule.reference": integer(20),
     "schedule.seed": integer(0),
+    "solver.noise": FRACTION,
     "solver.rtol": number(above=0),
     "solver.atol": number(above=0),
     "solver.max_nfe": integer(1),

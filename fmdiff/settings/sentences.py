@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from yaml import YAMLError
 
+from fmdiff.build import config_folder, spec_of
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.settings import extras, schema
 
@@ -149,6 +150,8 @@ def _unknown_key(
     level = [name for name in keys if name.rpartition(".")[0] == parent]
     where = f" of {parent}={choices[parent]}" if choices.get(parent) else ""
     elsewhere = [name for name in keys if name.rpartition(".")[2] == last]
+    if owners := [] if where else _owners(parent, last):
+        return f"{key} goes with {parent}={' or '.join(owners)}: choose it, too"
     if elsewhere:
         return f"unknown key {key!r}{where}; did you mean {elsewhere[0]!r}?"
     if level:
@@ -158,6 +161,12 @@ def _unknown_key(
         others = ", ".join(name for name in options if name != choices[parent])
         return f"unknown key {key!r}{where}, which has none; another {parent} may: {others}"
     return f"unknown key {key!r}; {nearest(key, [k for k in keys if '.' not in k])}"
+
+
+def _owners(group: str, key: str) -> list[str]:
+    """The choices in a group of fmdiff's YAML files that have the key."""
+    names = sorted(file.stem for file in (config_folder() / group).glob("*.yaml")) if group else []
+    return [name for name in names if key in spec_of(group, name)]
 
 
 def dotted(node: Any, prefix: str = "") -> list[str]:

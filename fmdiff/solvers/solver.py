@@ -24,7 +24,8 @@ class Solver(Described):
     `order` is the order of convergence, which the tests measure. `asks` is the kind of quantity
     that it evaluates, which decides the field's interval. A `stochastic` solver draws noise and
     needs a field with a normal source. An `adaptive` one chooses its own steps between two times.
-    An `ancestral` one is by default run at the times of training, if these are finitely many.
+    An `ancestral` one is by default run at the times of training, if these are finitely many. One
+    of `maps` needs a field of two times. `default_steps` holds where nothing else decides.
     """
 
     order: float = 1
@@ -32,6 +33,8 @@ class Solver(Described):
     stochastic: bool = False
     adaptive: bool = False
     ancestral: bool = False
+    maps: bool = False
+    default_steps: int = 28
 
     def begin(self, times: Tensor, jump: bool = False) -> Any:
         """The state before the first of the steps along times (S+1,).
@@ -51,6 +54,10 @@ class Solver(Described):
             f"{type(self).__name__} must define step(self, field, x, t, s, state, noise), "
             "which returns x at time s and a state"
         )
+
+    def arrival(self, field: Field, x: Tensor, t: Tensor) -> Tensor:
+        """The estimate of the data (B, *shape) from x at time t (), by which a plan may end."""
+        return field.predict(x, t, "x")
 
     def nfe(self, steps: int) -> int:
         """The evaluations that these steps cost each sample; unknown for an adaptive solver."""

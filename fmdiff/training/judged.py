@@ -15,7 +15,7 @@ from fmdiff.metrics.judge import Judge, judge
 from fmdiff.metrics.results import MORE
 from fmdiff.runs import checkpoint
 from fmdiff.runs.rows import rows_up_to
-from fmdiff.sampling import generate
+from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.checkpoints import content
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -96,7 +96,8 @@ class SampleMetrics(Hooks):
         def receive(x: Tensor, y: Tensor | None) -> None:
             judge.add(to_uint8(x) if images else x, y)
 
-        generate(module.field(), self.n, steps=14, device=module.device, receive=receive)
+        field = module.field()
+        generate(field, self.n, steps=preview_steps(field), device=module.device, receive=receive)
         reasons: list[str] = []
         metrics = judge.results(reasons)
         for reason in reasons:

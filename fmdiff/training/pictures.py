@@ -12,7 +12,7 @@ from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
 from fmdiff.pictures.samples import captions
-from fmdiff.sampling import generate
+from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks, board
@@ -39,7 +39,8 @@ class Pictures(Hooks):
     def picture(self, trainer: pl.Trainer, module: Training) -> None:
         """Draw samples/step_{step:07d}.png, and the same for TensorBoard."""
         images = len(module.data.shape) == 3
-        samples = generate(module.field(), 64 if images else 2000, steps=14, device=module.device)
+        field, n = module.field(), 64 if images else 2000
+        samples = generate(field, n, steps=preview_steps(field), device=module.device)
         if images:
             y = captions(samples.y, module.data.names)
             picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
