@@ -2,18 +2,20 @@
 
 A coupling reorders only eps, so labels stay with their x. With labels it pairs within each class.
 Otherwise the noise would tell the class, and the source of a class would not be the source (Tong
-et al. 2024, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772). The score is known only
-for the independent coupling.
+et al. 2024, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772). `Reflow` is another kind:
+its pairs come from a teacher and take the place of data and noise. The score is known only for the
+independent coupling.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from fmdiff.build import Described
 from fmdiff.errors import FmdiffError
-from fmdiff.randomness import generator
+from fmdiff.randomness import generator, positions
 
 
 def transport_cost(x: Tensor, eps: Tensor) -> Tensor:
@@ -29,6 +31,7 @@ class Coupling(Described, ABC):
     """
 
     independent = False  # whether eps stays independent of x
+    permutes = True  # whether it reorders the noise of a batch
 
     def __call__(self, x: Tensor, eps: Tensor, y: Tensor | None, seed: int, step: int) -> Tensor:
         draws = generator(seed, "coupling", step)
@@ -61,6 +64,7 @@ class Independent(Coupling):
     """Leaves eps as it was drawn."""
 
     independent = True
+    permutes = False
 
     def check(self, n: int, shape: tuple[int, ...], memory: int) -> None:
         pass
@@ -173,3 +177,68 @@ class Sinkhorn(Coupling):
 
     def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
         return torch.multinomial(self.plan(x, eps).cpu(), 1, generator=draws)[:, 0]
+
+
+class Reflow(Coupling):
+    """Pairs (eps, X(eps)) of the ODE of a teacher (rectified flow, Liu et al. 2023).
+
+    X(eps) is where the teacher's flow leads the noise eps. The paths of two pairs cross less than
+    those of independent ones, so a network trained on them has straighter trajectories, with the
+    same marginals (arXiv:2209.03003, theorems 3.3, 3.5 and 3.7). A network trained so may be a
+    teacher again (RF-3).
+
+    The keys only describe the pairs. `fmdiff.training.reflow` makes them, so that a checkpoint can
+    be sampled without its teacher. The pairs themselves are `Pairs`.
+    """
+
+    permutes = False
+
+    def __init__(
+        self,
+        ckpt: str | None,
+        weights: str | float,
+        n: int | None,
+        solver: str,
+        steps: int | None,
+        w: float,
+        seed: int,
+        trust: list[str],
+    ) -> None:
+        self.ckpt, self.weights, self.trust = ckpt, weights, trust
+        self.n, self.solver, self.steps, self.w, self.seed = n, solver, steps, w, seed
+
+    def check(self, n: int, shape: tuple[int, ...], memory: int) -> None:
+        pass
+
+    def pair(self, x: Tensor, eps: Tensor, draws: Generator) -> Tensor:
+        return torch.arange(len(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The pairs of a teacher, which take the place of data and noise.
+
+    The first n are for training, and the others are held out. All are on the CPU.
+    """
+
+    eps: Tensor  # (m, *shape), float32, m > n
+    x: Tensor  # (m, *shape), float32: X(eps)
+    y: Tensor | None  # (m,), int64, the labels for which the teacher was asked
+    n: int
+    teacher: str  # the SHA-256 of the teacher
+    straightness: float  # of the teacher: `inversion.Shape.relative`
+
+    def batch(
+        self, seed: int, step: int, size: int, rows: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, y and eps of `rows` of the global batch of a step; each pair once per epoch."""
+        return self.take(positions(seed, step, size, self.n)[rows], device)
+
+    def held_out(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, y and eps of the pairs that are never trained on."""
+        return self.take(torch.arange(self.n, len(self.x)), device)
+
+    def take(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, y and eps of the pairs of these numbers, on a device."""
+        y = None if self.y is None else self.y[index].to(device)
+        return self.x[index].to(device), y, self.eps[index].to(device)

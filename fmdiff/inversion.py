@@ -4,6 +4,7 @@ encode       maps x to the state at the noise end, by the ODE in the time -t
 decode       maps it back to x; a round trip changes x by the solver's error
 slerp        interpolates between two codes along the sphere they lie on
 straightness measures how straight trajectories are, and how much they turn
+shape_of     measures it of the trajectories of a field's own samples
 inpaint      draws a box of an image anew, given the rest
 
 If a model ends with noise (hi < 1), its state there is alpha(hi) x, as for the likelihood. A
@@ -22,6 +23,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.integration import Backward, integrate, plan
 from fmdiff.likelihood import ode_times
+from fmdiff.sampling import Sampler
 from fmdiff.solvers.solver import Solver
 
 Observe = Callable[[Tensor, Tensor], None]
@@ -101,6 +103,24 @@ def straightness(states: Tensor, times: Tensor) -> Shape:
         turning.mean().item(),
         (turning / length).mean().item(),
     )
+
+
+@torch.no_grad()
+def shape_of(field: Field, sampler: Sampler, seed: int, n: int | None = None) -> Shape:
+    """The shape of the trajectories of samples 0 ... n - 1 of a seed, from noise to data.
+
+    `sampler` gives guidance, coordinates, device and the solver, which must take fixed steps. n is
+    by default 2,048 points, or as many images as have as many elements as 131,072 points.
+    """
+    n = n or max(4, min(2048, 2**18 // torch.Size(field.shape).numel()))
+    field = field.to(sampler.device, sampler.dtype)
+    y = sampler.guidance.labels(field, None, 0, n, seed)
+    view = sampler.seen(field, None if y is None else y.to(sampler.device))
+    times = ode_times(view, sampler.solver, sampler.steps)
+    noise = randomness.noise(0, n, field.shape, seed, "start").to(sampler.device, sampler.dtype)
+    states = [view.start(noise, times[0], 0, seed)]
+    integrate(sampler.solver, view, states[0], times, observe=lambda t, x: states.append(x))
+    return straightness(torch.stack(states).cpu(), times)
 
 
 def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:

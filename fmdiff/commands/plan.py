@@ -7,10 +7,12 @@ import torch
 from omegaconf import DictConfig
 
 from fmdiff.commands.train import passes
+from fmdiff.coupling import Reflow
 from fmdiff.data.base import Data
 from fmdiff.machine import cost
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.runs.config import seconds as duration
+from fmdiff.training import reflow
 from fmdiff.training.assemble import assemble
 from fmdiff.training.judged import judge_of
 from fmdiff.training.module import Training
@@ -24,6 +26,7 @@ def plan(cfg: DictConfig) -> None:
     """Print the cost of training as cfg says, measured in a few steps that are discarded."""
     growth = cost.Growth()
     module, device = assemble(cfg)
+    coupling = module.batches.coupling
     judge_of(module, device)  # raises for metrics that it cannot judge
     options, data, net = module.options, module.data, module.net
     work = cost.operations(net, data.shape, data.classes)
@@ -38,6 +41,9 @@ def plan(cfg: DictConfig) -> None:
     needed += _size(data)
     trial = growth(device) if options.devices == 1 else None  # the trial is of one device
     rows = table(module, options, device, work, _memory(needed, trial), speed)
+    if isinstance(coupling, Reflow):
+        source = module.objective.source
+        rows["pairs"] = reflow.plan(*reflow.parts(module.settings, coupling, data, source, device))
     width = max(map(len, rows))
     for name, value in rows.items():
         if value:
@@ -127,7 +133,7 @@ def _slips_of_data(module: Training, options: TrainerOptions) -> Iterator[str]:
         yield "data.flip=true mirrors digits, and a mirrored 2 is none"
     if data.classes and not module.classifies and not options.label_dropout:
         yield "trainer.label_dropout=0: guidance will have no unconditional branch"
-    if not module.batches.coupling.independent and data.classes and per_class < 8:
+    if module.batches.coupling.permutes and data.classes and per_class < 8:
         yield (
             f"coupling={choices['coupling']} pairs within a class, and a batch has {per_class} of "
             "each: hardly better than independent"

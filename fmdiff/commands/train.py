@@ -18,7 +18,7 @@ from fmdiff.runs.content import TITLE, Checkpoint
 from fmdiff.runs.find import find, newest_good
 from fmdiff.runs.folder import write_config
 from fmdiff.settings.compose import going_on
-from fmdiff.training import checkpoints
+from fmdiff.training import checkpoints, reflow
 from fmdiff.training.assemble import assemble
 from fmdiff.training.judged import SampleMetrics, judge_of
 from fmdiff.training.log import Log
@@ -67,6 +67,8 @@ def train(cfg: DictConfig, folder: Path) -> None:
             module.batches.close()
         stop.conclude(module.step, going_on(folder))
         if trainer.is_global_zero:
+            if module.batches.pairs is not None:
+                log.info("%s", reflow.conclusion(module.field(), module.batches.pairs, device))
             log.info("%d steps done; next: %s", module.step, next_command(module, folder))
 
 

@@ -26,10 +26,10 @@ def refusal(override: str, folders: Sequence[Path] = ()) -> str | None:
     folders: those of YAML files that the user named, beside fmdiff's own.
     """
     key, equals, value = override.partition("=")
-    first = re.split("[/.@]", key.lstrip("+~"))[0]
-    if "_target_" in override or first == "hydra":
+    parts = re.split("[/.@]", key.lstrip("+~"))
+    if "_target_" in override or parts[0] == "hydra":
         return "names code"
-    if first in RESERVED:
+    if parts[0] in RESERVED or parts[-1] == "trust":
         return "is for the user alone to say"
     if not equals or not KEY.fullmatch(key):
         return "is not of the form key=value"

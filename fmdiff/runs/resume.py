@@ -30,6 +30,8 @@ CHANGEABLE = INCIDENTAL | {
     "optim.lr",
     "objective.teacher",  # where it lies; its weights may not change
     "trust",
+    "coupling.ckpt",  # the teacher's weights are compared
+    "coupling.trust",
     *(f"trainer.{key}_every" for key in ("log", "validate", "picture", "metrics", "checkpoint")),
     "trainer.logger",
     "trainer.keep",

@@ -74,6 +74,13 @@ def _gaussian(cfg: Any) -> bool:
     return _normal(cfg) and issubclass(coupling, Coupling) and coupling.independent
 
 
+def _reflows(cfg: Any) -> bool:
+    """Whether the pairs come from a teacher."""
+    from fmdiff.coupling import Reflow
+
+    return issubclass(kind_of(cfg, "coupling"), Reflow)
+
+
 def _classifies(cfg: Any) -> bool:
     from fmdiff.objectives.objective import Objective
 
@@ -138,6 +145,15 @@ TRAIN = (
         lambda c: c.trainer.get("snapshot_every") is not None and not c.trainer.get("power_ema"),
         "trainer.snapshot_every={trainer.snapshot_every} goes with trainer.power_ema=[0.05,0.1], "
         "whose snapshots those are",
+    ),
+    Refusal(
+        lambda c: _reflows(c) and c.coupling.ckpt is None,
+        "coupling={choices[coupling]} needs coupling.ckpt=RUN, the model whose ODE makes pairs",
+    ),
+    Refusal(
+        lambda c: _reflows(c) and bool(c.data.get("augment")),
+        "data.augment={data.augment} changes images, and coupling={choices[coupling]} trains on "
+        "pairs of a teacher in their place: set data.augment=0",
     ),
 )
 SAMPLE = (

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fmdiff.build import build, locate
+from fmdiff.coupling import Reflow
 from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
@@ -18,6 +19,7 @@ from fmdiff.models.network import Network, answers_logits, takes
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
 from fmdiff.runs.content import TITLE
+from fmdiff.training import reflow
 from fmdiff.training.batches import Batches
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -33,7 +35,7 @@ def assemble(
     """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
     state, title: the weights of the checkpoint that is resumed and its name in messages; see
-    `loading.bounded`. before: its training part, for `teach`.
+    `loading.bounded`. before: its training part, for `teach` and coupling=reflow.
     Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -64,6 +66,11 @@ def assemble(
         rule = device.threads(parameters, data.batch_size, data.shape) // options.devices
         cfg.threads = settings["threads"] = settings["threads"] or max(1, rule)
         torch.set_num_threads(settings["threads"])
+    pairs = None
+    if isinstance(coupling, Reflow):
+        former = (before or {}).get("pairs")
+        parts = reflow.parts(settings, coupling, data, source, where, former)
+        pairs = None if settings["plan"] else reflow.pairs(*parts)
     batches = Batches(
         data,
         objective,
@@ -73,6 +80,7 @@ def assemble(
         0.0 if objective.logits else options.label_dropout,
         options.accumulate,
         options.max_steps,
+        pairs,
     )
     module = Training(settings, options, net, objective, batches)
     teach(module, where, before)

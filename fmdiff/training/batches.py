@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.coupling import Coupling, transport_cost
+from fmdiff.coupling import Coupling, Pairs, transport_cost
 from fmdiff.data.base import Data, concatenate
 from fmdiff.machine.ahead import Ahead
 from fmdiff.objectives.objective import Objective
@@ -14,8 +14,9 @@ from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
 Terms = tuple[Tensor | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
+Coupled = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # x, y, eps, augmentation
 Draws = tuple[Any, ...]  # x, y, eps, t and what else the objective draws, augmentation
-Pairs = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
+Match = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
 POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
 
 
@@ -26,7 +27,7 @@ class Batches:
     from the data, eps from the source in the order of the coupling, and t from the time law.
     Labels are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling does
     not depend on the weights, so threads compute it in advance, during the steps before. `steps`
-    is the number of steps of the whole training.
+    is the number of steps of the whole training. With `pairs` x, y and eps are theirs.
     """
 
     def __init__(
@@ -39,18 +40,19 @@ class Batches:
         label_dropout: float = 0.0,
         accumulate: int = 1,
         steps: int = 1,
+        pairs: Pairs | None = None,
     ) -> None:
         self.data, self.objective, self.time, self.coupling = data, objective, time, coupling
         self.seed, self.label_dropout, self.accumulate = seed, label_dropout, accumulate
-        self.source, self.steps = objective.source, steps
+        self.source, self.steps, self.pairs = objective.source, steps, pairs
         self.device = torch.device("cpu")
         self.tally = Tally()
         # fast couplings are computed for as many steps at once as are drawn at once
         points = len(data.shape) == 1
         self.block = 25 if points and data.batch_size <= POINTS_AT_ONCE else 1
-        self.ahead: Ahead[Pairs] = Ahead(self.match, depth=(50 if points else 4) // self.block)
-        self.current = -1  # the block that `pairs` belongs to
-        self.pairs: Pairs = ([], [])
+        self.ahead: Ahead[Match] = Ahead(self.match, depth=(50 if points else 4) // self.block)
+        self.current = -1  # the block that `matched` belongs to
+        self.matched: Match = ([], [])
         self.cost_step = -1  # the last step whose transport costs were counted
 
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
@@ -67,15 +69,28 @@ class Batches:
 
     def draw(self, steps: range, rows: slice) -> Draws:
         """x, y, eps, times and the augmentation's labels of these rows, one step after another."""
-        x, y, augmentation = self.data.batches(self.seed, steps, rows, self.device)
-        eps = [self.noise(k) for k in steps]
-        if not self.coupling.independent:
-            eps = [self.pair(k, z) for k, z in zip(steps, eps, strict=True)]
+        x, y, eps, augmentation = self.couple(steps, rows)
         if y is not None and self.label_dropout:
             y = self.drop_labels(y, steps, rows)
         times = zip(*(self.times(k) for k in steps), strict=True)
         columns = (concatenate([part[rows] for part in column]) for column in times)
-        return x, y, concatenate([z[rows] for z in eps]), *columns, augmentation
+        return x, y, eps, *columns, augmentation
+
+    def couple(self, steps: range, rows: slice) -> Coupled:
+        """x, y, eps and the augmentation's labels of these rows, before any label is dropped."""
+        if self.pairs is not None:
+            size, device = self.data.batch_size, self.device
+            parts = [self.pairs.batch(self.seed, k, size, rows, device) for k in steps]
+            x, y, eps = (
+                None if column[0] is None else concatenate(column)
+                for column in zip(*parts, strict=True)
+            )
+            return x, y, eps, None
+        x, y, augmentation = self.data.batches(self.seed, steps, rows, self.device)
+        eps = [self.noise(k) for k in steps]
+        if self.coupling.permutes:
+            eps = [self.pair(k, z) for k, z in zip(steps, eps, strict=True)]
+        return x, y, concatenate([z[rows] for z in eps]), augmentation
 
     def times(self, k: int) -> tuple[Tensor, ...]:
         """The times of the global batch of step k, and what else the objective draws."""
@@ -102,14 +117,14 @@ class Batches:
         """Put eps of the global batch of step k in the coupling's order; count its cost once."""
         block, i = divmod(k, self.block)
         if self.current != block:
-            self.current, self.pairs = block, self.ahead(block)
-        index, costs = self.pairs
+            self.current, self.matched = block, self.ahead(block)
+        index, costs = self.matched
         if k != self.cost_step:
             self.cost_step = k
             self.tally.add_costs(*costs[i])
         return eps[index[i]]
 
-    def match(self, block: int) -> Pairs:
+    def match(self, block: int) -> Match:
         """The pairs of each step of a block, and the transport costs with and without coupling."""
         steps = range(block * self.block, (block + 1) * self.block)
         x, y, _ = self.data.batches(self.seed, steps, device=self.device)

@@ -56,6 +56,8 @@ def content(module: Training) -> dict[str, Any]:
         "sums": module.tally.tensor(),
         "config": module.settings,
     }
+    if module.batches.pairs is not None:
+        training["pairs"] = module.batches.pairs.teacher
     if module.teacher is not None:
         training["teacher"] = module.teacher.about
     weights = module.averages.named(module.net)

@@ -53,7 +53,7 @@ class Log(Hooks):
             return
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         progress.ready = progress.completed = module.step  # global_step continues after a resume
-        costs = () if module.batches.coupling.independent else self.COSTS
+        costs = self.COSTS if module.batches.coupling.permutes else ()
         self.columns = ("step", *self.TRAINING, *self.VALIDATION, *self.CLOCK)
         self.columns += (*costs, *self.metrics.columns)
         self.mark = time.perf_counter()
@@ -120,7 +120,7 @@ class Log(Hooks):
             "grad_norm": tally.mean(tally.norm),
             "lr": module.learning_rate(module.step - 1),
         }
-        if not module.batches.coupling.independent:
+        if module.batches.coupling.permutes:
             costs = tally.mean(tally.transport), tally.mean(tally.independent)
             values |= dict(zip(self.COSTS, costs, strict=True))
         if math.isfinite(mse := tally.mean(tally.mse)):  # not every objective has one
@@ -208,14 +208,18 @@ class Log(Hooks):
         The times t are those of equal shares of [0, 1], in increasing order.
         """
         batches, data = module.batches, module.data
-        x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
-        draws, size = generator(0, "validation"), data.batch_size
-        eps = batches.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
-        index = []
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            labels = None if y is None else y[part]
-            index.append(start + batches.coupling(x[part], eps[part], labels, 0, 0))
+        if batches.pairs is not None:
+            x, y, eps = batches.pairs.held_out(module.device)
+        else:
+            x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
+            draws, size = generator(0, "validation"), data.batch_size
+            eps = batches.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
+            index = []
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                labels = None if y is None else y[part]
+                index.append(start + batches.coupling(x[part], eps[part], labels, 0, 0))
+            eps = eps[torch.cat(index)]
 
         def law(n: int, draws: Generator) -> Tensor:
             return (torch.randperm(n, generator=draws) + 0.5) / n
@@ -225,7 +229,7 @@ class Log(Hooks):
 
         times = module.objective.times(len(x), law, draws_of, 1.0)
         order = times[0].argsort(stable=True)
-        return x, y, eps[torch.cat(index)], *(column[order].to(x) for column in times)
+        return x, y, eps, *(column[order].to(x) for column in times)
 
     def finish(self, trainer: pl.Trainer, module: Training) -> None:
         if trainer.is_global_zero:

@@ -18,6 +18,7 @@ OT = ("coupling=ot", "data=moons")
 
 EXACT = ("against=exact",)
 CLASSIFY = ("objective=classification", "model=mlp_classifier")
+REFLOW = ("coupling=reflow", "coupling.ckpt=run")
 
 # of real data in place of samples
 REAL_DATA = [
@@ -70,6 +71,13 @@ REFUSED = {
             (("data=digits", "data.augment=0.5", "model=classifier"), "model=classifier is not"),
         ],
         [(("trainer.snapshot_every=10",), "snapshot_every=10 goes with trainer.power_ema")],
+        [(("coupling=reflow",), "coupling=reflow needs coupling.ckpt=RUN")],
+        [
+            (
+                (*REFLOW, "data=digits", "data.augment=0.1", "model=unet", "model.augment=9"),
+                "data.augment=0.1 changes images, and coupling=reflow",
+            )
+        ],
     ],
     "sample": [
         [((), "neither is given"), (("data=gmm4",), "neither is given")],

@@ -1,6 +1,7 @@
 """Couplings against POT, brute force and closed forms."""
 
 import itertools
+import math
 import sys
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import scipy.optimize
 import scipy.stats
 import torch
 
+import fmdiff
 from fmdiff.build import named
 from fmdiff.coupling import OT, Independent, Sinkhorn, potentials, transport_cost
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import Mixture
+from fmdiff.inversion import shape_of
+from fmdiff.path import Cosine
 from fmdiff.randomness import generator, noise
+from fmdiff.sampling import Sampler
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "coupling"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -234,3 +240,44 @@ def test_without_scipy_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(FmdiffError, match="pip install scipy"):
         OT()(*batch(4)[:2], None, 0, 0)
+
+
+# Straightness of a field's own trajectories
+
+
+@pytest.mark.parametrize("coordinates", ["straight", "native"])
+def test_straightness_of_the_flow_of_a_gaussian_is_the_closed_form(coordinates):
+    """Data N(m, s^2 I) on the straight path: z_t = t m + c(t) eps, c^2 = (1 - t)^2 + t^2 s^2.
+
+    So x_1 - x_0 - v = (s - 1 - c') eps. The integral of c'^2 over [0, 1] is 1 + s^2 - pi s / 2,
+    and S = |eps|^2 (1 + s^2 - pi s / 2 - (s - 1)^2) = |eps|^2 s (2 - pi / 2). On the cosine path
+    c^2 = cos^2 + s^2 sin^2 has no such form, but its states at equal noise levels are the same.
+    """
+    mean, s = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64), 0.4
+    cov = s * s * torch.eye(3, dtype=torch.float64)[None]
+    path = Cosine() if coordinates == "straight" else fmdiff.path.CondOT()
+    field = Mixture(path, torch.ones(1, dtype=torch.float64), mean, cov)
+    sampler = Sampler(steps=400, dtype=torch.float64, coordinates=coordinates)
+    shape = shape_of(field, sampler, 3, 500)
+    eps = noise(0, 500, (3,), 3, "start").double()
+    wanted = eps.square().sum(1).mean().item() * s * (2 - math.pi / 2)
+    assert shape.straightness == pytest.approx(wanted, rel=1e-4)
+    whole = (mean + (s - 1) * eps).square().sum(1).mean().item()
+    assert shape.relative == pytest.approx(wanted / whole, rel=1e-4)
+
+
+def test_straight_trajectories_have_no_straightness_left():
+    """z_t = z_0 + t (m + (s - 1) z_0), whose velocity at x is m + (s - 1) z_0."""
+    m, s = 2.0, 0.3
+
+    def velocity(x, t):
+        return m + (s - 1) * (x - t * m) / (1 + t * (s - 1))
+
+    field = fmdiff.field(velocity, "condot", (2,))
+    shape = shape_of(field, Sampler(steps=20, dtype=torch.float64), 0)
+    assert shape.straightness < 1e-12 and shape.turning < 1e-6
+    bent = fmdiff.field(lambda x, t: velocity(x, t) + t, "condot", (2,))
+    # one more step of length t: (1/2 - t)^2 has the mean 1 / 12 in each coordinate, at s = 1
+    s = 1.0
+    shape = shape_of(bent, Sampler(steps=400, dtype=torch.float64), 0)
+    assert shape.straightness == pytest.approx(2 / 12, rel=1e-4)
