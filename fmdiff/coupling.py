@@ -228,11 +228,12 @@ class Pairs:
     teacher: str  # the SHA-256 of the teacher
     straightness: float  # of the teacher: `inversion.Shape.relative`
 
-    def batch(
-        self, seed: int, step: int, size: int, rows: slice, device: torch.device
+    def batches(
+        self, seed: int, steps: range, size: int, rows: slice, device: torch.device
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """x, y and eps of `rows` of the global batch of a step; each pair once per epoch."""
-        return self.take(positions(seed, step, size, self.n)[rows], device)
+        """x, y and eps of `rows` of the global batches of these steps; each pair once an epoch."""
+        index = [positions(seed, k, size, self.n)[rows] for k in steps]
+        return self.take(torch.cat(index), device)
 
     def held_out(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
         """x, y and eps of the pairs that are never trained on."""

@@ -79,13 +79,8 @@ class Batches:
     def couple(self, steps: range, rows: slice) -> Coupled:
         """x, y, eps and the augmentation's labels of these rows, before any label is dropped."""
         if self.pairs is not None:
-            size, device = self.data.batch_size, self.device
-            parts = [self.pairs.batch(self.seed, k, size, rows, device) for k in steps]
-            x, y, eps = (
-                None if column[0] is None else concatenate(column)
-                for column in zip(*parts, strict=True)
-            )
-            return x, y, eps, None
+            size = self.data.batch_size
+            return *self.pairs.batches(self.seed, steps, size, rows, self.device), None
         x, y, augmentation = self.data.batches(self.seed, steps, rows, self.device)
         eps = [self.noise(k) for k in steps]
         if self.coupling.permutes:

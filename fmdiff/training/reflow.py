@@ -188,7 +188,7 @@ class Recipe:
         except (OSError, ValueError):
             return None
         whole = all(
-            hashlib.sha256(array[block.start : block.stop]).hexdigest() == checksum
+            hashlib.sha256(array[block.start : block.stop].data).hexdigest() == checksum
             for block, checksum in zip(self.blocks, checksums, strict=False)
         )
         return array if whole else None

@@ -146,6 +146,15 @@ def test_a_source_of_data_gives_other_rows_than_sampling(train, tmp_path):
     torch.testing.assert_close(again.x, pairs.x, rtol=0, atol=1e-5)
 
 
+def test_classes_of_another_order_are_other_classes(labelled, monkeypatch):
+    field = load(labelled)
+    field.names = ("a", "b", "c", "d")
+    monkeypatch.setattr(reflow.loading, "load", lambda *_: field)
+    monkeypatch.setattr(type(named("data", "gmm4")), "names", ("a", "b", "d", "c"))
+    with pytest.raises(FmdiffError, match=r"4 classes \(a, b, c, d\), and .* \(a, b, d, c\)"):
+        pairs_of(labelled, "gmm4", data_keys={"conditional": True})
+
+
 # The cache
 
 
@@ -167,6 +176,8 @@ def asked(monkeypatch):
 def test_blocks_that_are_done_are_not_made_again(moons_run, cache, asked):
     with pytest.raises(KeyboardInterrupt):
         pairs_of(moons_run, n=20000)
+    with (content_of(cache)[0] / "pairs.npy").open("ab") as file:
+        file.write(b"the beginning of a block")
     again = pairs_of(moons_run, n=20000)
     assert asked == [0, 1, 2, 2, 3, 4, 5]
     kept = content_of(cache)
