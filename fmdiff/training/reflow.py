@@ -1,33 +1,16 @@
-"""coupling=reflow: the pairs of a teacher, made once and kept in the cache.
+"""coupling=reflow: the teacher of a run, the pairs of its ODE, and how straight the result is.
 
-A pair is noise eps and X(eps), where the teacher's ODE leads it (Liu et al. 2023,
-arXiv:2209.03003). With classes all of them take turns, as in `fmdiff sample`. The folder
-`files.data_root()`/reflow/DATA-HASH holds
-
-    pairs.npy   (m, 2, *shape) float32: eps and X(eps) of every pair, mapped into memory
-    about.json  what the pairs follow from, the SHA-256 of each block of pairs, and the
-                straightness of the teacher
-
-HASH is made of the teacher's weights, the solver, its steps, the guidance, the number of pairs,
-their classes and the seed. Each block is written when it is done, so a process that goes on after
-another was killed makes the rest alone. The folder can be deleted at any time; then the pairs are
-made again.
+`fmdiff.training.pairs` keeps the pairs.
 """
 
-import errno
-import hashlib
-import io
-import json
 import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,21 +18,16 @@ from fmdiff import files, loading
 from fmdiff.build import build, spec_of
 from fmdiff.coupling import Pairs, Reflow
 from fmdiff.data.base import Data
-from fmdiff.data.files import data_root
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.inversion import shape_of
-from fmdiff.machine.progress import Bar
 from fmdiff.randomness import key, noise
-from fmdiff.sampling import Sampler, default_batch_size
+from fmdiff.sampling import Sampler
 from fmdiff.source import Source
+from fmdiff.training.pairs import Recipe, make
 
 log = logging.getLogger("fmdiff")
-
-FORMAT = 1  # version of the cache; other versions are ignored
-POINTS, IMAGES = 2**17, 50_000  # pairs by default
-HELD_OUT_POINTS, HELD_OUT_IMAGES = 2000, 200  # pairs beside them, for validation
 
 
 class Drawn(Source):
@@ -62,139 +40,7 @@ class Drawn(Source):
         return self.source.batch(z, seed, first // len(z))
 
 
-class About(NamedTuple):
-    """The content of about.json: what the pairs follow from, and what is known of them."""
-
-    key: dict[str, Any]
-    straightness: float
-    checksums: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """All that the pairs of a run follow from, but for the teacher itself.
-
-    teacher: the SHA-256 of the teacher. name: of the data, for the folder.
-    """
-
-    coupling: Reflow
-    data: Data
-    name: str
-    teacher: str
-
-    @property
-    def n(self) -> int:
-        """The number of pairs to train on."""
-        return self.coupling.n or (POINTS if self.data.points else IMAGES)
-
-    @property
-    def total(self) -> int:
-        """The number of all pairs."""
-        return self.n + (HELD_OUT_POINTS if self.data.points else HELD_OUT_IMAGES)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.data.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of pairs in a block, which are computed at once."""
-        return default_batch_size(self.shape)
-
-    @property
-    def classes(self) -> list[int] | None:
-        """The labels that take turns."""
-        return self.data.label_numbers.tolist() if self.data.classes else None
-
-    @cached_property
-    def key(self) -> dict[str, Any]:
-        """What the pairs follow from."""
-        coupling = self.coupling
-        return {
-            "format": FORMAT,
-            "teacher": str(self.teacher),
-            "solver": spec_of("solver", coupling.solver),
-            "steps": coupling.steps,
-            "w": coupling.w,
-            "n": self.n,
-            "total": self.total,
-            "seed": coupling.seed,
-            "shape": list(self.shape),
-            "classes": self.classes,
-        }
-
-    @cached_property
-    def folder(self) -> Path:
-        """The folder of the pairs in the cache."""
-        text = json.dumps(self.key, sort_keys=True)
-        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        return data_root().absolute() / "reflow" / f"{self.name}-{digest}"
-
-    @property
-    def blocks(self) -> list[range]:
-        """The numbers of the pairs of each block."""
-        total, size = self.total, self.size
-        return [range(i, min(i + size, total)) for i in range(0, total, size)]
-
-    @cached_property
-    def head(self) -> bytes:
-        """The header of pairs.npy."""
-        head = io.BytesIO()
-        about = {"descr": "<f4", "fortran_order": False, "shape": (self.total, 2, *self.shape)}
-        np.lib.format.write_array_header_1_0(head, about)
-        return head.getvalue()
-
-    @property
-    def bytes(self) -> int:
-        """The size of one pair on the disk."""
-        return 8 * math.prod(self.shape)
-
-    def about(self) -> About:
-        """The content of about.json; without a checksum if it is missing, damaged or of others."""
-        try:
-            about = About(**json.loads(files.read_text(self.folder / "about.json", self.folder)))
-            if about.key == self.key and len(about.checksums) <= len(self.blocks):
-                return about._replace(straightness=float(about.straightness))
-        except (OSError, ValueError, TypeError, RecursionError):
-            pass
-        return About(self.key, math.nan, [])
-
-    def load(self) -> Pairs | None:
-        """The pairs in the cache, verified and mapped into memory; None if they are not whole."""
-        about = self.about()
-        if len(about.checksums) < len(self.blocks):
-            return None
-        array = self.read(about.checksums)
-        if array is None:
-            log.warning("%s is damaged: its pairs are made again", self.folder)
-            return None
-        eps, x = torch.from_numpy(array).unbind(1)
-        y = None
-        if self.classes is not None:
-            y = torch.tensor(self.classes)[torch.arange(self.total) % len(self.classes)]
-        return Pairs(eps, x, y, self.n, self.teacher, about.straightness)
-
-    def read(self, checksums: list[str]) -> np.ndarray | None:
-        """The pairs of the first blocks (k, 2, *shape), if they have these checksums."""
-        rows = sum(map(len, self.blocks[: len(checksums)]))
-        try:
-            with files.open_regular(self.folder / "pairs.npy", self.folder) as file:
-                if file.read(len(self.head)) != self.head:
-                    return None
-                shape = (rows, 2, *self.shape)
-                # "c" is copy on write: the tensor is writable and the file stays as it is
-                array = np.memmap(file, np.float32, "c", len(self.head), shape)
-        except (OSError, ValueError):
-            return None
-        whole = all(
-            hashlib.sha256(array[block.start : block.stop].data).hexdigest() == checksum
-            for block, checksum in zip(self.blocks, checksums, strict=False)
-        )
-        return array if whole else None
-
-
-class Teacher:
+class Maker:
     """The field whose ODE makes pairs, and how it is solved.
 
     Raises FmdiffError if the model cannot be loaded, or does not fit the run.
@@ -318,19 +164,19 @@ def parts(
     source: Source,
     device: torch.device,
     former: Any = None,
-) -> tuple[Recipe, Teacher | None]:
+) -> tuple[Recipe, Maker | None]:
     """What the pairs of a run follow from, and their teacher.
 
     former: the SHA-256 of the teacher with which a resumed run began. Then the teacher may be
     gone, if the pairs are in the cache, and must not be another.
-    Raises FmdiffError as `Teacher` does, and for another teacher.
+    Raises FmdiffError as `Maker` does, and for another teacher.
     """
     name = settings["choices"]["data"]
     if former is not None and not Path(str(coupling.ckpt)).expanduser().exists():
         recipe = Recipe(coupling, data, name, str(former))
         if recipe.load() is not None:
             return recipe, None
-    teacher = Teacher(coupling, data, source, device)
+    teacher = Maker(coupling, data, source, device)
     if former not in (None, teacher.field.sha256):
         raise FmdiffError(
             f"{teacher.option} is another model than the teacher of this run: its SHA-256 is "
@@ -340,7 +186,7 @@ def parts(
     return Recipe(coupling, data, name, teacher.field.sha256), teacher
 
 
-def pairs(recipe: Recipe, teacher: Teacher | None) -> Pairs:
+def pairs(recipe: Recipe, teacher: Maker | None) -> Pairs:
     """The pairs from the cache; they are made first if they are not there.
 
     Waits for another process that makes them. Raises FmdiffError if they cannot be written.
@@ -353,7 +199,7 @@ def pairs(recipe: Recipe, teacher: Teacher | None) -> Pairs:
             with files.lock(where.with_name(f"{where.name}.lock")):
                 loaded = recipe.load()  # another process may have made them meanwhile
                 if loaded is None:
-                    make(recipe, teacher)
+                    make(recipe, partial(teacher.block, recipe), teacher.straightness)
                     loaded, what = recipe.load(), "written to the cache"
         except OSError as error:
             raise FmdiffError(
@@ -368,43 +214,6 @@ def pairs(recipe: Recipe, teacher: Teacher | None) -> Pairs:
     return loaded
 
 
-def make(recipe: Recipe, teacher: Teacher) -> None:
-    """Make the pairs that the cache lacks, and write each block when it is done.
-
-    Raises OSError, and FmdiffError if pairs are not finite.
-    """
-    folder = files.make_folder(recipe.folder)
-    path, about = folder / "pairs.npy", recipe.about()
-    if not about.checksums or recipe.read(about.checksums) is None:
-        path.unlink(missing_ok=True)
-        about = About(recipe.key, teacher.straightness(), [])
-    checksums = list(about.checksums)
-    start = sum(map(len, recipe.blocks[: len(checksums)]))
-    with files.append(path) as file, Bar(recipe.total, "pair") as bar:
-        bar(start)
-        file.truncate(len(recipe.head) + start * recipe.bytes if start else 0)
-        if not start:
-            _write(file, recipe.head)
-        for rows in recipe.blocks[len(checksums) :]:
-            content = teacher.block(recipe, rows).numpy().astype("<f4").tobytes()
-            _write(file, content)
-            files.sync(file)
-            checksums.append(hashlib.sha256(content).hexdigest())
-            now = about._replace(checksums=checksums)
-            files.write_text(folder / "about.json", json.dumps(now._asdict()))
-            bar(len(rows))
-
-
-def _write(file: Any, content: bytes) -> None:
-    """Write all of it to an unbuffered file, which may take less at a time."""
-    rest = memoryview(content)
-    while rest:
-        written = file.write(rest)
-        if not written:
-            raise OSError(errno.ENOSPC, "no space left")
-        rest = rest[written:]
-
-
 def conclusion(field: Field, pairs: Pairs, device: torch.device) -> str:
     """How straight the trajectories of a trained field are, beside the teacher's, in a line."""
     own = straightness(field, Unguided(), device)
@@ -414,7 +223,7 @@ def conclusion(field: Field, pairs: Pairs, device: torch.device) -> str:
     )
 
 
-def plan(recipe: Recipe, teacher: Teacher | None) -> str:
+def plan(recipe: Recipe, teacher: Maker | None) -> str:
     """What it costs to make the pairs, in a line."""
     coupling, size = recipe.coupling, recipe.total * recipe.bytes
     what = (

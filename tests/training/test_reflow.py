@@ -161,7 +161,7 @@ def test_classes_of_another_order_are_other_classes(labelled, monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """The blocks that teachers of this process are asked for."""
-    numbers, block = [], reflow.Teacher.block
+    numbers, block = [], reflow.Maker.block
 
     def counted(self, recipe, rows):
         numbers.append(rows.start // recipe.size)
@@ -169,7 +169,7 @@ def asked(monkeypatch):
             raise KeyboardInterrupt
         return block(self, recipe, rows)
 
-    monkeypatch.setattr(reflow.Teacher, "block", counted)
+    monkeypatch.setattr(reflow.Maker, "block", counted)
     return numbers
 
 
