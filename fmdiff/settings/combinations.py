@@ -142,6 +142,16 @@ TRAIN = (
         "ddpmpp, unet, dit and jit networks take; model={choices[model]} is not told",
     ),
     Refusal(
+        lambda c: (
+            c.trainer.get("precision") == "tf32"
+            and c.objective.get("derivative") == "difference"
+            and c.objective.get("target") != "semigroup"
+            and str(c.objective.get("gap")) in ("0", "0.0")
+        ),
+        "objective.derivative=difference needs more digits than trainer.precision=tf32 leaves: "
+        "choose derivative=forward, or fp32, bf16 or fp16, in which the target has all digits",
+    ),
+    Refusal(
         lambda c: c.trainer.get("snapshot_every") is not None and not c.trainer.get("power_ema"),
         "trainer.snapshot_every={trainer.snapshot_every} goes with trainer.power_ema=[0.05,0.1], "
         "whose snapshots those are",

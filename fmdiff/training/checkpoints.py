@@ -12,6 +12,7 @@ from lightning import pytorch as pl
 from fmdiff.build import build, locate
 from fmdiff.errors import Failed, FmdiffError
 from fmdiff.models.network import takes
+from fmdiff.objectives.flow_map import FlowMap
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import changes_text, differences
 from fmdiff.runs.content import Checkpoint, data_mean
@@ -82,9 +83,31 @@ def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
             f"checkpoint {path} cannot be resumed, it lacks training.{lack[0]}; init= takes "
             "weights"
         )
+    check_progress(module, training.get("config") or {})
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
     module.tally.load(training["sums"])
+
+
+def check_progress(module: Training, saved: Mapping[str, Any]) -> None:
+    """Warn if another length of the run changes what depends on its progress.
+
+    saved: the settings that the run had.
+    """
+    before = (saved.get("trainer") or {}).get("max_steps")
+    now = module.options.max_steps
+    objective = module.objective
+    if before in (None, now) or not isinstance(objective, FlowMap):
+        return
+    if objective.finite or objective.warmup:
+        log.warning(
+            "trainer.max_steps was %d and is %d: the progress p of objective.gap and warmup goes "
+            "on from %.3g instead of %.3g",
+            before,
+            now,
+            module.step / now,
+            module.step / before,
+        )
 
 
 def check_data(saved: dict[str, Any], now: dict[str, Any]) -> None:

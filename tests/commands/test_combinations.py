@@ -70,6 +70,13 @@ REFUSED = {
             ),
             (("data=digits", "data.augment=0.5", "model=classifier"), "model=classifier is not"),
         ],
+        [
+            (
+                ("objective=lsd", "trainer.precision=tf32"),
+                "more digits than trainer",
+            ),
+            (("objective=imf", "trainer.precision=tf32"), "choose derivative=forward"),
+        ],
         [(("trainer.snapshot_every=10",), "snapshot_every=10 goes with trainer.power_ema")],
         [(("coupling=reflow",), "coupling=reflow needs coupling.ckpt=RUN")],
         [

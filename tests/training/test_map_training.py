@@ -1,6 +1,7 @@
 """Training flow maps: the teacher, the start from other weights, and the cost of a step."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 from conftest import PLAIN, POINTS, logging_restored, vector
 
 from fmdiff import cli, loading
+from fmdiff.along import along
 from fmdiff.build import build, named, spec_of
 from fmdiff.errors import FmdiffError
 from fmdiff.objectives.flow_matching import FlowMatching
-from fmdiff.path import CondOT
+from fmdiff.path import CondOT, Cosine
 from fmdiff.randomness import generator
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
+from fmdiff.training import trial
 
 # The teacher
 
@@ -71,6 +74,54 @@ def test_a_teacher_without_source_and_coupling_has_the_usual_ones(moons_run, tmp
     with pytest.raises(FmdiffError, match="has another flow"):
         spec = pupil(moons_run, coupling={"_target_": "fmdiff.coupling.OT"})
         loading.teacher(tmp_path / "old.ckpt", spec)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("objective.velocity=teacher",), "objective.teacher=RUN go together"),
+        (("objective.teacher=last",), "objective.teacher=RUN go together"),
+        (("objective=distill", "objective.teacher=last"), "objective.teacher=last: no run under"),
+        (("objective=distill", "objective.teacher=RUN", "coupling=ot"), "has another flow than"),
+        (("objective.velocity=exact",), "objective.velocity=exact: the exact field needs data"),
+        (
+            ("objective.velocity=exact", "data=8gaussians", "source=truncated"),
+            "objective.velocity=exact needs a normal source independent of x",
+        ),
+    ],
+)
+def test_a_velocity_that_cannot_be_had_is_refused(command, moons_run, capfd, words, says):
+    words = [word.replace("RUN", str(moons_run)) for word in words]
+    assert command("train", *PLAIN, *POINTS, "objective=flow_map", *words, "out=run") == 2
+    said = capfd.readouterr().err
+    assert says in said and "Traceback" not in said and not Path("run").exists()
+
+
+def test_a_classifier_is_no_teacher(train, command, tmp_path, capfd):
+    words = ("data=8gaussians", "data.conditional=true", "data.batch_size=64", "model.hidden=16")
+    small = (*words, "trainer.max_steps=1", "objective=classification", "model=mlp_classifier")
+    train(tmp_path / "judge", *small)
+    words = (*PLAIN, *words, "objective=distill", f"objective.teacher={tmp_path / 'judge'}")
+    assert command("train", *words, "out=run") == 2
+    assert "holds a classifier, and a teacher is a model that samples" in capfd.readouterr().err
+
+
+def test_a_teacher_is_seen_along_the_path_of_the_run(moons_run):
+    cosine, field = Cosine(), loading.load(moons_run)
+    x, r = torch.randn(64, 2, dtype=torch.float64), torch.rand(64, dtype=torch.float64)
+    t = cosine.time_of_r(r)
+    scale = (cosine.alpha(t) + cosine.beta(t))[:, None]
+    other = along(field.to("cpu", torch.float64), cosine)
+    ours = other.predict(scale * x, t, "straight")
+    torch.testing.assert_close(ours, field.predict(x, r, "straight"))
+    assert along(field, CondOT()) is field
+
+
+def test_the_exact_velocity_is_that_of_the_data(train, tmp_path):
+    """lagrangian: along the exact field the network alone is asked for its jumps."""
+    words = ("data=8gaussians", "data.batch_size=64", "model.hidden=16", "objective=flow_map")
+    run = train(tmp_path / "run", *words, "objective.velocity=exact", "trainer.max_steps=2")
+    assert run["step"] == 2 and "teacher" not in run["training"]
 
 
 # The start from other weights
@@ -208,3 +259,45 @@ def test_the_evaluations_of_a_step_are_those_it_makes(name, keys):
     y = torch.randint(5, (64,))
     objective(net, torch.randn(64, 2), y, torch.randn(64, 2), *times).mean().backward()
     assert [*asked, sum(taught)] == [64 * share for share in objective.evaluations]
+
+
+def test_a_plan_and_the_start_of_a_run_say_how_often_the_network_is_asked(
+    train, command, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    says = "2.5 evaluations of the network a step and sample, 1 of them with gradient"
+    assert command("train", *PLAIN, *MAP, "plan=true") == 0
+    rows = dict(
+        line.split("  ", 1) for line in capfd.readouterr().out.splitlines() if "  " in line
+    )
+    assert rows["passes"].strip() == says
+    forward, step = map(float, re.findall(r"([\d.]+) kFLOP", rows["model"]))
+    assert step / forward == pytest.approx(3 + 1.5, rel=0.01)
+    train(tmp_path / "run", *MAP, "trainer.max_steps=1")
+    assert f"parameters; {says}" in capfd.readouterr().err
+    assert command("train", *PLAIN, *POINTS, "plan=true") == 0
+    assert "passes" not in capfd.readouterr().out
+
+
+def test_the_mse_of_a_map_is_that_of_its_diagonal():
+    """It is what a velocity network is judged by, whatever weights a sample has in the loss."""
+    plain = FlowMatching(CondOT(), 1.0, prediction="v", loss=None, floor=0.05, t_eps=1e-4)
+    for name in ("lsd", "meanflow", "consistency", "scm"):
+        objective = flow_map(name)
+        torch.manual_seed(0)
+        model = spec_of("model", "mlp") | {"hidden": 8, "layers": 1}
+        net = build(model, shape=(2,), classes=0, **objective.inputs)
+        times = objective.times(64, named("time", "uniform"), lambda p: generator(0, p), 0.5)
+        x, eps = torch.randn(2, 64, 2)
+        mse = objective.assess(net, *objective.terms(x, None, eps, *times))[1]
+        t, s = times[:2]
+        on = s == t
+        assert 0 < on.sum() < 64
+        field = objective.field(net, (2,))
+        v = plain.path.mix(x, eps, t, objective.prediction)
+        square = (field.output(plain.path.mix(x, eps, t), t) - v).square().mean(1)
+        assert mse.mean().item() == pytest.approx(square[on].mean().item(), rel=1e-5), name
+    none = flow_map(diagonal=0)
+    times = none.times(8, named("time", "uniform"), lambda p: generator(0, p), 0.5)
+    terms = none.terms(x[:8], None, eps[:8], *times)
+    assert none.assess(net, *terms)[1].isnan().all()
