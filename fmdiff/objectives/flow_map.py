@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from fmdiff.along import Along
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Field, NetField
 from fmdiff.formula import Formula
@@ -315,8 +314,8 @@ class FlowMap(FlowMatching):
     def jump(self, field: Field, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """u(x_t, t, s) of network, teacher or exact field, or v without s.
 
-        A teacher without second time answers v. It is guided if the network is. Raises FmdiffError
-        if the teacher or the exact field was not set.
+        Teacher and exact field are along this path. A teacher without second time answers v. It is
+        guided if the network is. Raises FmdiffError if the teacher or the exact field was not set.
         """
         if self.velocity in ("data", "network"):
             return field.predict(x_t, t, "straight", s)
@@ -324,8 +323,6 @@ class FlowMap(FlowMatching):
         if other is None:
             name = "teacher" if self.velocity == "teacher" else "truth"
             raise FmdiffError(f"objective.velocity={self.velocity}: set `{name}`, a field, first")
-        if repr(other.path) != repr(self.path):
-            other = Along(other, self.path)
         s = s if other.two_times else None
         if field.y is None or not other.classes:
             return other.predict(x_t, t, "straight", s)

@@ -48,9 +48,9 @@ class Fine(Field):
 
 
 def elsewhere(field):
-    """The same field, on another path."""
+    """The field of another path, along this one."""
     path = PATHS["cosine"] if field.path is PATHS["condot"] else PATHS["condot"]
-    return Along(field, path)
+    return Along(Along(field, path), field.path)
 
 
 # The identities: each target of an exact map is the map
@@ -174,6 +174,22 @@ def test_targets_with_the_velocity_of_pairs(path, options):
         goal = objective.goal(field, x_t, w, t, s, a, progress)
         expected = closed_form(objective, field, x_t, w, t, s, progress)
         assert torch.allclose(goal, expected, rtol=1e-8, atol=1e-8)
+
+
+@four_paths
+def test_the_maps_of_the_package_are_these_maps(path):
+    """Of classes that are one Gaussian each, and of a mixture."""
+    x_t, _, t, s, *_ = points(make(path, diagonal=0.0), n=8)
+    y = torch.arange(len(x_t)) % 2
+    plain = Gaussians(path, y)
+    covs = torch.diag_embed(Gaussians.c)
+    ours = Mixture(path, torch.ones(2), Gaussians.m, covs, torch.arange(2)).bind(y)
+    for time in (None, s):
+        u = ours.predict(x_t, t, "straight", time)
+        assert torch.allclose(u, plain.predict(x_t, t, "straight", time), rtol=1e-9, atol=1e-9)
+    x_t, _, t, s, *_ = points(make(path, diagonal=0.0), n=4, data=MEANS.repeat(2, 1))
+    u = Mixture(path, WEIGHTS, MEANS, COVS).predict(x_t, t, "straight", s)
+    assert torch.allclose(u, Fine(path).predict(x_t, t, "straight", s), rtol=1e-6, atol=1e-6)
 
 
 # The same with a sign or factor changed fails
