@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import ClosedForm
 from fmdiff.field import Field
 from fmdiff.metrics.metric import Metric, normal_interval
 from fmdiff.path import Path
@@ -95,29 +96,40 @@ def compare(
     if y is not None:
         field, truth = field.bind(y.to(device)), truth.bind(y.to(device))
     eps = noise(0, n, field.shape, seed, "evaluate", times).to(x)
-    states = [field.path.mix(x, eps, knots[0])]
-    for t, s in pairwise(knots):
-        states.append(truth.flow(states[-1], t, s))
+    first = field.path.mix(x, eps, knots[0])
+    states = [first, *_states(truth, first, knots[0], knots[1:])]
     limit = apart(data)
 
-    def jump(i: int, j: int, jumps: int = 1) -> Jump:
-        """The errors of jumps in a row from knot i to knot j."""
-        state = states[i]
-        way = equal(field.path, knots[i].item(), knots[j].item(), jumps)
+    def row(ends: Tensor, t: Tensor, j: int, jumps: int = 1) -> Jump:
+        """The errors of states (n, *shape) to which the map leads from time t to knot j."""
+        s = knots[j]
+        if not ends.isfinite().all():
+            raise FmdiffError(
+                f"the map leads to states that are not finite, from t={t:.3g} to s={s:.3g}: its "
+                "weights are damaged, or its training diverged"
+            )
+        unit = data.std * scale(field.path, s)
+        distances = (ends - states[j]).flatten(1).norm(dim=1) / unit
+        return _row(distances, t.item(), s.item(), jumps, limit)
+
+    pairs = []
+    for i in tqdm(range(times), unit="time", disable=None, leave=False):
+        ends = _states(field, states[i], knots[i], knots[i + 1 :])
+        pairs += [row(end, knots[i], j) for j, end in enumerate(ends, i + 1)]
+    rows = []
+    for jumps in COUNTS:
+        way, state = equal(field.path, lo, 1, jumps), first
         for t, s in pairwise(way):
             state = field.flow(state, t, s)
-        if not state.isfinite().all():
-            raise FmdiffError(
-                f"the map leads to states that are not finite, from t={way[0]:.3g} to "
-                f"s={way[-1]:.3g}: its weights are damaged, or its training diverged"
-            )
-        unit = data.std * scale(field.path, way[-1])
-        errors = (state - states[j]).flatten(1).norm(dim=1) / unit
-        return _row(errors, way[0].item(), way[-1].item(), jumps, limit)
+        rows.append(row(state, way[0], times, jumps))
+    return MapErrors(pairs, rows, data.std, limit)
 
-    starts = tqdm(range(times), unit="time", disable=None, leave=False)
-    pairs = [jump(i, j) for i in starts for j in range(i + 1, times + 1)]
-    return MapErrors(pairs, [jump(0, times, count) for count in COUNTS], data.std, limit)
+
+def _states(field: Field, x: Tensor, t: Tensor, ends: Tensor) -> Tensor:
+    """Where each of x (n, *shape) at time t is at the times `ends` (E,): (E, n, *shape)."""
+    if isinstance(field, ClosedForm):
+        return field.flow_through(x, t, ends)
+    return torch.stack([field.flow(x, t, s) for s in ends])
 
 
 def _row(errors: Tensor, t: float, s: float, jumps: int, limit: float | None) -> Jump:
