@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fmdiff import files, tables
+from fmdiff.commands import grid
 from fmdiff.commands.stage import Stage
 from fmdiff.field import Field
 from fmdiff.metrics import map_error
 from fmdiff.metrics.map_error import Jump, MapErrors
-from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.metric import Metric, normal_interval
 from fmdiff.pictures import map_error as picture
 from fmdiff.pictures import plots
 
@@ -37,8 +38,19 @@ def map_errors(
     median = map_error.triangle(errors.pairs, "median")[2]
     figure = picture.figure(starts, ends, rms, median, "std of the data")
     plots.save(figure, folder / NAMES[1])
+    warnings = grid.setbacks([_steps(jump, n) for jump in errors.rows])
+    for warning in warnings:
+        print(f"note: {warning}")
     jumps, pairs = ([row._asdict() for row in rows] for rows in (errors.rows, errors.pairs))
-    return metrics, {"certificate": sentence, "jumps": jumps, "pairs": pairs}
+    more = {"certificate": sentence, "jumps": jumps, "pairs": pairs, "warnings": warnings}
+    return metrics, more
+
+
+def _steps(jump: Jump, n: int) -> grid.Row:
+    """The jumps in a row as a row of a grid of steps."""
+    interval = normal_interval(jump.rms, jump.rms_error)
+    metric = {"the rms distance to the exact map": Metric(jump.rms, n, interval=interval)}
+    return grid.Row({"steps": jump.jumps}, jump.jumps, 0.0, metric)
 
 
 def _print(errors: MapErrors) -> None:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
-from fmdiff.exact import ClosedForm
 from fmdiff.field import Field
 from fmdiff.metrics.metric import Metric, normal_interval
 from fmdiff.path import Path
@@ -97,7 +96,9 @@ def compare(
         field, truth = field.bind(y.to(device)), truth.bind(y.to(device))
     eps = noise(0, n, field.shape, seed, "evaluate", times).to(x)
     first = field.path.mix(x, eps, knots[0])
-    states = [first, *_states(truth, first, knots[0], knots[1:])]
+    states = [first]
+    for t, s in pairwise(knots):
+        states.append(truth.flow(states[-1], t, s))
     limit = apart(data)
 
     def row(ends: Tensor, t: Tensor, j: int, jumps: int = 1) -> Jump:
@@ -114,8 +115,8 @@ def compare(
 
     pairs = []
     for i in tqdm(range(times), unit="time", disable=None, leave=False):
-        ends = _states(field, states[i], knots[i], knots[i + 1 :])
-        pairs += [row(end, knots[i], j) for j, end in enumerate(ends, i + 1)]
+        for j in range(i + 1, times + 1):
+            pairs.append(row(field.flow(states[i], knots[i], knots[j]), knots[i], j))
     rows = []
     for jumps in COUNTS:
         way, state = equal(field.path, lo, 1, jumps), first
@@ -123,13 +124,6 @@ def compare(
             state = field.flow(state, t, s)
         rows.append(row(state, way[0], times, jumps))
     return MapErrors(pairs, rows, data.std, limit)
-
-
-def _states(field: Field, x: Tensor, t: Tensor, ends: Tensor) -> Tensor:
-    """Where each of x (n, *shape) at time t is at the times `ends` (E,): (E, n, *shape)."""
-    if isinstance(field, ClosedForm):
-        return field.flow_through(x, t, ends)
-    return torch.stack([field.flow(x, t, s) for s in ends])
 
 
 def _row(errors: Tensor, t: float, s: float, jumps: int, limit: float | None) -> Jump:
