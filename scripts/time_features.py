@@ -3,6 +3,9 @@
 python scripts/time_features.py [OUT] [CASE ...]    OUT: outputs/time_features; goes on where it
 stopped. It trains what is missing, measures everything again, and prints and writes OUT/table.md.
 
+python scripts/time_features.py OUT maps    how steep flow maps are in their two times: the rms of
+du/dt and du/ds at x_t of 8gaussians and t < s, beside those of the exact map.
+
 Quality is that of 20 steps of adams: SW2 of 10,000 points, or the Frechet distance (of pixels for
 898 digits, of features=mnist for 500 MNIST images), in floors: the same distance of as many real
 samples. dopri5 is asked at its default tolerances. Batches: the largest difference that a sample
@@ -21,9 +24,12 @@ from torch import Tensor
 
 from fmdiff.build import named
 from fmdiff.data.images import to_uint8
+from fmdiff.exact import exact
+from fmdiff.field import Field
 from fmdiff.loading import load
 from fmdiff.metrics.distances import sliced_wasserstein2
 from fmdiff.metrics.frechet import frechet_of_features
+from fmdiff.path import CondOT
 from fmdiff.randomness import generator
 from fmdiff.sampling import Sampler
 
@@ -54,11 +60,13 @@ CASES = {
     "moons-edm": Case(("data=moons", "experiment=edm"), 10_000, 1000, 64),
     "moons-vp": Case(("data=moons", "path=vp"), 10_000, 1000, 64),
 }
+MAPS = {name: ("data=8gaussians", f"objective={name}") for name in ("lsd", "meanflow")}
+STEP = 1e-4  # of the differences that tell the slopes
 
 
-def train(case: Case, frequency: str, seed: int, run: Path) -> float:
+def train(of: tuple[str, ...], frequency: str, seed: int, run: Path) -> float:
     """Train the run if it is not whole, and return its last validation loss."""
-    words = (*case.words, f"model.time_frequency={frequency}", f"seed={seed}", "threads=1")
+    words = (*of, f"model.time_frequency={frequency}", f"seed={seed}", "threads=1")
     command = [sys.executable, "-m", "fmdiff", "train", *words, f"out={run}", "resume=true"]
     subprocess.run(command, check=True)
     with (run / "metrics.csv").open(newline="") as file:
@@ -96,11 +104,42 @@ def measure(case: Case, run: Path) -> tuple[float, float, float]:
     return quality, adaptive.nfe_counted, gap
 
 
+def slopes(field: Field, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[float, float]:
+    """The rms of du/dt and du/ds over samples, at x_t (B, d) and t < s (B,)."""
+
+    def u(t: Tensor, s: Tensor) -> Tensor:
+        return field.predict(x_t, t, "straight", s)
+
+    start, end = (u(t + STEP, s) - u(t - STEP, s), u(t, s + STEP) - u(t, s - STEP))
+    squares = [(change / (2 * STEP)).square().sum(1).mean() for change in (start, end)]
+    return squares[0].sqrt().item(), squares[1].sqrt().item()
+
+
+def maps(out: Path, steps: str = "500") -> None:
+    """Print the slopes of maps trained with both kinds of features, and of the exact map."""
+    torch.set_num_threads(1)
+    data, draws = named("data", "8gaussians"), generator(0, "slopes")
+    x = data.examples(500)[0].double()
+    eps = torch.randn(x.shape, generator=draws, dtype=x.dtype)
+    times = 0.01 + 0.98 * torch.rand(2, len(x), generator=draws, dtype=x.dtype)
+    t, s = times.sort(dim=0).values
+    x_t = CondOT().mix(x, eps, t)
+    print("| | features of time | du/dt | du/ds |\n|---|---|---|---|")
+    print("| exact map | | {:.1f} | {:.1f} |".format(*slopes(exact(data, CondOT()), x_t, t, s)))
+    for name, words in MAPS.items():
+        for frequency in FREQUENCIES:
+            run = out / f"{name}-{frequency}-{steps}"
+            train((*words, f"trainer.max_steps={steps}"), frequency, 0, run)
+            field = load(run).to("cpu", torch.float64)
+            kind = "1000 t" if frequency == "null" else f"up to {frequency} rad"
+            print("| {} | {} | {:.1f} | {:.1f} |".format(name, kind, *slopes(field, x_t, t, s)))
+
+
 def main(out: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     rows = {
         (name, frequency): [
-            (train(CASES[name], frequency, seed, run), *measure(CASES[name], run))
+            (train(CASES[name].words, frequency, seed, run), *measure(CASES[name], run))
             for seed in SEEDS
             for run in [out / f"{name}-{frequency}-{seed}"]
         ]
@@ -126,4 +165,6 @@ def main(out: Path, cases: list[str]) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
+    if words[1:2] == ["maps"]:
+        sys.exit(maps(Path(words[0]), *words[2:]))
     main(Path(words[0] if words else "outputs/time_features"), words[1:] or list(CASES))
