@@ -250,6 +250,13 @@ def test_a_slip_ends_in_the_sentence_of_the_table(command, folder, slip, capfd):
     assert not list(folder.glob("run/*.ckpt"))
 
 
+def test_a_velocity_network_of_the_page_becomes_a_flow_map(command, folder, capfd):
+    assert command(*words_of(f"{TRAIN} model=tanh data=moons out=runs/network")) == 0
+    become = f"{TRAIN} model=tanh_map objective=lsd data=moons init=runs/network"
+    assert command(*words_of(become)) == 0
+    assert "its network learns the end of a jump" in capfd.readouterr().err
+
+
 def test_a_slip_that_is_mended_runs_in_the_same_folder(command, folder):
     name, old, new, line = CASES["a network whose output has another shape"]
     content = (folder / name).read_text()
