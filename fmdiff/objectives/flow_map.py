@@ -225,9 +225,10 @@ class FlowMap(FlowMatching):
             if not drops and not torch.is_autocast_enabled(x_t.device.type):
                 u = field.scaled(out.detach(), x_t, t)
                 u = self.path.convert(u, x_t, t, self.prediction, "straight")[rows]
-            some = (part[rows] for part in (x_t, goal, t, s, a, progress))
-            aim = self.goal(_rows(field, rows), *some, u=u)
-            goal = goal.index_copy(0, rows, aim.to(goal))
+            if len(rows):  # a small part of a batch may lie on the diagonal
+                some = (part[rows] for part in (x_t, goal, t, s, a, progress))
+                aim = self.goal(_rows(field, rows), *some, u=u)
+                goal = goal.index_copy(0, rows, aim.to(goal))
         error = error + slope * (pair - goal)
         mse = self.mse_of(error.detach(), s == t, weight, factor)
         if self.finite or self.tangent is not None:

@@ -12,6 +12,7 @@ from test_map_training import flow_map
 
 from fmdiff.build import build, named, spec_of
 from fmdiff.machine import precision
+from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.randomness import generator
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
@@ -91,6 +92,17 @@ def test_a_batch_in_parts_has_the_loss_of_the_whole(name, target, how):
     if labels is not None:  # the labels count, in the targets too
         labels = labels.roll(1, 0)
         assert not close(losses(slice(0, 8)), whole, 1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_batch_on_the_diagonal_alone_has_the_loss_of_flow_matching(name):
+    """As a micro-batch of a few rows may be; networks of patches take no empty batch."""
+    objective = made("lagrangian", diagonal=1.0)
+    net, shape = network(name, objective)
+    terms = terms_of(objective, shape)
+    loss, mse = objective.assess(net, *terms)
+    assert close(loss, FlowMatching.compare(objective, net, *terms[:7]))
+    assert close(mse, FlowMatching.mse(objective, loss, *terms[:7]))
 
 
 @pytest.mark.parametrize("name", SMALL)
