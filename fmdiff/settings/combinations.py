@@ -152,6 +152,14 @@ TRAIN = (
         "choose derivative=forward, or fp32, bf16 or fp16, in which the target has all digits",
     ),
     Refusal(
+        lambda c: (
+            bool(c.objective.get("guidance"))
+            and not (c.data.get("conditional") and c.trainer.get("label_dropout"))
+        ),
+        "objective.guidance={objective.guidance} needs classes, and samples without label: data "
+        "with labels, data.conditional=true and trainer.label_dropout=0.1",
+    ),
+    Refusal(
         lambda c: c.trainer.get("snapshot_every") is not None and not c.trainer.get("power_ema"),
         "trainer.snapshot_every={trainer.snapshot_every} goes with trainer.power_ema=[0.05,0.1], "
         "whose snapshots those are",

@@ -77,6 +77,18 @@ REFUSED = {
             ),
             (("objective=imf", "trainer.precision=tf32"), "choose derivative=forward"),
         ],
+        [
+            (("objective=lsd", "objective.guidance=[1,4]"), "needs classes"),
+            (
+                (
+                    "data=gmm4",
+                    "objective=lsd",
+                    "objective.guidance=[1,4]",
+                    "trainer.label_dropout=0",
+                ),
+                "label_dropout=0.1",
+            ),
+        ],
         [(("trainer.snapshot_every=10",), "snapshot_every=10 goes with trainer.power_ema")],
         [(("coupling=reflow",), "coupling=reflow needs coupling.ckpt=RUN")],
         [
