@@ -32,8 +32,8 @@ def figure(
 
     values = np.maximum(np.array(rms, np.float64), LEAST)  # NaN stays NaN
     low, high = np.nanmin(values), np.nanmax(values)
-    size = CELL * min(max(len(starts), 6), NUMBERED)
-    picture, [ax] = panels(size + 1.6, size + 0.9)
+    width, height = (CELL * min(max(n, 6), NUMBERED) for n in (len(starts), len(ends)))
+    picture, [ax] = panels(width + 1.6, height + 0.9)
     norm = LogNorm(low, high if high > low else low * 10)
     image = ax.imshow(values, cmap="cividis", norm=norm, origin="lower", aspect="equal")
     if len(starts) <= NUMBERED:
@@ -44,9 +44,9 @@ def figure(
                 ax.text(j, i + 0.04, number(rms[i][j]), va="bottom", fontsize=6.5, **look)
                 ax.text(j, i - 0.08, number(median[i][j]), va="top", fontsize=5.5, **look)
     every = math.ceil(len(starts) / NUMBERED)
-    places = range(0, len(starts), every)
-    ax.set_xticks(places, [f"{starts[i]:.3g}" for i in places])
-    ax.set_yticks(places, [f"{ends[i]:.3g}" for i in places])
+    for axis, times in ((ax.xaxis, starts), (ax.yaxis, ends)):
+        places = range(0, len(times), every)
+        axis.set_ticks(places, [f"{times[i]:.3g}" for i in places])
     ax.set_title("error of the map from $t$ to $s$: rms, and median below", fontsize=9, color=INK)
     ax.set_xlabel("start $t$", fontsize=8, color=INK)
     ax.set_ylabel("end $s$", fontsize=8, color=INK)

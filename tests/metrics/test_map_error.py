@@ -11,9 +11,12 @@ import torch
 from conftest import PATHS
 
 from fmdiff.build import named
+from fmdiff.errors import FmdiffError
+from fmdiff.exact import exact
 from fmdiff.field import Field
 from fmdiff.metrics import distances, map_error
 from fmdiff.metrics.map_error import compare
+from fmdiff.path import EDM
 
 MEAN, VARIANCE, N = torch.tensor([1.0, -2.0], dtype=torch.float64), 0.25, 4000
 SHIFT = torch.tensor([0.3, -0.4], dtype=torch.float64)  # of length 0.5
@@ -120,9 +123,11 @@ def test_the_standard_error_is_that_of_repeated_draws():
     assert rms.std().item() == pytest.approx(error, rel=0.3)  # 3 of its own standard errors
 
 
-def test_the_states_are_of_the_path_and_the_seed_chooses_them():
+# the last of these paths begins with much of the data
+@pytest.mark.parametrize("path", [PATHS["vp"], EDM(0.002, 0.5, 7.0)], ids=["vp", "edm"])
+def test_the_states_are_of_the_path_and_the_seed_chooses_them(path):
     """The map sees exact states of p_t: their mean and variance are those of the path."""
-    path, states = PATHS["vp"], {}
+    states = {}
 
     class Witness(Gaussian):
         def flow(self, x_t, t, s):
@@ -204,8 +209,8 @@ def test_outliers_lie_beyond_half_the_distance_of_two_modes():
     assert map_error.apart(modes) == pytest.approx(1.5 / modes.std)
     assert map_error.apart(data()) is None
     assert map_error.apart(data(((1, 1), (1, 1)), 0.01)) is None
-    row = map_error._row(torch.tensor([0.1, 0.2, 0.6, 0.7]), 0.0, 1.0, 1, 0.5)
-    assert row.outliers == 0.5 and row.median == pytest.approx(0.2)
+    row = map_error._row(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.7]), 0.0, 1.0, 1, 0.5)
+    assert row.outliers == pytest.approx(0.2) and row.median == pytest.approx(0.3)
 
 
 def test_the_mean_over_pairs():
@@ -215,3 +220,30 @@ def test_the_mean_over_pairs():
     assert metric.value == pytest.approx(math.sqrt(mean))
     least, most = (f(p.rms_error / p.rms for p in errors.pairs) for f in (min, max))
     assert least <= metric.se / metric.value <= most
+
+
+def test_a_map_that_jumps_to_the_data_alone_is_compared_there():
+    path = PATHS["condot"]
+    field = Gaussian(path, after=lambda x, s: x + SHIFT * (1 + 9 * (s < 1)))
+    field.consistency = True
+    errors = compare(field, Gaussian(path), data(), 4, 50)
+    assert [pair.s for pair in errors.pairs] == [1] * 4
+    assert [row.jumps for row in errors.rows] == [1]
+    for row in (*errors.pairs, *errors.rows):
+        assert row.rms == pytest.approx(0.5 / data().std, rel=1e-12)
+
+
+def test_states_that_are_not_finite_are_refused():
+    with pytest.raises(FmdiffError, match=r"not finite, from t=0 to s=0\.25: its weights"):
+        errors_of(PATHS["condot"], after=lambda x, s: x / 0)
+
+
+def test_the_labels_of_a_conditional_map_are_bound():
+    """Within a class this mixture is one Gaussian, and its ends are about that class's mean."""
+    both = named("data", "gmm", means=[[-4, 0], [4, 0]], cov=0.25, conditional=True)
+    alike = named("data", "gmm", means=[[-4, 0], [4, 0]], cov=0.25)
+    field, blind = (exact(each, PATHS["condot"]) for each in (both, alike))
+    assert compare(field, field, both, 2, 40).rows[0].rms < 1e-9
+    row = compare(blind, field, both, 2, 40).rows[0]
+    # the label chooses the mode whatever the noise, which alone would choose the other for half
+    assert 0.3 < row.outliers < 0.7
