@@ -180,12 +180,12 @@ class Sinkhorn(Coupling):
 
 
 class Reflow(Coupling):
-    """Pairs (eps, X(eps)) of the ODE of a teacher (rectified flow, Liu et al. 2023).
+    """Pairs (eps, X(eps)) of the ODE of a teacher, as in rectified flow.
 
-    X(eps) is where the teacher's flow leads the noise eps. The paths of two pairs cross less than
-    those of independent ones, so a network trained on them has straighter trajectories, with the
-    same marginals (arXiv:2209.03003, theorems 3.3, 3.5 and 3.7). A network trained so may be a
-    teacher again (RF-3).
+    X(eps) is where the teacher's flow leads the noise eps (Liu et al. 2023, arXiv:2209.03003). The
+    lines from eps to X(eps) cross less than those of independent pairs. So a network trained on
+    them has straighter trajectories, with the same marginals (section 3 there). It may be the
+    teacher of another (RF-3).
 
     The keys only describe the pairs. `fmdiff.training.reflow` makes them, so that a checkpoint can
     be sampled without its teacher. The pairs themselves are `Pairs`.

@@ -1,6 +1,6 @@
 """coupling=reflow: the teacher of a run, the pairs of its ODE, and how straight the result is.
 
-`fmdiff.training.pairs` keeps the pairs.
+`fmdiff.training.pairs` keeps them.
 """
 
 import logging

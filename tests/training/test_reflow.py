@@ -21,6 +21,7 @@ from fmdiff.coupling import Pairs, Reflow
 from fmdiff.errors import FmdiffError
 from fmdiff.guidance import CFG
 from fmdiff.inversion import shape_of
+from fmdiff.randomness import key
 from fmdiff.runs import checkpoint
 from fmdiff.sampling import Sampler
 from fmdiff.training import reflow
@@ -142,8 +143,21 @@ def test_a_source_of_data_gives_other_rows_than_sampling(train, tmp_path):
     assert len(pairs.eps.unique(dim=0)) == 2300
     start = generate(field, 300, steps=1, trajectory=True).trajectory[0][0]
     assert not torch.isin(pairs.eps, start).any()
+    drawn = reflow.Drawn(parts[2]).sample(torch.zeros(2300, 2), 0, key(0, "reflow"))
+    assert torch.equal(pairs.eps, drawn)
     again = generate(field, x_start=pairs.eps, steps=4)
     torch.testing.assert_close(again.x, pairs.x, rtol=0, atol=1e-5)
+
+
+def test_a_source_of_images_gives_those_of_training():
+    """Samples begin with the test split, over and over, which is small."""
+    source = named("source", "data", data="digits")
+    train, test = (source.dataset._split(part)[0].flatten(1).float() for part in (True, False))
+    eps = reflow.Drawn(source).sample(torch.zeros(400, 1, 8, 8), 800, 3).flatten(1)
+    pixels = ((eps + 1) * 127.5).round()
+    assert (torch.cdist(pixels, train).amin(1) < 1e-3).all() and len(pixels.unique(dim=0)) > 390
+    assert (torch.cdist(pixels, test).amin(1) > 1).float().mean() > 0.9
+    assert not torch.equal(pixels, ((reflow.Drawn(source).sample(eps, 0, 3) + 1) * 127.5).round())
 
 
 def test_classes_of_another_order_are_other_classes(labelled, monkeypatch):
