@@ -11,6 +11,7 @@ If a model ends with noise (hi < 1), its state there is alpha(hi) x, as for the 
 round trip begins and ends there.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -110,9 +111,10 @@ def shape_of(field: Field, sampler: Sampler, seed: int, n: int | None = None) ->
     """The shape of the trajectories of samples 0 ... n - 1 of a seed, from noise to data.
 
     `sampler` gives guidance, coordinates, device and the solver, which must take fixed steps. n is
-    by default 2,048 points, or as many images as have as many elements as 131,072 points.
+    by default 2,048 points or 64 images, fewer if they are larger than 64 x 64 pixels.
     """
-    n = n or max(4, min(2048, 2**18 // torch.Size(field.shape).numel()))
+    images = len(field.shape) == 3
+    n = n or (max(4, min(64, 2**20 // math.prod(field.shape))) if images else 2048)
     field = field.to(sampler.device, sampler.dtype)
     y = sampler.guidance.labels(field, None, 0, n, seed)
     view = sampler.seen(field, None if y is None else y.to(sampler.device))

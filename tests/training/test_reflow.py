@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, POINTS, _trained, metrics, vector
+from conftest import IMAGES, PLAIN, POINTS, _trained, metrics, vector
 from scipy.integrate import solve_ivp
 
 from fmdiff import generate, load
@@ -335,6 +335,20 @@ def test_a_run_on_pairs_is_straighter_and_says_so(train, command, moons_run, tmp
     # it may be a teacher again
     again = (*TINY, f"coupling.ckpt={tmp_path / 'run'}", "trainer.max_steps=2")
     assert train(tmp_path / "third", *again)["training"]["pairs"] == field.sha256
+
+
+def test_images_with_classes_and_guidance(train, command, tmp_path, cache, capsys):
+    words = (*IMAGES, *BRIEF, "data.conditional=true", "trainer.max_steps=2", "data.flip=true")
+    train(tmp_path / "teacher", *words)
+    more = (*FEW, "coupling.w=2", f"coupling.ckpt={tmp_path / 'teacher'}")
+    assert command("train", *PLAIN, *words, *more, "plan=true") == 0
+    said = capsys.readouterr().out
+    assert "300 and 200 held out, 0 MB in the cache; 16 evaluations of the teacher each" in said
+    content = train(tmp_path / "run", *words, *more, f"init={tmp_path / 'teacher'}")
+    assert content["step"] == 2 and list((tmp_path / "run" / "samples").glob("*.png"))
+    stored = np.load(content_of(cache)[0] / "pairs.npy")
+    assert stored.shape == (500, 2, 1, 8, 8) and np.isfinite(stored).all()
+    assert command("sample", f"ckpt={tmp_path / 'run'}", *SAMPLE, "guidance=cfg") == 0
 
 
 def test_a_checkpoint_needs_its_teacher_no_more(train, command, moons_run, tmp_path, cache):
