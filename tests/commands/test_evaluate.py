@@ -121,7 +121,7 @@ def test_a_conditional_field_is_compared_class_by_class(command):
     found = []
     for conditional in ("true", "false"):
         words = ("model=exact", "data=gmm4", f"data.conditional={conditional}", "kind=x")
-        few = ("n=400",) * (conditional == "false")  # the map of a mixture takes its time
+        few = ("n=1000",) * (conditional == "false")  # the map of a mixture takes its time
         assert command("evaluate", *words, *QUICK, *few, "overwrite=true") == 0
         found.append(report())
     for row, mixed in zip(found[0]["rows"], found[1]["rows"], strict=True):
