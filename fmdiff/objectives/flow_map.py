@@ -333,6 +333,18 @@ class FlowMap(FlowMatching):
         null = other.bind(torch.full_like(field.y, other.classes))
         return torch.lerp(null.predict(x_t, t, "straight", s), u, expand(field.w, u))
 
+    def inside(self, field: Field, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The state and time where to ask for a velocity, of the same straight state.
+
+        Beside an end at which a prediction gives no finite velocity, as of x at the data, it is
+        that of the end of the field's interval. Its error would grow without bound.
+        """
+        if self.prediction in ("v", "v_sh") and self.teacher is None:
+            return x_t, t
+        low, high = field.interval("straight")
+        m = t.clamp(low, high)
+        return moved(self.path, x_t, t, m, torch.zeros_like(x_t)), m
+
     def guided(self, field: NetField, x_t: Tensor, t: Tensor, w: Tensor) -> Tensor:
         """null + scale (w - null), the pair's velocity w for a network that is told the scale."""
         if field.y is None or field.w is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLAIN, POINTS, logging_restored, vector
+from conftest import IMAGES, PLAIN, POINTS, logging_restored, vector
 
 from fmdiff import cli, loading
 from fmdiff.along import along
@@ -18,6 +18,8 @@ from fmdiff.randomness import generator
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
 from fmdiff.training import trial
+
+MAP = (*POINTS, "objective=flow_map")
 
 # The teacher
 
@@ -83,6 +85,11 @@ def test_a_teacher_without_source_and_coupling_has_the_usual_ones(moons_run, tmp
         (("objective.teacher=last",), "objective.teacher=RUN go together"),
         (("objective=distill", "objective.teacher=last"), "objective.teacher=last: no run under"),
         (("objective=distill", "objective.teacher=RUN", "coupling=ot"), "has another flow than"),
+        (("objective.guidance=[1,3]",), "objective.guidance=[1, 3] guides towards a class"),
+        (
+            ("objective.guidance=[1,3]", "data=8gaussians", "data.conditional=true"),
+            "trainer.label_dropout above 0",
+        ),
         (("objective.velocity=exact",), "objective.velocity=exact: the exact field needs data"),
         (
             ("objective.velocity=exact", "data=8gaussians", "source=truncated"),
@@ -92,7 +99,8 @@ def test_a_teacher_without_source_and_coupling_has_the_usual_ones(moons_run, tmp
 )
 def test_a_velocity_that_cannot_be_had_is_refused(command, moons_run, capfd, words, says):
     words = [word.replace("RUN", str(moons_run)) for word in words]
-    assert command("train", *PLAIN, *POINTS, "objective=flow_map", *words, "out=run") == 2
+    words = (*MAP, *words, "trainer.label_dropout=0", "out=run")
+    assert command("train", *PLAIN, *words) == 2
     said = capfd.readouterr().err
     assert says in said and "Traceback" not in said and not Path("run").exists()
 
@@ -127,7 +135,6 @@ def test_the_exact_velocity_is_that_of_the_data(train, tmp_path):
 # The start from other weights
 
 STILL = ("trainer.max_steps=1", "optim.lr=1e-12", "trainer.ema=[0.9999,0.9]")
-MAP = (*POINTS, "objective=flow_map")
 BRANCH = {f"{a}.second.{b}" for a in ("map", "skip_map") for b in ("inner", "outer")}
 
 
@@ -179,6 +186,32 @@ def test_a_map_becomes_the_velocity_network_of_its_diagonal(train, map_run, tmp_
     x, t = torch.randn(64, 2), torch.rand(64)
     velocity, field = (loading.load(run, "raw") for run in (tmp_path / "run", map_run))
     torch.testing.assert_close(velocity(x, t), field(x, t))
+
+
+def test_images_with_labels_are_taught_and_learn_the_scale_of_guidance(
+    train, digits_run, tmp_path, capfd
+):
+    """The teacher is asked for the labels and for none, and the network begins as the teacher."""
+    words = (*IMAGES, "objective=distill", f"objective.teacher={digits_run}", f"init={digits_run}")
+    words += ("objective.guidance=[1,3]", "optim.lr=1e-12", "trainer.max_steps=1")
+    begun = train(tmp_path / "run", *words)
+    said = capfd.readouterr().err
+    assert "learns the end of a jump" in said and "learns the scale of guidance" in said
+    new = (
+        begun["weights"]["raw"].keys() - checkpoint.read(find(digits_run))["weights"]["raw"].keys()
+    )
+    assert {name.split(".")[-2] for name in new} == {"second", "guidance"}
+    field, teacher = (loading.load(run, "raw") for run in (tmp_path / "run", digits_run))
+    assert field.scales == (1.0, 3.0)
+    x, t, y = torch.randn(4, 1, 8, 8), torch.rand(4), torch.arange(4)
+    torch.testing.assert_close(field.bind(y)(x, t), teacher.bind(y)(x, t))
+    # from a map without guidance to one with it, and back
+    words = (*IMAGES, "objective=lsd", "optim.lr=1e-12", "trainer.max_steps=1")
+    train(tmp_path / "plain", *words, f"init={tmp_path / 'run'}")
+    assert "of the scale of guidance is left out" in capfd.readouterr().err
+    train(tmp_path / "back", *words, "objective.guidance=[1,3]", f"init={tmp_path / 'plain'}")
+    said = capfd.readouterr().err
+    assert "learns the scale of guidance" in said and "the end of a jump" not in said
 
 
 @pytest.mark.parametrize(
