@@ -42,6 +42,9 @@ class Gaussians(Field):
     m = torch.tensor([[1.0, -0.5], [-1.5, 2.0]], dtype=torch.float64)
     c = torch.tensor([[0.3, 2.0], [0.9, 0.1]], dtype=torch.float64)
 
+    def interval(self, kind="v"):
+        return 0.0, 1.0
+
     def __init__(self, path, y=None, c=None):
         self.path, self.y = path, y
         self.c = self.c if c is None else c

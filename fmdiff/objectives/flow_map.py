@@ -319,12 +319,14 @@ class FlowMap(FlowMatching):
         guided if the network is. Raises FmdiffError if the teacher or the exact field was not set.
         """
         if self.velocity in ("data", "network"):
+            x_t, t = self.inside(field, x_t, t) if s is None else (x_t, t)
             return field.predict(x_t, t, "straight", s)
         other = self.teacher if self.velocity == "teacher" else self.truth
         if other is None:
             name = "teacher" if self.velocity == "teacher" else "truth"
             raise FmdiffError(f"objective.velocity={self.velocity}: set `{name}`, a field, first")
         s = s if other.two_times else None
+        x_t, t = self.inside(other, x_t, t) if s is None else (x_t, t)
         if field.y is None or not other.classes:
             return other.predict(x_t, t, "straight", s)
         u = other.bind(field.y).predict(x_t, t, "straight", s)
@@ -339,7 +341,7 @@ class FlowMap(FlowMatching):
         Beside an end at which a prediction gives no finite velocity, as of x at the data, it is
         that of the end of the field's interval. Its error would grow without bound.
         """
-        if self.prediction in ("v", "v_sh") and self.teacher is None:
+        if self.prediction in ("v", "v_sh") and self.velocity != "teacher":
             return x_t, t
         low, high = field.interval("straight")
         m = t.clamp(low, high)

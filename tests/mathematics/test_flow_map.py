@@ -28,6 +28,9 @@ class Fine(Field):
         self.path = path
         self.field = Mixture(CondOT(), WEIGHTS, MEANS, COVS)
 
+    def interval(self, kind="v"):
+        return 0.0, 1.0
+
     def predict(self, x_t, t, kind, s=None):
         a, b = (expand(part, x_t) for part in self.path.row("x_t", t))
         start, r = x_t / (a + b), self.path.r(t)
