@@ -134,11 +134,11 @@ def restore(
             source=source,
             coupled=not coupling.independent,
         )
-        objective.data_mean = data_mean(spec, content.title)
         context = {"shape": shape, "classes": classes, **objective.inputs}
         with bounded(spec["model"], state, content.title):
             net = build(spec["model"], trust=trust, **context)
         net.load_state_dict(state)
+        objective.data_mean = data_mean(spec, content.title)
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()
