@@ -20,18 +20,12 @@ def teach(module: Training, where: torch.device, before: Mapping[str, Any] | Non
     """Set the teacher or the truth of a flow map, if its `velocity=` asks for one.
 
     where: the device of training. before: the training part of the checkpoint that is resumed.
-    Raises FmdiffError for a teacher that is missing, does not fit or is another than before, for
-    data without a closed form, and for guidance without classes.
+    Raises FmdiffError for a teacher that is missing, does not fit or is another than before, and
+    for data without a closed form.
     """
     objective = module.objective
     if not isinstance(objective, FlowMap):
         return
-    null = module.data.classes and module.batches.label_dropout
-    if objective.guidance is not None and not null:
-        raise FmdiffError(
-            f"objective.guidance={objective.guidance} guides towards a class and away from none: "
-            "it needs data.conditional=true and trainer.label_dropout above 0"
-        )
     if objective.velocity == "exact":
         option = "objective.velocity=exact"
         instead = "; choose velocity=network, or source=normal coupling=independent"

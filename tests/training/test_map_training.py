@@ -85,11 +85,6 @@ def test_a_teacher_without_source_and_coupling_has_the_usual_ones(moons_run, tmp
         (("objective.teacher=last",), "objective.teacher=RUN go together"),
         (("objective=distill", "objective.teacher=last"), "objective.teacher=last: no run under"),
         (("objective=distill", "objective.teacher=RUN", "coupling=ot"), "has another flow than"),
-        (("objective.guidance=[1,3]",), "objective.guidance=[1, 3] guides towards a class"),
-        (
-            ("objective.guidance=[1,3]", "data=8gaussians", "data.conditional=true"),
-            "trainer.label_dropout above 0",
-        ),
         (("objective.velocity=exact",), "objective.velocity=exact: the exact field needs data"),
         (
             ("objective.velocity=exact", "data=8gaussians", "source=truncated"),
@@ -99,7 +94,7 @@ def test_a_teacher_without_source_and_coupling_has_the_usual_ones(moons_run, tmp
 )
 def test_a_velocity_that_cannot_be_had_is_refused(command, moons_run, capfd, words, says):
     words = [word.replace("RUN", str(moons_run)) for word in words]
-    words = (*MAP, *words, "trainer.label_dropout=0", "out=run")
+    words = (*MAP, *words, "out=run")
     assert command("train", *PLAIN, *words) == 2
     said = capfd.readouterr().err
     assert says in said and "Traceback" not in said and not Path("run").exists()
