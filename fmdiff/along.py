@@ -1,4 +1,4 @@
-"""Fields around a field: what passes on all that it does not change, and another path."""
+"""Fields around a field: what passes on all that it does not change, another path, a range."""
 
 import copy
 import math
@@ -6,9 +6,12 @@ import math
 import torch
 from torch import Tensor
 
+from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import EDGE, Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.source import need_gaussian
+
+PERCENTILE = 0.995  # dynamic thresholding takes this quantile of |x| for the end of the range
 
 
 class Around(Field):
@@ -120,3 +123,51 @@ def along(field: Field, path: Path) -> Field:
     """The field along this path: itself, if that is its own."""
     same = type(field.path) is type(path) and vars(field.path) == vars(path)
     return field if same else Along(field, path)
+
+
+def of_estimate(field: Field, kind: Kind) -> tuple[float, float]:
+    """The interval on which `kind` follows from a changed estimate of x, which needs noise."""
+    lo, hi = field.interval("x")
+    if kind == "x":
+        return lo, hi
+    edge = field.path.time_of_r(torch.tensor(1 - EDGE, dtype=torch.float64)).item()
+    first, last = field.interval(kind)
+    return max(lo, first), min(hi, last, edge)
+
+
+class Clipped(Around):
+    """A field of images whose estimate of x is kept in [-1, 1].
+
+    how=data clamps x. how=dynamic clamps x to [-s, s] and divides it by s, where s is the 99.5th
+    percentile of |x| in each image, at least 1. This dynamic thresholding (Saharia et al. 2022,
+    arXiv:2205.11487, section 2.3) keeps strong guidance from saturating.
+    """
+
+    def __init__(self, field: Field, how: str) -> None:
+        super().__init__(field)
+        self.how = how
+
+    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
+        x = self.field.predict(x_t, t, "x", s)
+        if self.how == "dynamic":
+            size = x.flatten(1).abs().quantile(PERCENTILE, dim=1).clamp(min=1)
+            x = x / expand(size, x)
+        return self.path.convert(x.clamp(-1, 1), x_t, t, "x", kind)
+
+    def interval(self, kind: Kind = "v") -> tuple[float, float]:
+        return of_estimate(self.field, kind)
+
+
+def in_range(field: Field, clip: str) -> Field:
+    """The field itself for clip=none, and Clipped for clip=data or dynamic.
+
+    Raises FmdiffError for any other clip, and for data that are not images.
+    """
+    choices = ("none", "data", "dynamic")
+    if clip not in choices:
+        raise FmdiffError(f"clip={clip}: {nearest(clip, choices)}")
+    if clip == "none":
+        return field
+    if len(field.shape) != 3:
+        raise FmdiffError(f"clip={clip} needs images, whose range is known; choose clip=none")
+    return Clipped(field, clip)

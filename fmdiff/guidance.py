@@ -17,17 +17,16 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from fmdiff.along import Around, along
+from fmdiff.along import Around, along, of_estimate
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
 from fmdiff.custom import Strength
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff.errors import FmdiffError
 from fmdiff.field import EDGE, Classes, Field, NetField, in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
 FLAT = 1e-5  # an image whose std is a smaller share of its size is constant up to rounding
-PERCENTILE = 0.995  # dynamic thresholding takes this quantile of |x| for the end of the range
 
 
 class Unguided(Described):
@@ -304,7 +303,7 @@ class Guided(Around):
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         ends = [f.interval(kind) for f in (self.field, self.guide) if f]
         if self.phi:
-            ends.append(_of_estimate(self.field, kind))
+            ends.append(of_estimate(self.field, kind))
         return max(lo for lo, _ in ends), min(hi for _, hi in ends)
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
@@ -373,51 +372,3 @@ class Tilted(Around):
 
     def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
         return self.base.start(eps, t, first, seed)
-
-
-def _of_estimate(field: Field, kind: Kind) -> tuple[float, float]:
-    """The interval on which `kind` follows from a changed estimate of x, which needs noise."""
-    lo, hi = field.interval("x")
-    if kind == "x":
-        return lo, hi
-    edge = field.path.time_of_r(torch.tensor(1 - EDGE, dtype=torch.float64)).item()
-    first, last = field.interval(kind)
-    return max(lo, first), min(hi, last, edge)
-
-
-class Clipped(Around):
-    """A field of images whose estimate of x is kept in [-1, 1].
-
-    how=data clamps x. how=dynamic clamps x to [-s, s] and divides it by s, where s is the 99.5th
-    percentile of |x| in each image, at least 1. This dynamic thresholding (Saharia et al. 2022,
-    arXiv:2205.11487, section 2.3) keeps strong guidance from saturating.
-    """
-
-    def __init__(self, field: Field, how: str) -> None:
-        super().__init__(field)
-        self.how = how
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        x = self.field.predict(x_t, t, "x", s)
-        if self.how == "dynamic":
-            size = x.flatten(1).abs().quantile(PERCENTILE, dim=1).clamp(min=1)
-            x = x / expand(size, x)
-        return self.path.convert(x.clamp(-1, 1), x_t, t, "x", kind)
-
-    def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        return _of_estimate(self.field, kind)
-
-
-def in_range(field: Field, clip: str) -> Field:
-    """The field itself for clip=none, and Clipped for clip=data or dynamic.
-
-    Raises FmdiffError for any other clip, and for data that are not images.
-    """
-    choices = ("none", "data", "dynamic")
-    if clip not in choices:
-        raise FmdiffError(f"clip={clip}: {nearest(clip, choices)}")
-    if clip == "none":
-        return field
-    if len(field.shape) != 3:
-        raise FmdiffError(f"clip={clip} needs images, whose range is known; choose clip=none")
-    return Clipped(field, clip)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
-from fmdiff.along import Along, Straight
+from fmdiff.along import Along, Straight, in_range
 from fmdiff.build import build, of_class, spec_of
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Classes, Field
-from fmdiff.guidance import Unguided, in_range
+from fmdiff.guidance import Unguided
 from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
 from fmdiff.path import Path
 from fmdiff.solvers.jump import Jump

@@ -8,12 +8,12 @@ from conftest import MEANS, WEIGHTS, every_path
 from torch import nn
 
 from fmdiff import load
-from fmdiff.along import Along, Straight
+from fmdiff.along import Along, Clipped, Straight, in_range
 from fmdiff.build import config_folder, named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
-from fmdiff.guidance import CFG, Autoguidance, Clipped, Guided, Strength, Unguided, in_range
+from fmdiff.guidance import CFG, Autoguidance, Guided, Strength, Unguided
 from fmdiff.integration import plan
 from fmdiff.loading import guidance
 from fmdiff.path import VP, CondOT, Cosine
