@@ -38,7 +38,6 @@ from fmdiff.randomness import noise
 COUNTS, N = (1, 2, 4, 8), 10_000
 FRESH = range(1000, 1008)  # seeds the noise floor does not use
 ROUNDS = (16, 8, 4, 2, 1)  # of progressive distillation
-TO_DATA = ("consistency", "scm")  # their jumps all end at t = 1
 PLAIN = ("velocity", "velocity_2")
 PRESETS = (
     *PLAIN,
@@ -128,10 +127,10 @@ def measured(places: list[Path], preset: str, truth: Truth) -> Values:
     """The measures by count of the samples that a cell's runs give."""
     values: Values = {}
     for run, count in zip(places, COUNTS, strict=True):
-        solver = {"_target_": "fmdiff.solvers.jump.Jump", "noise": float(preset in TO_DATA)}
-        options = {"solver": "euler"} if preset in PLAIN else {"solver": solver}
-        x = fmdiff.generate(fmdiff.load(run), eps=truth.eps, steps=count, **options).x
-        pathwise = preset not in TO_DATA or count == 1
+        field = fmdiff.load(run)
+        solver = {"solver": "euler"} if preset in PLAIN else {}  # of a map it is jump
+        x = fmdiff.generate(field, eps=truth.eps, steps=count, **solver).x
+        pathwise = count == 1 or not field.consistency  # that adds noise after each jump
         for name, value in truth.measures(x, pathwise).items():
             values.setdefault(name, []).append(value)
     return values
