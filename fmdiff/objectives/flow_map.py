@@ -113,11 +113,13 @@ class FlowMap(FlowMatching):
                 f"objective.velocity=data goes with objective.target=eulerian, not {self.target}, "
                 "which needs velocities away from the pairs; choose network, teacher or exact"
             )
-        if self.finite and self.target != "eulerian":
-            raise FmdiffError(
-                f"objective.gap={self.gap.text} goes with objective.target=eulerian, not "
-                f"{self.target}"
-            )
+        values = {**vars(self), "gap": self.gap.text if self.finite else 0}
+        for option in ("direction", "gap", "warmup"):
+            if values[option] != 0 and self.target != "eulerian":
+                raise FmdiffError(
+                    f"objective.{option}={values[option]} goes with objective.target=eulerian, "
+                    f"not {self.target}"
+                )
         gap = self.gap(torch.linspace(0, 1, 9)[:, None], torch.linspace(0.01, 0.99, 9))
         if not (gap.isfinite().all() and ((gap >= 0) & (gap <= 1)).any()):
             raise FmdiffError(
@@ -131,6 +133,8 @@ class FlowMap(FlowMatching):
             )
         if self.jumps is not None and (type(self.jumps) is not int or self.jumps < 1):
             raise FmdiffError(f"objective.jumps={self.jumps} must be an integer >= 1 or null")
+        if self.jumps is not None and self.split != "dyadic":
+            raise FmdiffError(f"objective.jumps={self.jumps} goes with objective.split=dyadic")
         if self.guidance is not None and not _interval(self.guidance):
             raise FmdiffError(
                 f"objective.guidance={self.guidance} must be [lo,hi] with 1 <= lo <= hi, or null"
