@@ -18,6 +18,7 @@ from fmdiff.pictures import plots, quality
 CELLS = "cells.json"  # the draws so far, from which an interrupted grid continues
 VARIED = ("solver", "schedule", "guidance")  # groups whose choices a grid may list by name
 COUNTS = {"nfe": "evaluations", "steps": "steps"}  # with more of them samples should get better
+ERRORS = 2.6  # standard errors by which a value differs by chance in one of 100 cases
 AXES = (*VARIED, *COUNTS, "w")
 Cell = dict[str, Any]  # one combination of the values in grid=
 
@@ -159,8 +160,9 @@ def _sampler(row: Row) -> str:
 def setbacks(rows: Sequence[Row]) -> list[str]:
     """A sentence for each sampler and metric with which more steps or evaluations are worse.
 
-    A metric counts as worse than with fewer steps if its interval lies wholly beyond the other
-    one. Metrics without an interval, and those in which less is not always better, say nothing.
+    A metric counts as worse than the best one with fewer steps if it differs by more than 2.6
+    standard errors of the difference. The error is a fourth of the interval where it is not
+    known. Metrics without an interval, and those in which less is not always better, say nothing.
     """
     axis = next((name for name in COUNTS if name in rows[0].cell), None)
     if axis is None:
@@ -181,16 +183,17 @@ def setbacks(rows: Sequence[Row]) -> list[str]:
 def _worse(points: Sequence[tuple[int, Metric]], sign: int) -> str:
     """Format the counts that are worse than a smaller one, and what they are compared with."""
     told: dict[str, None] = {}  # in order
-    best = math.inf, ""
+    best = math.inf, 0.0, ""
     for count, metric in points:
         if metric.interval is None:
             continue
-        low, high = sorted(sign * bound for bound in metric.interval)
-        words = "{:.4g} [{:.4g}, {:.4g}] at {}".format(metric.value, *metric.interval, count)
-        if low > best[0]:
-            told |= dict.fromkeys((best[1], words))
-        elif high < best[0]:
-            best = high, words
+        low, high = metric.interval
+        value, error = sign * metric.value, (high - low) / 4 if metric.se is None else metric.se
+        words = f"{metric.value:.4g} [{low:.4g}, {high:.4g}] at {count}"
+        if value - best[0] > ERRORS * math.hypot(error, best[1]):
+            told |= dict.fromkeys((best[2], words))
+        if value < best[0]:
+            best = value, error, words
     return ", ".join(told)
 
 
