@@ -8,7 +8,7 @@ from pathlib import Path as File
 import pytest
 import torch
 from conftest import COVS, MEANS, PATHS, WEIGHTS
-from flow_maps import HOW, Gaussians, four_paths, make, points
+from exact_maps import HOW, Gaussians, four_paths, make, points
 
 from fmdiff.along import Along
 from fmdiff.exact import Mixture

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import PATHS
-from flow_maps import HOW, SPEC, UNIFORM, Gaussians, Net, draws, make, points
+from exact_maps import HOW, SPEC, UNIFORM, Gaussians, Net, draws, make, points
 
 from fmdiff.errors import FmdiffError
 from fmdiff.objectives.derivative import derivative, stencil

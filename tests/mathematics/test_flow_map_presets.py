@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from conftest import PATHS
-from flow_maps import SPEC, UNIFORM, Net, draws, make
+from exact_maps import SPEC, UNIFORM, Net, draws, make
 
 from fmdiff.build import spec_of
 from fmdiff.objectives.flow_matching import FlowMatching

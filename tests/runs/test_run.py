@@ -374,7 +374,8 @@ class Solver(Heun):
 def test_a_failed_try_does_not_block_the_next(command, cwd, monkeypatch, capfd, name):
     (cwd / "broken_parts.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(cwd)
-    words, part = ("data=gmm4", "model=exact", "n=20", "steps=2"), "solver._target_"
+    words = "data=gmm4", "model=exact", "solver=heun", "n=20", "steps=2"
+    part = "solver._target_"
     broken = "broken_parts.Solver"
     if name == "train":
         words, part = (*PLAIN, "data=moons", "trainer.max_steps=2"), "data._target_"
