@@ -191,6 +191,8 @@ def test_every_experiment_runs(command, few_pictures, group, choice):
         ("[dj]it", "depth=3"),
     ):
         words += [f"model.{small}"] if re.search(f"/model: {model}", text) else []
+    if "/objective: distill" in text:  # which needs a teacher
+        words += ["objective=lsd"]
     words = [f"experiment={choice}", *PLAIN, *BRIEF, *words, "trainer.precision=fp32", "out=run"]
     assert command("train", *words) == 0
 
