@@ -174,15 +174,15 @@ def setbacks(rows: Sequence[Row]) -> list[str]:
     for sampler, line in lines.items():
         for name in [name for name in line[0].metrics if name not in results.UNORDERED]:
             points = [(row.cell[axis], row.metrics[name]) for row in line]
-            if told := _worse(points, -1 if name in results.MORE else 1):
+            if counts := _worse(points, -1 if name in results.MORE else 1):
                 where = f" ({sampler})" if sampler else ""
-                sentences.append(f"more {COUNTS[axis]} are worse by {name}{where}: {told}")
+                sentences.append(f"more {COUNTS[axis]} are worse by {name}{where}: {counts}")
     return sentences
 
 
 def _worse(points: Sequence[tuple[int, Metric]], sign: int) -> str:
     """Format the counts that are worse than a smaller one, and what they are compared with."""
-    told: dict[str, None] = {}  # in order
+    counts: dict[str, None] = {}  # in order
     best = math.inf, 0.0, ""
     for count, metric in points:
         if metric.interval is None:
@@ -191,10 +191,10 @@ def _worse(points: Sequence[tuple[int, Metric]], sign: int) -> str:
         value, error = sign * metric.value, (high - low) / 4 if metric.se is None else metric.se
         words = f"{metric.value:.4g} [{low:.4g}, {high:.4g}] at {count}"
         if value - best[0] > ERRORS * math.hypot(error, best[1]):
-            told |= dict.fromkeys((best[2], words))
+            counts |= dict.fromkeys((best[2], words))
         if value < best[0]:
             best = value, error, words
-    return ", ".join(told)
+    return ", ".join(counts)
 
 
 def conclude(rows: Sequence[Row], folder: Path) -> None:

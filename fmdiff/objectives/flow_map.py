@@ -2,13 +2,13 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Field, NetField
@@ -16,6 +16,7 @@ from fmdiff.formula import Formula
 from fmdiff.models.network import answer
 from fmdiff.objectives.derivative import derivative, moved
 from fmdiff.objectives.flow_matching import FlowMatching
+from fmdiff.objectives.objective import Generators, Law
 from fmdiff.path import Path, expand
 
 CHOICES = {
@@ -27,7 +28,6 @@ CHOICES = {
 }
 LEVELS = 7  # of split=dyadic: 1, 2, 4 ... 64 equal jumps, so that the shortest half is 1/128
 SMALL = 1e-3  # c in the weight 1 / (|e|^2 + c)^adapt
-Columns = tuple[Tensor, ...]
 
 
 class FlowMap(FlowMatching):
@@ -165,21 +165,21 @@ class FlowMap(FlowMatching):
     def times(
         self,
         n: int,
-        law: Callable[[int, Generator], Tensor],
-        draws: Callable[[str], Generator],
+        law: Law,
+        generators: Generators,
         progress: float,
-    ) -> Columns:
+    ) -> tuple[Tensor, ...]:
         """t and s, then a = (m - t) / (s - t), the progress and the scale w of guidance: (n,).
 
         On the diagonal, and with ends=data, t is what FlowMatching draws.
         """
-        t = start = law(n, draws("time"))
+        t = start = law(n, generators("time"))
         # a stratified law is sorted, so the ends are shuffled
-        order = torch.randperm(n, generator=draws("order"), device=t.device)
-        other = law(n, draws("end"))[order]
-        a = torch.rand(n, generator=draws("split"), device=t.device)
+        order = torch.randperm(n, generator=generators("order"), device=t.device)
+        other = law(n, generators("end"))[order]
+        a = torch.rand(n, generator=generators("split"), device=t.device)
         if self.split == "dyadic":
-            levels = torch.rand(n, generator=draws("level"), device=t.device)
+            levels = torch.rand(n, generator=generators("level"), device=t.device)
             count = 2.0 ** (LEVELS * levels).floor() if self.jumps is None else self.jumps
             index = (t * count).floor().clamp(max=count - 1)
             t, s = index / count, (index + 1) / count
@@ -189,7 +189,7 @@ class FlowMap(FlowMatching):
             s = torch.ones_like(t)
         if self.split != "uniform":
             a = torch.full_like(a, 0.5)
-        w = torch.rand(n, generator=draws("scale"), device=t.device)
+        w = torch.rand(n, generator=generators("scale"), device=t.device)
         if self.guidance is not None:
             w = self.guidance[0] + (self.guidance[1] - self.guidance[0]) * w
         # the diagonal's rows lie evenly among the others, so that each device has its share

@@ -14,7 +14,7 @@ from fmdiff.path import Kind, Path
 from fmdiff.source import Normal, Source
 
 Law = Callable[[int, Generator], Tensor]  # (n, generator) -> draws (n,) in [0, 1] of a time law
-Draws = Callable[[str], Generator]  # a purpose -> the generator of its draws
+Generators = Callable[[str], Generator]  # a purpose -> the generator of its draws
 
 
 class Objective(Described):
@@ -97,13 +97,15 @@ class Objective(Described):
         """Map draws u in [0, 1] of a time law into [t_eps, 1 - t_eps]."""
         return self.t_eps + (1 - 2 * self.t_eps) * u
 
-    def times(self, n: int, law: Law, draws: Draws, progress: float) -> tuple[Tensor, ...]:
+    def times(
+        self, n: int, law: Law, generators: Generators, progress: float
+    ) -> tuple[Tensor, ...]:
         """The times t (n,) of a step, and what else it needs that depends on no data, (n, *) each.
 
-        law(n, generator) draws from the time law. draws(purpose) is the generator of a purpose at
-        this step. progress is the share of the training that lies behind.
+        law(n, generator) draws from the time law. generators(purpose) is the generator of a
+        purpose at this step. progress is the share of the training that lies behind.
         """
-        return (self.time(law(n, draws("time"))),)
+        return (self.time(law(n, generators("time"))),)
 
     def terms(
         self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
