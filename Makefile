@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(VENV)/.ready-tests
+DOCS := $(VENV)/.ready-docs
 
 # real MNIST and CIFAR-10 for the tests that need them, where a copy lies beside the project
 ifneq ($(wildcard ../shared/data/unpack.py),)
@@ -11,7 +12,7 @@ export FMDIFF_DATA ?= $(CURDIR)/.data
 DATA := .data/.ready
 endif
 
-.PHONY: help install demo test test-slow test-faults test-browser test-soak check lint format clean
+.PHONY: help install demo test test-slow test-faults test-browser test-soak docs check lint format clean
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -22,6 +23,10 @@ $(READY): pyproject.toml
 
 $(TESTS): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 .data/.ready: | $(READY)
@@ -51,6 +56,9 @@ check: $(TESTS) $(DATA)  ## lint, types, tests, slow tests and faults in one go;
 test-soak: $(TESTS)  ## hundreds of killed trainings, for hours
 	$(BIN)/python -m pytest -m soak
 
+docs: $(DOCS) $(DATA)  ## build the documentation into docs/_build/html, and run its tutorials
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 lint: $(TESTS)  ## ruff, mypy and the layers of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +70,4 @@ format: $(TESTS)  ## let ruff format and sort
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and caches, never outputs/
-	rm -rf $(VENV) .data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .data build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
