@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES, entitle, panels
+from fmdiff.pictures.plots import COLORS, DATA, EXACT, FRAME, INK, SAMPLES, entitle, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXACT = "#D55E00"  # vermilion, which differs from the blue and the grey in hue and in lightness
-COLORS = (SAMPLES, EXACT, "#009E73", "#CC79A7", "#E69F00", INK)
 NUMBERED = 20  # starts that are numbered in a picture
 
 Velocity = Callable[[np.ndarray, float], np.ndarray]  # u(x (B, d), t) -> (B, d)
@@ -45,8 +43,10 @@ def time_plot(
     last = _last(upto, times)
     for i in range(states.shape[2]):
         name = "" if states.shape[2] == 1 else f" $x_{{{i + 1}}}$"
-        exact = ax.plot(fine[0], fine[1][..., i], color=COLORS[(i + 1) % 6], lw=1.2)
-        lines = ax.plot(times[:last], states[:last, :, i], "o-", color=COLORS[i % 6], ms=3, lw=0.8)
+        exact = ax.plot(fine[0], fine[1][..., i], color=COLORS[(i + 1) % len(COLORS)], lw=1.2)
+        lines = ax.plot(
+            times[:last], states[:last, :, i], "o-", color=COLORS[i % len(COLORS)], ms=3, lw=0.8
+        )
         exact[0].set_label("exact" + name)
         lines[0].set_label(label + name)
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))

@@ -14,13 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError, printable
+from fmdiff.looks import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAMPLES, DATA = "#0072B2", "#6E6E6E"  # blue and grey differ in lightness and in hue
-INK, FRAME = "#333333", "#C8C8C8"
+SAMPLES, EXACT = LIGHT["blue"], LIGHT["orange"]
+COLORS = tuple(LIGHT[name] for name in SERIES)  # of lines
+DATA, INK, FRAME = LIGHT["muted"], LIGHT["ink"], LIGHT["frame"]
+CAPTION = "#333333"  # under the tiles of a grid
 GRID_WIDTH, TILE_WIDTH = 768, 160  # the largest widths of a magnified grid and of its tiles
 DPI = 200
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
@@ -86,7 +89,7 @@ def caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
     strip = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(font_size)
     start = max(0.0, (width - font.getlength(text)) / 2)
-    ImageDraw.Draw(strip).text((start, height / 2), text, fill=INK, font=font, anchor="lm")
+    ImageDraw.Draw(strip).text((start, height / 2), text, fill=CAPTION, font=font, anchor="lm")
     return strip
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fmdiff.pictures.flowplots import COLORS
-from fmdiff.pictures.plots import DATA, INK, panels
+from fmdiff.pictures.plots import COLORS, DATA, INK, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ from typing import Any
 from fmdiff.data import decode
 from fmdiff.errors import visible
 from fmdiff.files import read_bytes
+from fmdiff.looks import CSS
 from fmdiff.report.read import finite
 
 LIMIT = 5_800_000  # bytes of pictures in a page; as text they take 4/3 of that
@@ -290,7 +291,7 @@ def page(title: str, above: str, body: str, below: str) -> str:
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{text(title)}</title>
-<style>{style}</style>
+<style>{CSS}{style}</style>
 </head>
 <body>
 <main>
