@@ -48,8 +48,9 @@
             continue;
           }
           const x = total(item.row, values);
-          values.push(item.kind ? await ask(x, item.t, item.kind, item.s) : x);
-          if (item.size !== undefined) {
+          const asks = item.size === undefined;
+          values.push(asks ? await ask(x, item.t, data.kind, item.s) : x);
+          if (!asks) {
             run.done += 1;
             return total([values.length - 1, item.size], values);
           }

@@ -16,7 +16,7 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.along import Around
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
+from fmdiff.field import Field, NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.integration import Plan, integrate
 from fmdiff.path import Kind
@@ -31,11 +31,10 @@ CLOSE = 1e-9  # how far a program may be from its solver, relative to the larges
 
 @dataclass(frozen=True)
 class Question:
-    """Asks the field for `kind` at the state `row` and its own time t, or from t to s."""
+    """Asks the field at the state `row` and its own time t, or from t to its own time s."""
 
     row: Row
     t: float
-    kind: Kind
     s: float | None
 
 
@@ -63,13 +62,15 @@ Item = Question | Normal | State
 class Program:
     """The items of a sampling in their order: item 0 is the start, and rows speak of these.
 
-    `estimates` holds, for each interval in which it is finite, the time of the solver's estimate
-    of x and its row. The states at the first time are scale * eps + shift for standard normal
-    eps; `scale` is None for a field whose start is more than that. w is the strength of
-    classifier-free guidance that was asked for, or None without guidance.
+    All answers are of one `kind`, that of `asked(field)`; the rows convert them. `estimates`
+    holds, for each interval in which it is finite, the time of the solver's estimate of x and its
+    row. The states at the first time are scale * eps + shift for standard normal eps; `scale` is
+    None for a field whose start is more than that. w is the strength of classifier-free guidance
+    that was asked for, or None without guidance.
     """
 
     items: tuple[Item, ...]
+    kind: Kind
     estimates: tuple[tuple[float, Row], ...]
     scale: float | None
     shift: Tensor  # (*shape)
@@ -94,13 +95,14 @@ class Program:
                 value = total(item.row, values)
             if isinstance(item, Question):
                 s = None if item.s is None else _time(item.s)
-                value = ask(value, _time(item.t), item.kind, s)
+                value = ask(value, _time(item.t), self.kind, s)
             values.append(value)
         return values
 
     def data(self) -> dict[str, Any]:
         """The program for a page, which program.js runs. A row lies flat: number, coefficient."""
         return {
+            "kind": self.kind,
             "items": [_data(item) for item in self.items],
             "estimates": [{"t": t, "row": _flat(row)} for t, row in self.estimates],
             "scale": self.scale,
@@ -127,19 +129,24 @@ def _data(item: Item) -> dict[str, Any]:
         return {"t": item.t, "s": item.s}
     if isinstance(item, State):
         return {"t": item.t, "row": _flat(item.row), "size": item.size}
-    data = {"t": item.t, "row": _flat(item.row), "kind": item.kind}
-    return data if item.s is None else {**data, "s": item.s}
+    return {"t": item.t, "row": _flat(item.row)} | ({} if item.s is None else {"s": item.s})
+
+
+def asked(field: Field) -> Kind:
+    """The kind that a program asks a field for: a network for its own prediction."""
+    return field.prediction if isinstance(field, NetField) else "straight"
 
 
 class _Answers(Around):
-    """A field whose answers a function gives."""
+    """A field whose answers, all of one kind, a function gives."""
 
-    def __init__(self, field: Field, ask: Ask) -> None:
+    def __init__(self, field: Field, answered: Kind, ask: Ask) -> None:
         super().__init__(field)
-        self.ask = ask
+        self.answered, self.ask = answered, ask
 
     def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        return self.ask(x_t, t, kind, s)
+        answer = self.ask(x_t, t, self.answered, s)
+        return self.path.convert(answer, x_t, t, self.answered, kind)
 
 
 class _Marked(Solver):
@@ -174,7 +181,7 @@ class _Tape:
         return unit
 
     def ask(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None) -> Tensor:
-        return self.put(Question(_row(x_t), t.item(), kind, None if s is None else s.item()))
+        return self.put(Question(_row(x_t), t.item(), None if s is None else s.item()))
 
     def noise(self, t: Tensor, s: Tensor) -> Tensor:
         return self.put(Normal(t.item(), s.item())) * (s - t).sqrt()
@@ -192,25 +199,25 @@ def record(sampler: Sampler, field: Field) -> Program:
     """The program of a sampler for a field: `Sampler.draw` without the field and the noise.
 
     The answers that it asks for are those of the guided field, `sampler.guidance(field, y)`, in
-    the field's own coordinates and times.
+    the field's own coordinates and times, and of the kind `asked(field)`.
 
     Raises FmdiffError for a solver whose steps are no fixed sums, as of adaptive ones, and for
     clipped estimates and guidance other than none and cfg with a constant w.
     """
-    w = _strength(sampler)
+    w, kind = _strength(sampler), asked(field)
     sampler = replace(sampler, device="cpu", dtype=torch.float64)
     field = sampler.guidance(field, sampler.guidance.labels(field, None, 0, 2, 0))
     alone = replace(sampler, guidance=Unguided())
     layout = alone.plan(alone.seen(field, None))
     if layout.nfe is None:
         raise FmdiffError(_refusal(alone.solver_of(field)))
-    tape, _ = _tape(alone, field, layout, 1)  # to count the items
-    tape, watch = _tape(alone, field, layout, len(tape.items))
+    tape, _ = _tape(alone, field, kind, layout, 1)  # to count the items
+    tape, watch = _tape(alone, field, kind, layout, len(tape.items))
     estimates = [(time.item(), _row(row)) for row, time in watch.estimates if row.isfinite().all()]
     sizes = iter(state[state != 0].item() for state in watch.states)
     items = [replace(i, size=next(sizes)) if isinstance(i, State) else i for i in tape.items]
     scale, shift = _start(watch, layout.times[0])
-    program = Program(tuple(items), tuple(estimates), scale, shift, w)
+    program = Program(tuple(items), kind, tuple(estimates), scale, shift, w)
     _check(program, alone, field, layout)
     return program
 
@@ -239,10 +246,12 @@ def _refusal(solver: Solver) -> str:
     )
 
 
-def _tape(sampler: Sampler, field: Field, layout: Plan, width: int) -> tuple[_Tape, Witness]:
+def _tape(
+    sampler: Sampler, field: Field, kind: Kind, layout: Plan, width: int
+) -> tuple[_Tape, Witness]:
     """The items of a sampling, and what a witness saw of their rows."""
     tape = _Tape(width)
-    flow = Witness(sampler.seen(_Answers(field, tape.ask), None), 1)
+    flow = Witness(sampler.seen(_Answers(field, kind, tape.ask), None), 1)
     solver = sampler.solver_of(field)
     x = tape.put(State((), layout.times[0].item(), 1.0))
     flow.observe(layout.times[0], x)
@@ -274,7 +283,7 @@ def _check(program: Program, sampler: Sampler, field: Field, layout: Plan) -> No
         return lambda *_: torch.randn(3, 2, dtype=torch.float64, generator=chance)
 
     x, solver = draws("start")(), sampler.solver_of(field)
-    flow = sampler.seen(_Answers(field, draws("answers")), None)
+    flow = sampler.seen(_Answers(field, program.kind, draws("answers")), None)
     end = integrate(solver, flow, x, layout.times, draws("noise"), jump=layout.jump)
     if layout.jump:
         end = solver.arrival(flow, end, layout.times[-1])
