@@ -128,3 +128,17 @@ def report(cfg: Any) -> None:
     from fmdiff.report import report
 
     report(cfg)
+
+
+@command
+def page(cfg: Any) -> None:
+    """One page to play with, page.html: a checkpoint, an exact field or a system, moving.
+
+    fmdiff page
+    fmdiff page ckpt=last
+    fmdiff page model=exact data=8gaussians
+    fmdiff page system=saddle scenes=[field] out=saddle.html
+    """
+    from fmdiff.commands.page import page
+
+    page(cfg)

@@ -227,7 +227,21 @@ REAL_DATA = (  # likelihood and invert
         "path={choices[path]} goes with model=; ckpt={ckpt} has its own",
     ),
 )
+PAGE = (
+    Refusal(
+        lambda c: sum(v is not None for v in (c.ckpt, c.model, c.system)) > 1,
+        "a page is of ckpt=RUN, model=exact with data=NAME, or system=NAME: give one of them",
+    ),
+    *SAMPLE[2:],
+    *REAL_DATA[4:],
+    Refusal(_real_data, "model=data has no field to show: choose exact or empirical"),
+    Refusal(
+        lambda c: c.data is not None and c.model is None,
+        "data={choices[data]} needs model=exact or model=empirical, the field of it to show",
+    ),
+)
 REFUSALS = {
+    "page": PAGE,
     "train": TRAIN,
     "sample": SAMPLE,
     "evaluate": EVALUATE,

@@ -278,6 +278,12 @@ RUNS = Rule(
     "a folder, a list of folders like [outputs/a,outputs/b], or null",
 )
 LABEL = one_of("own", "none")
+SYSTEM = {
+    "t_end": number(above=0),
+    "system.theta": number(),
+    "system.omega": number(),
+    "system.diffusion": number(low=0),
+}
 # rules of one command; they replace or extend those above
 OWN_RULES: dict[str, dict[str, Rule]] = {
     "likelihood": {
@@ -302,15 +308,16 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
     "evaluate": {"n": or_null(integer(2))},
     "sample": {"animation": one_of("gif", "apng", "webp")},
     "report": {"runs": RUNS},
+    "page": {
+        **SYSTEM,
+        "scenes": or_null(Rule(NAMES.passes, "a list of scenes like [field,euler]")),
+    },
     "simulate": {
+        **SYSTEM,
         "steps": STEPS,
         "solvers": or_null(TEXTS),
-        "t_end": number(above=0),
         "noise": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_number), "a list of numbers")),
         "animation": FLAG,
-        "system.theta": number(),
-        "system.omega": number(),
-        "system.diffusion": number(low=0),
     },
 }
 # keys that accept values of other types than their default's
