@@ -22,6 +22,19 @@ def code() -> str:
     return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 
 
+def looks() -> Path:
+    """The folder with fmdiff/looks/looks.css, whose dark colours follow the button of the site."""
+    css = (ROOT / "fmdiff" / "looks" / "looks.css").read_text("utf-8")
+    light, media, dark = css.partition("@media (prefers-color-scheme: dark)")
+    colours = dark.partition(":root {")[2].partition("}")[0]
+    system = f'{media} {{ body:not([data-theme="light"]) {{{colours}}} }}'
+    folder = HERE / "_build" / "looks"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f'{light}{system}\nbody[data-theme="dark"] {{{colours}}}\n'
+    (folder / "looks.css").write_text(text, "utf-8")
+    return folder
+
+
 CODE = code()
 
 project = "fmdiff"
@@ -48,10 +61,35 @@ live_cache = HERE / "_build" / "pages" / CODE
 
 html_theme = "furo"
 html_title = "fmdiff"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_static_path = ["_static", str(looks())]
+html_css_files = ["looks.css", "site.css"]
 html_show_sphinx = False
 html_copy_source = False
-html_theme_options = {"navigation_with_keys": True}
+# furo's names for the colours of looks.css
+COLOURS = {
+    "color-brand-primary": "accent",
+    "color-brand-content": "accent",
+    "color-brand-visited": "purple",
+    "color-foreground-primary": "ink",
+    "color-foreground-secondary": "muted",
+    "color-foreground-muted": "muted",
+    "color-foreground-border": "frame",
+    "color-background-primary": "paper",
+    "color-background-secondary": "surface",
+    "color-background-hover": "line",
+    "color-background-border": "line",
+    "color-code-background": "surface",
+    "color-code-foreground": "ink",
+    "color-table-header-background": "surface",
+    "color-table-border": "line",
+    "font-stack": "sans",
+    "font-stack--monospace": "mono",
+}
+VARIABLES = {name: f"var(--{ours})" for name, ours in COLOURS.items()}
+html_theme_options = {
+    "navigation_with_keys": True,
+    "light_css_variables": VARIABLES,
+    "dark_css_variables": VARIABLES,
+}
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
