@@ -6,7 +6,7 @@ docs/looks.md describes it.
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fmdiff.looks import LIGHT, SERIES
 
@@ -60,7 +60,8 @@ def entitle(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = Fal
     ax.set_xlabel(x, fontsize=LABEL, color=INK)
     ax.set_ylabel(y, fontsize=LABEL, color=INK)
     if legend and ax.get_legend_handles_labels()[0]:
-        place = "best" if len(ax.lines) < MANY else "upper left"  # "best" asks every point
+        # "best" asks every point
+        place: Literal["best", "upper left"] = "best" if len(ax.lines) < MANY else "upper left"
         ax.legend(loc=place, edgecolor="none", framealpha=0.85, fontsize=TICK, labelcolor=INK)
 
 
