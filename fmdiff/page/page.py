@@ -50,7 +50,7 @@ def page_of(scenes: Sequence[Scene], title: str, command: str) -> str:
     # foreign names may stand in the page, and no script but the one above may run
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; worker-src blob:; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src 'sha256-{digest}' 'wasm-unsafe-eval'"
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -103,7 +103,7 @@ def _content(scene: Scene, blobs: list[str]) -> dict[str, Any]:
     """A scene as JSON. Adds the blobs of its graphs as elements."""
     graphs = {}
     for name, graph in scene.graphs.items():
-        data, place = graph.data(scene.half), f"blob-{len(blobs)}"
+        data, place = graph.data(), f"blob-{len(blobs)}"
         packed = base64.b64encode(gzip.compress(graph.blob(), mtime=0)).decode()
         blobs.append(f'<script type="text/plain" id="{place}">{packed}</script>\n')
         graphs[name] = {"data": data, "blob": place}

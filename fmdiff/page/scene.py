@@ -7,7 +7,7 @@ from typing import Any, Protocol
 class Network(Protocol):
     """A function as a list of operations and tensors, which a page can run."""
 
-    def data(self, half: bool) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         """The operations, and where each tensor lies in the blob, as JSON."""
 
     def blob(self) -> bytes:
@@ -20,7 +20,7 @@ class Scene:
 
     `kind` is the name of its function in JavaScript, `fm.scenes.KIND`, which stands in a file of
     this folder. `title` is plain text, `caption` a sentence or two that say what to see, and
-    `data` is JSON. A scene may run `graphs` by name; `half` halves the digits of their weights.
+    `data` is JSON. A scene may run `graphs` by name.
     """
 
     kind: str
@@ -28,4 +28,3 @@ class Scene:
     caption: str
     data: dict[str, Any]
     graphs: dict[str, Network] = field(default_factory=dict)
-    half: bool = False
