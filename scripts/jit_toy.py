@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fmdiff.build import build
 from fmdiff.metrics.distances import noise_floor, sliced_wasserstein2
-from fmdiff.pictures import plots
+from fmdiff.pictures import plots, style
 
 N = 10_000
 DIMS, PREDICTIONS = (2, 8, 16, 512), ("x", "eps", "v")
@@ -72,14 +72,14 @@ def figure(clouds: dict[tuple, np.ndarray], real: np.ndarray) -> Figure:
     for row, dim in zip(axes, DIMS, strict=True):
         columns = [("data", real), *((p, clouds.get((dim, p))) for p in PREDICTIONS)]
         for ax, (name, points) in zip(row, columns, strict=True):
-            color = plots.DATA if name == "data" else plots.SAMPLES
+            color = style.DATA if name == "data" else style.SAMPLES
             if points is not None:
                 ax.plot(*points.T, ".", markersize=1, markeredgewidth=0, color=color)
             ax.set(
                 xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[]
             )
             what = name if name == "data" else f"{name}-prediction"
-            ax.set_title(f"{what}, D = {dim}", fontsize=8, color=plots.INK)
+            ax.set_title(f"{what}, D = {dim}", fontsize=8, color=style.INK)
     return picture
 
 

@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
-from fmdiff.pictures.plots import DATA, FRAME, INK, SAMPLES
+from fmdiff.pictures.plots import Box
+from fmdiff.pictures.style import DATA, FRAME, SAMPLES, entitle, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,8 @@ ARROWS = 20  # arrows along the longer side
 TILE_WIDTH = 100  # pixels to which an image may be magnified
 EXACT_COLORS = 64  # of a GIF's 256 colours
 ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
-
-Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
+BULK = 0.01, 0.99  # quantiles of the noise that a frame shows
+REACH = 0.5  # of the size of the data, that noise may add to a frame on each side
 
 
 def frame_indices(times: int) -> np.ndarray:
@@ -59,10 +60,19 @@ def image_frames(
 
 
 def box(trajectories: np.ndarray, data: np.ndarray | None = None) -> Box:
-    """A box around the first and the last states of trajectories (F, N, d) and the data (M, d)."""
-    parts = [plots.finite(trajectories[i], "samples") for i in (0, -1)]
-    parts += [] if data is None else [plots.finite(data, "data points")]
-    return plots.limits(np.concatenate(parts))
+    """The frame of all pictures of a way from noise to data: the data and the bulk of the noise.
+
+    trajectories: (F, N, d), data: (M, d), by default the last states. Of the noise it holds 98 %
+    in each coordinate, as far as these reach at most half of the data's size beyond the data.
+    """
+    start, end = (plots.finite(trajectories[i], "samples") for i in (0, -1))
+    low, high = plots.limits(end if data is None else plots.finite(data, "data points"), end)
+    reach = REACH * (high - low).max()
+    lowest, highest = np.quantile(start[:, :2], BULK, axis=0)
+    return (
+        np.minimum(low, np.maximum(lowest, low - reach)),
+        np.maximum(high, np.minimum(highest, high + reach)),
+    )
 
 
 def mesh(within: Box) -> np.ndarray:
@@ -97,7 +107,17 @@ def point_frames(
     low, high = within or box(trajectories, data)
     d = clouds[0].shape[1]
     width, height = (4.6, 2.8) if d == 1 else plots.extent(low, high, 1)
-    figure, [ax] = plots.panels(width, height)
+    names = ("$x$", "density") if d == 1 else ("$x_1$", "$x_2$")
+    see = " ".join(
+        sentence
+        for sentence, shown in (
+            ("t = 0 is noise, t = 1 data.", True),
+            ("Grey: the data.", data is not None),
+            ("Arrows: velocities.", arrows is not None),
+        )
+        if shown
+    )
+    figure, [ax] = panels(width, height, see=see)
     figure.set_dpi(DPI)
     if d == 1:
         ax.set_ylim(0, _top(clouds, low, high, data))
@@ -115,7 +135,7 @@ def point_frames(
         else:
             plots.cloud(ax, points, low, high, SAMPLES)
         title = f"$t = {t:.2f}$: {plots.headline(name, points, low, high)}"
-        ax.set_title(title, loc="left", fontsize=8, color=INK)
+        entitle(ax, title, *names)
         frames.append(plots.render(figure))
         figure.set_layout_engine("none")  # the axes stay where the first frame has them
         for artist in set(ax.get_children()) - set(background):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fmdiff.pictures.plots import DATA, INK, SAMPLES, panels
+from fmdiff.pictures.style import DATA, INK, LINE, SAMPLES, THICK, TICK, entitle, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,15 +19,15 @@ def figure(
     kind: str,
 ) -> "Figure":
     """Plot the CFM loss, its irreducible part and the FM loss of the quantity `kind` by time."""
-    picture, [ax] = panels(4.6, 3.0)
-    for label, values, color, style in (
-        ("CFM loss", cfm, DATA, "-"),
-        ("irreducible", irreducible, DATA, "--"),
-        ("FM loss", fm, SAMPLES, "-"),
+    see = "FM loss: the field's own error. No field has a CFM loss below the irreducible part."
+    picture, [ax] = panels(4.6, 3.0, see=see)
+    for label, values, color, style, width in (
+        ("CFM loss", cfm, DATA, "-", LINE),
+        ("irreducible", irreducible, DATA, "--", LINE),
+        ("FM loss", fm, SAMPLES, "-", THICK),
     ):
         heights = [max(value, LEAST) for value in values]
-        ax.semilogy(times, heights, label=label, color=color, linestyle=style)
-    ax.set_title(f"squared error of {kind} by time", fontsize=9, color=INK)
-    ax.set_xlabel("$t$", fontsize=8, color=INK)
-    ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+        ax.semilogy(times, heights, label=label, color=color, linestyle=style, linewidth=width)
+    ax.tick_params(which="both", labelsize=TICK, labelcolor=INK)
+    entitle(ax, f"error of {kind} by time", "$t$", "mean squared error", legend=True)
     return picture

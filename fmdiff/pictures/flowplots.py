@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmdiff.pictures.plots import COLORS, DATA, EXACT, FRAME, INK, SAMPLES, entitle, panels
+from fmdiff.pictures.style import (
+    COLORS,
+    DATA,
+    EXACT,
+    FRAME,
+    INK,
+    LINE,
+    SAMPLES,
+    THICK,
+    THIN,
+    TICK,
+    entitle,
+    logarithmic,
+    panels,
+    series,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +43,10 @@ def time_plot(
     upto: int | None = None,
 ) -> "Figure":
     """Plot paths (S+1, m, d) against t with the exact (times, states) and, for d = 1, slopes."""
-    figure, [ax] = panels(5.2, 3.2)
+    see = "The gap between the lines is the solver's error."
+    if states.shape[2] == 1:
+        see = "Arrows: the slopes of the field. " + see
+    figure, [ax] = panels(5.2, 3.2, see=see)
     both = np.concatenate([states, fine[1]])
     low, high = _box(both.reshape(-1, 1))
     if states.shape[2] == 1:
@@ -43,9 +61,9 @@ def time_plot(
     last = _last(upto, times)
     for i in range(states.shape[2]):
         name = "" if states.shape[2] == 1 else f" $x_{{{i + 1}}}$"
-        exact = ax.plot(fine[0], fine[1][..., i], color=COLORS[(i + 1) % len(COLORS)], lw=1.2)
+        exact = ax.plot(fine[0], fine[1][..., i], color=COLORS[(i + 1) % len(COLORS)], lw=THICK)
         lines = ax.plot(
-            times[:last], states[:last, :, i], "o-", color=COLORS[i % len(COLORS)], ms=3, lw=0.8
+            times[:last], states[:last, :, i], "o-", color=COLORS[i % len(COLORS)], ms=3, lw=LINE
         )
         exact[0].set_label("exact" + name)
         lines[0].set_label(label + name)
@@ -74,22 +92,25 @@ def phase_plot(
     t = float(times[last - 1])
     parts = [states.reshape(-1, 2), ends] + ([] if exact is None else [exact.reshape(-1, 2)])
     low, high = _box(np.concatenate(parts), square=True)
-    figure, [left, right] = panels(7.2, 3.9, 2)
+    see = "Left: paths of the solver over the arrows of the field"
+    see += ". " if exact is None else "; the gap to the exact path is its error. "
+    see += "Right: the way a particle would flow, and where the paths are."
+    figure, [left, right] = panels(7.2, 3.9, 2, see=see)
     x, y = (np.linspace(low[i], high[i], 25) for i in range(2))
     grid = np.stack(np.meshgrid(x, y), -1)
     u = velocity(grid.reshape(-1, 2), t).reshape(grid.shape)
     few = slice(1, None, 2)
     left.quiver(x[few], y[few], *np.moveaxis(u[few, few], -1, 0), color=DATA, width=0.004)
     if np.any(u):
-        right.streamplot(x, y, u[..., 0], u[..., 1], color=FRAME, linewidth=0.7, arrowsize=0.7)
+        right.streamplot(x, y, u[..., 0], u[..., 1], color=FRAME, linewidth=THIN, arrowsize=0.7)
     many = states.shape[1] > starts
-    look = {"lw": 0.5, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": 0.9}
+    look = {"lw": THIN, "alpha": 0.4} if many else {"marker": "o", "ms": 3, "lw": LINE}
     for i in range(states.shape[1]):
         name = label if i == 0 else None
         left.plot(*states[:last, i].T, color=_of_start(i % starts), label=name, **look)  # type: ignore[arg-type]
     if exact is not None:
         for ax in (left, right):
-            lines = ax.plot(*np.moveaxis(exact, -1, 0), color=EXACT, lw=1.2)
+            lines = ax.plot(*np.moveaxis(exact, -1, 0), color=EXACT, lw=THICK)
             lines[0].set_label("exact")
     ends = ends if last == len(times) else states[last - 1]
     size = float(np.clip(60 / np.sqrt(len(ends)), 1.5, 5))
@@ -98,7 +119,7 @@ def phase_plot(
         if 1 < starts <= NUMBERED:
             at = tuple(states[0, i])
             left.annotate(
-                str(i + 1), at, (3, 3), textcoords="offset points", fontsize=7, color=INK
+                str(i + 1), at, (3, 3), textcoords="offset points", fontsize=TICK, color=INK
             )
     for ax in (left, right):
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
@@ -125,27 +146,29 @@ def paths_plot(
     """
     last = _last(upto, times)
     paths, m = states[..., 0], ode.shape[1]
-    figure, [ax, side] = panels(6.2, 3.2, 2, ratios=(4, 1))
+    see = f"Each line is a random path. Right: where all {len(ends):,} end; black: the theory."
+    figure, [ax, side] = panels(6.2, 3.2, 2, ratios=(4, 1), see=see)
     low, high = _box(np.concatenate([paths.reshape(-1, 1), ode.reshape(-1, 1)]))
     if band is not None:
         means, deviation = band
         for i, mean in enumerate(means.T):
-            sides = mean - 2 * deviation, mean + 2 * deviation
             name = "mean ± 2 sd" if i == 0 else None
-            ax.fill_between(times, *sides, color=FRAME, alpha=0.5, lw=0, label=name)
+            for side_of_mean in (mean - 2 * deviation, mean + 2 * deviation):
+                ax.plot(times, side_of_mean, color=INK, lw=THICK, ls=":", zorder=3, label=name)
+                name = None
     alpha = float(np.clip(5 / np.sqrt(paths.shape[1]), 0.2, 0.9))
     for i in range(m):
         own = paths[:last, i::m]
-        lines = ax.plot(times[:last], own, color=_of_start(i), lw=0.7, alpha=alpha)
+        lines = ax.plot(times[:last], own, color=_of_start(i), lw=THIN, alpha=alpha)
         lines[0].set_label(label if i == 0 else None)
-    ax.plot(times, ode, "--", color=EXACT, lw=1.3)[0].set_label("ODE")
+    ax.plot(times, ode, "--", color=EXACT, lw=THICK)[0].set_label("ODE")
     ax.set(xlim=(times[0], times[-1]), ylim=(low[0], high[0]))
     entitle(ax, f"{paths.shape[1]} of {len(ends):,} paths", "$t$", "$X_t$", legend=True)
     if last == len(times):
         bins = int(np.clip(1.5 * np.sqrt(len(ends)), 10, 80))
         side.hist(ends, bins, density=True, orientation="horizontal", color=SAMPLES, alpha=0.6)
     x = np.linspace(low[0], high[0], 300)
-    side.plot(density(x[:, None]), x, color=INK, lw=1)
+    side.plot(density(x[:, None]), x, color=INK, lw=LINE)
     side.set(ylim=(low[0], high[0]), xticks=[])
     side.tick_params(labelleft=False, left=False)
     entitle(side, f"$t = {times[-1]:.3g}$")
@@ -157,17 +180,17 @@ def errors_plot(
     costs: dict[str, tuple[list[float], list[float]]],
 ) -> "Figure":
     """Plot errors at the end against the step h and the evaluations, {solver: (x, error)}."""
-    figure, axes = panels(7.2, 3.2, 2)
+    see = "Lower is better. A solver of order p falls by 10^p where h falls by 10."
+    figure, axes = panels(7.2, 3.2, 2, see=see)
     names = list({**costs, **errors})
     for ax, curves in zip(axes, (errors, costs), strict=True):
         for name, (x, y) in curves.items():
-            color = COLORS[names.index(name) % len(COLORS)]
-            ax.plot(x, y, "o-", color=color, ms=3, lw=1, label=name)
+            ax.plot(x, y, label=name, **series(names.index(name)))
         if any(value > 0 for _, y in curves.values() for value in y):
-            ax.set(xscale="log", yscale="log")
-        ax.tick_params(which="both", labelsize=7)
-    entitle(axes[0], "error at the end", "$h$", legend=True)
-    entitle(axes[1], "at equal NFE", "NFE", legend=True)
+            logarithmic(ax, (place for x, _ in curves.values() for place in x), up=True)
+    distance = "distance from the exact end"
+    entitle(axes[0], "error by length of a step", "step $h$", distance, legend=True)
+    entitle(axes[1], "error at equal cost", "evaluations of the field", legend=True)
     return figure
 
 

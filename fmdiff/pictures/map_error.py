@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmdiff.pictures.field_error import LEAST
-from fmdiff.pictures.plots import INK, panels
+from fmdiff.pictures.style import INK, LABEL, TICK, entitle, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,9 @@ def figure(
     values = np.maximum(np.array(rms, np.float64), LEAST)  # NaN stays NaN
     low, high = np.nanmin(values), np.nanmax(values)
     width, height = (CELL * min(max(n, 6), NUMBERED) for n in (len(starts), len(ends)))
-    picture, [ax] = panels(width + 1.6, height + 0.9)
+    picture, [ax] = panels(
+        width + 1.6, height + 0.9, see="A cell is one jump; dark jumps are good."
+    )
     norm = LogNorm(low, high if high > low else low * 10)
     image = ax.imshow(values, cmap="cividis", norm=norm, origin="lower", aspect="equal")
     if len(starts) <= NUMBERED:
@@ -47,12 +49,10 @@ def figure(
     for axis, times in ((ax.xaxis, starts), (ax.yaxis, ends)):
         places = range(0, len(times), every)
         axis.set_ticks(places, [f"{times[i]:.3g}" for i in places])
-    ax.set_title("error of the map from $t$ to $s$: rms, and median below", fontsize=9, color=INK)
-    ax.set_xlabel("start $t$", fontsize=8, color=INK)
-    ax.set_ylabel("end $s$", fontsize=8, color=INK)
+    entitle(ax, "error from $t$ to $s$: rms, and median below", "start $t$", "end $s$")
     bar = picture.colorbar(image, ax=ax, shrink=0.8)
-    bar.set_label(f"rms $|X_\\theta - X|$ / {unit}", fontsize=8, color=INK)
-    bar.ax.tick_params(which="both", labelsize=7, labelcolor=INK)
+    bar.set_label(f"rms $|X_\\theta - X|$ / {unit}", fontsize=LABEL, color=INK)
+    bar.ax.tick_params(which="both", labelsize=TICK, labelcolor=INK)
     return picture
 
 

@@ -14,19 +14,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError, printable
-from fmdiff.looks import LIGHT, SERIES
+from fmdiff.pictures.style import DATA, SAMPLES, THICK, THIN, entitle, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAMPLES, EXACT = LIGHT["blue"], LIGHT["orange"]
-COLORS = tuple(LIGHT[name] for name in SERIES)  # of lines
-DATA, INK, FRAME = LIGHT["muted"], LIGHT["ink"], LIGHT["frame"]
 CAPTION = "#333333"  # under the tiles of a grid
 GRID_WIDTH, TILE_WIDTH = 768, 160  # the largest widths of a magnified grid and of its tiles
-DPI = 200
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
+
+Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
 
 STILL = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # the field in which matplotlib would store its version or the date
@@ -93,48 +91,38 @@ def caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
     return strip
 
 
-def panels(
-    width: float, height: float, columns: int = 1, ratios: Sequence[float] | None = None
-) -> tuple["Figure", list["Axes"]]:
-    """A white figure of width x height inches with a row of quiet axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, gridspec_kw={"width_ratios": ratios})[0]
-    for ax in axes:
-        ax.tick_params(length=2.5, width=0.6, color=FRAME, labelcolor=INK, labelsize=7)
-        ax.locator_params(nbins=5)
-        for spine in ax.spines.values():
-            spine.set(color=FRAME, linewidth=0.6)
-    return figure, list(axes)
-
-
 def scatter(
-    points: np.ndarray, data: np.ndarray | None = None, title: str = "samples"
+    points: np.ndarray,
+    data: np.ndarray | None = None,
+    title: str = "samples",
+    within: Box | None = None,
 ) -> "Figure":
     """Plot samples beside the data on the same axes; in one dimension, the histograms of both.
 
     points, data: (N, d). For d > 2 the first two coordinates are drawn, as the title says. The
-    axes reach a quarter beyond the data (without data, beyond the bulk of the samples). The title
-    counts the samples outside.
+    axes are those of `within`; by default they reach a quarter beyond the data (without data,
+    beyond the bulk of the samples). The title counts the samples outside.
 
     Raises FmdiffError when samples are not finite.
     """
     points = finite(points, "samples")
     data = None if data is None else finite(data, "data points")
-    low, high = limits(points) if data is None else limits(data, points)
+    low, high = within or (limits(points) if data is None else limits(data, points))
     title = headline(title, points, low, high)
     if len(low) == 1:
-        figure, [ax] = panels(4.6, 2.8)
+        see = "" if data is None else "Good samples have the outline of the data."
+        figure, [ax] = panels(4.6, 2.8, see=see)
         histogram(ax, points, low, high, data)
         entitle(ax, title, "$x$", "density", legend=data is not None)
         return figure
-    figure, axes = panels(*extent(low, high, 1 if data is None else 2), 1 if data is None else 2)
+    columns = 1 if data is None else 2
+    see = "" if data is None else "Good samples lie where the data lie, and as densely."
+    figure, axes = panels(*extent(low, high, columns), columns, see=see)
     cloud(axes[0], points, low, high, SAMPLES)
-    entitle(axes[0], title)
+    entitle(axes[0], title, "$x_1$", "$x_2$")
     if data is not None:
         cloud(axes[1], data, low, high, DATA)
-        entitle(axes[1], "data")
+        entitle(axes[1], "data", "$x_1$")
         axes[1].tick_params(labelleft=False)
     return figure
 
@@ -144,11 +132,13 @@ def fan(
     times: np.ndarray,
     data: np.ndarray | None = None,
     ends: np.ndarray | None = None,
+    within: Box | None = None,
 ) -> "Figure":
     """Plot 1-D trajectories against t, coloured by their ends, and the histogram of the ends.
 
     trajectories: (S + 1, N, 1). times: (S + 1,). data: (M, 1), drawn behind the histogram of ends
     (M, 1), which are by default those of the trajectories. At most 300 lines are drawn.
+    within: the range of x; by default that of all states.
 
     Raises FmdiffError for another shape, or when states are not finite.
     """
@@ -163,11 +153,16 @@ def fan(
         )
     end = finite(trajectories[-1] if ends is None else ends, "samples")
     data = None if data is None else finite(data, "data points")
-    low, high = limits(finite(trajectories.reshape(-1, 1), "states of the trajectories"))
+    states = finite(trajectories.reshape(-1, 1), "states of the trajectories")
+    low, high = within or limits(states)
     lines = trajectories[:, :LINES, 0]
     count = lines.shape[1]
 
-    figure, [ax, side] = panels(5.6, 3.0, 2, ratios=(4, 1))
+    see = (
+        "Each line is a sample on its way from noise (t = 0) to data, coloured by its end. "
+        f"Right: where all samples end{'' if data is None else '; grey: the data'}."
+    )
+    figure, [ax, side] = panels(5.6, 3.0, 2, ratios=(4, 1), see=see)
     segments = np.stack([np.broadcast_to(times[:, None], lines.shape), lines], axis=-1)
     ax.add_collection(
         LineCollection(
@@ -176,7 +171,7 @@ def fan(
             cmap="viridis",
             # without the yellow end of the map, which is too light on white
             clim=(lines[-1].min(), lines[-1].min() + np.ptp(lines[-1]) / 0.8),
-            linewidths=0.7,
+            linewidths=THIN,
             alpha=float(np.clip(6 / math.sqrt(count), 0.25, 0.8)),
         )
     )
@@ -209,7 +204,7 @@ def finite(points: np.ndarray, what: str) -> np.ndarray:
     return points
 
 
-def limits(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def limits(reference: np.ndarray, *others: np.ndarray) -> Box:
     """A box around the (first two) coordinates of all points, bounded by the reference's bulk.
 
     It reaches at most a quarter of the bulk's size beyond it, so outliers do not shrink the rest.
@@ -235,16 +230,7 @@ def headline(name: str, points: np.ndarray, low: np.ndarray, high: np.ndarray) -
 def extent(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[float, float]:
     """The width and height in inches at which axes of equal aspect fill the figure."""
     width, height = 3.4 * (high - low) / (high - low).max()
-    return columns * (float(width) + 0.35), float(height) + 0.6
-
-
-def entitle(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = False) -> None:
-    """Give axes a title, names for x and y and, if something has a label, a legend."""
-    ax.set_title(title, fontsize=9, color=INK)
-    ax.set_xlabel(x, fontsize=8, color=INK)
-    ax.set_ylabel(y, fontsize=8, color=INK)
-    if legend and ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+    return columns * float(width) + 0.2 * columns + 0.35, float(height) + 0.75
 
 
 def cloud(ax: "Axes", points: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
@@ -278,7 +264,7 @@ def histogram(
 
     if data is not None:
         draw(data, color=DATA, alpha=0.45, label="data", orientation=orientation)
-        look = {"histtype": "step", "linewidth": 1.2, "label": "samples"}
+        look = {"histtype": "step", "linewidth": THICK, "label": "samples"}
         draw(points, color=SAMPLES, orientation=orientation, **look)
     else:
         draw(points, color=SAMPLES, alpha=0.8, orientation=orientation)

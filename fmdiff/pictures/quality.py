@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fmdiff.pictures.plots import COLORS, DATA, INK, panels
+from fmdiff.pictures.style import DATA, INK, LINE, entitle, logarithmic, panels, series
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Point = tuple[float, float]  # evaluations per sample and the metric
@@ -22,29 +21,16 @@ def figure(
 
     front: the points that no other beats, marked by rings. floor: the metric of real data.
     """
-    picture, [ax] = panels(5.2, 3.4)
-    for (label, points), color in zip(lines.items(), COLORS * 9, strict=False):
-        ax.plot(*zip(*sorted(points), strict=True), "o-", ms=3, lw=1, color=color, label=label)
-    ax.plot(*zip(*front, strict=True), "o", ms=8, mfc="none", mec=INK, mew=0.8)
-    _scale(ax, [point for points in lines.values() for point in points])
+    see = "Ringed: no other setting is both cheaper and better."
     if floor is not None:
-        ax.axhline(floor, color=DATA, lw=0.8, ls="--", label="real data")
-    ax.set_title(f"{name} by evaluations; rings: no better for less", fontsize=9, color=INK)
-    ax.set_xlabel("evaluations per sample", fontsize=8, color=INK)
-    ax.tick_params(which="both", labelsize=7)
-    ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+        see += " Dashed: real data in place of samples."
+    picture, [ax] = panels(5.2, 3.4, see=see)
+    for i, (label, points) in enumerate(lines.items()):
+        ax.plot(*zip(*sorted(points), strict=True), label=label, **series(i))
+    ax.plot(*zip(*front, strict=True), "o", ms=9, color=INK, mfc="none", mew=LINE)
+    every = [point for points in lines.values() for point in points]
+    logarithmic(ax, (nfe for nfe, _ in every), up=all(value > 0 for _, value in every))
+    if floor is not None:
+        ax.axhline(floor, color=DATA, lw=LINE, ls="--", label="real data")
+    entitle(ax, f"{name} by cost", "evaluations per sample", name, legend=True)
     return picture
-
-
-def _scale(ax: "Axes", points: Sequence[Point]) -> None:
-    """Use logarithmic axes if all values allow it, with a tick at every number of evaluations."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    ax.set_xscale("log")
-    ax.set_xticks(sorted({nfe for nfe, _ in points}), minor=False)
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
-    if all(value > 0 for _, value in points):
-        ax.set_yscale("log")
-        for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            formatter(FuncFormatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "1235" else ""))

@@ -53,13 +53,17 @@ def image_files(
 def point_files(
     points: np.ndarray, data: Data | None, folder: Path, trajectory: Watch | None
 ) -> list[str]:
-    """Write scatter.png of points (n, d) and fan.png of 1-D trajectories. Returns the names."""
+    """Write scatter.png of points (n, d) and fan.png of 1-D trajectories. Returns the names.
+
+    With a trajectory they have the frame of its animations.
+    """
     real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
-    plots.save(plots.scatter(points, real), folder / "scatter.png")
+    within = None if trajectory is None else _frame(trajectory, _real(data))
+    plots.save(plots.scatter(points, real, within=within), folder / "scatter.png")
     if trajectory is None or points.shape[1] != 1:
         return ["scatter.png"]
     states, times = (tensor.double().numpy() for tensor in trajectory)
-    plots.save(plots.fan(states, times, real, points), folder / "fan.png")
+    plots.save(plots.fan(states, times, real, points, within), folder / "fan.png")
     return ["scatter.png", "fan.png"]
 
 
@@ -95,9 +99,9 @@ def _of_images(watches: Mapping[str, Watch]) -> dict[str, list[Image.Image]]:
 def _of_points(
     watches: Mapping[str, Watch], data: Data | None, arrows: Arrows | None
 ) -> dict[str, list[Image.Image]]:
-    real = None if data is None else data.sample(0, REAL, 1)[0].numpy()
+    real = _real(data)
     states, times = watches["trajectory"]
-    within = animate.box(states.numpy(), real)
+    within = _frame(watches["trajectory"], real)
     movies = {}
     for name, (frames, at) in watches.items():
         points = frames.numpy()
@@ -110,6 +114,15 @@ def _of_points(
             states.numpy(), times.tolist(), real, within, title, u
         )
     return movies
+
+
+def _real(data: Data | None) -> np.ndarray | None:
+    return None if data is None else data.sample(0, REAL, 1)[0].numpy()
+
+
+def _frame(trajectory: Watch, real: np.ndarray | None) -> plots.Box:
+    """The box that the still pictures and the animations of a run share."""
+    return animate.box(trajectory[0].double().numpy(), real)
 
 
 def _thinned(watch: Watch) -> Watch:

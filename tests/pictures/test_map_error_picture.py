@@ -30,7 +30,7 @@ def test_each_cell_has_its_rms_and_its_median():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.25", "0.5"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0.25", "0.5", "1"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("start $t$", "end $s$")
-    assert "rms" in ax.get_title() and "median" in ax.get_title()
+    assert "rms" in ax.get_title("left") and "median" in ax.get_title("left")
     assert "std of the data" in bar.get_ylabel()
     # the first end lies at the bottom, and larger errors are lighter
     assert ax.images[0].origin == "lower"

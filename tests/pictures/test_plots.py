@@ -109,7 +109,7 @@ def test_bad_grids(images, options, message):
 def test_samples_beside_the_data_on_the_same_axes(rng):
     points, data = rng.normal(size=(1500, 2)), rng.normal(size=(900, 2))
     left, right = plots.scatter(points, data, title="moons").axes
-    assert (left.get_title(), right.get_title()) == ("moons (n=1,500)", "data")
+    assert (left.get_title("left"), right.get_title("left")) == ("moons (n=1,500)", "data")
     assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
     assert left.get_aspect() == right.get_aspect() == 1
     assert (left.lines[0].get_xydata() == points).all()
@@ -120,13 +120,13 @@ def test_strays_are_counted_and_do_not_shrink_the_picture(rng):
     points, data = rng.uniform(size=(500, 2)), rng.uniform(size=(500, 2))
     points[:3] = 1e6
     left = plots.scatter(points, data).axes[0]
-    assert left.get_title() == "samples (n=500, 3 outside)"
+    assert left.get_title("left") == "samples (n=500, 3 outside)"
     assert left.get_xlim()[1] < 1.5
 
 
 def test_more_than_two_dimensions_are_named(rng):
     [ax] = plots.scatter(rng.normal(size=(50, 3))).axes
-    assert "coordinates 1 and 2 of 3" in ax.get_title()
+    assert "coordinates 1 and 2 of 3" in ax.get_title("left")
 
 
 def test_one_dimension_is_two_overlaid_densities(rng):
@@ -169,7 +169,7 @@ def test_fan_draws_trajectories_and_the_end(rng, monkeypatch):
     histograms = seen(monkeypatch, "histogram")
     trajectories, times = rng.normal(size=(5, 400, 1)), np.linspace(0, 1, 5)
     ax, _ = plots.fan(trajectories, times, data=rng.normal(size=(50, 1))).axes
-    assert ax.get_title() == "trajectories (n=400), 300 drawn"
+    assert ax.get_title("left") == "trajectories (n=400), 300 drawn"
     segments = np.array(ax.collections[0].get_segments())
     assert segments.shape == (300, 5, 2)
     assert (segments[..., 0] == times).all()

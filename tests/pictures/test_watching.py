@@ -213,7 +213,8 @@ def test_the_arrows_of_a_frame_are_the_ones_at_its_time(monkeypatch):
     vectors = animate.arrow_vectors(points, u)
     for k, (at, drawn) in enumerate(seen):
         assert (at == points).all() and np.array_equal(drawn, vectors[k], equal_nan=True)
-    same = [np.array_equal(a, b) for a, b in zip(frames, plain, strict=True)]
+    above = [np.stack([np.asarray(f)[:-18] for f in each]) for each in (frames, plain)]  # words
+    same = [np.array_equal(a, b) for a, b in zip(*above, strict=True)]
     assert same == [False, False, True]
 
 
