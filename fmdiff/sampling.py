@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmdiff import randomness
 from fmdiff.along import Along, Straight, in_range
-from fmdiff.build import build, of_class, spec_of
+from fmdiff.build import build, locate, of_class, spec_of
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Classes, Field
@@ -49,6 +49,14 @@ class Samples:
     trajectory: tuple[Tensor, Tensor] | None = None
     # their estimate of x in each interval, and its time (see trajectory.Witness)
     x_hat: tuple[Tensor, Tensor] | None = None
+
+    def _repr_html_(self) -> str:
+        """A picture and a table for notebooks. The function is named, as YAML files name theirs,
+        so that no picture is imported before one is shown.
+        """
+        cost = {"steps": self.plan.steps, "evaluations per sample": f"{self.nfe_counted:g}"}
+        html: str = locate("fmdiff.pictures.notebook.of_samples")(self.x, self.y, cost)
+        return html
 
 
 def default_batch_size(shape: tuple[int, ...]) -> int:

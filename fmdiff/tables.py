@@ -1,4 +1,4 @@
-"""Formats rows as a table for a terminal, a CSV file or a Markdown file.
+"""Formats rows as a table for a terminal, a CSV file, a Markdown file or a notebook.
 
 A cell takes one line whatever it holds: see `errors.printable`.
 """
@@ -7,6 +7,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from fmdiff.errors import printable
 
@@ -78,3 +79,22 @@ def as_markdown(rows: Sequence[Sequence[object]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines) + "\n"
+
+
+def as_html(rows: Sequence[Sequence[object]], header: bool = False) -> str:
+    """Format rows of cells as an HTML table. The first cell of a row is its name.
+
+    header: the first row names the columns.
+    """
+    cells = [[escape(printable(cell)) for cell in row] for row in rows]
+    top = ""
+    if header:
+        names = "".join(f'<th scope="col">{cell}</th>' for cell in cells.pop(0))
+        top = f"<thead><tr>{names}</tr></thead>"
+    lines = (
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in cells
+    )
+    return f"<table>{top}<tbody>{''.join(lines)}</tbody></table>"

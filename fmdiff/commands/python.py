@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from fmdiff import loading
+from fmdiff import loading, tables
 from fmdiff.build import importable, own_modules
 from fmdiff.commands import job
 from fmdiff.errors import Complete, Failed, FmdiffError, shortage
@@ -41,6 +41,23 @@ class Trained:
     def field(self, weights: str | float = "ema") -> NetField:
         """The trained field. Weights and errors are those of `fmdiff.load`."""
         return loading.load(self.folder, weights, self.trust)
+
+    def _repr_html_(self) -> str:
+        """The newest picture of its samples and a table, for notebooks."""
+        from fmdiff.pictures import notebook
+        from fmdiff.report.read import read_run
+        from fmdiff.report.run import duration, steps_of
+
+        run = read_run(self.folder)
+        rows: list[list[object]] = [["run", self.folder], ["steps", f"{steps_of(run):,}"]]
+        for column in ("loss", "val_loss"):
+            if (value := run.last(column)) is not None:
+                rows.append([column, f"{value:.4g}"])
+        if run.seconds:
+            rows.append(["training time", duration(run.seconds)])
+        step, path = run.pictures[-1] if run.pictures else (0, None)
+        picture = notebook.of_file(path, f"samples after {step:,} steps") if path else ""
+        return picture + tables.as_html(rows)
 
 
 def train(*words: str) -> Trained:

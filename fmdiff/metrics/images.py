@@ -24,7 +24,7 @@ from fmdiff.metrics.frechet import (
 )
 from fmdiff.metrics.kernel import kernel_distance
 from fmdiff.metrics.manifold import FALSE_ALARM, Coverage, memorisation, precision_recall
-from fmdiff.metrics.metric import Metric, impossible, normal_interval, wilson
+from fmdiff.metrics.metric import Metric, Metrics, impossible, normal_interval, wilson
 from fmdiff.metrics.score import inception_score
 from fmdiff.randomness import generator
 
@@ -208,7 +208,7 @@ class ImageMetrics:
         if y is not None:
             self.labels.append(y.cpu())
 
-    def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
+    def results(self, reasons: list[str] | None = None) -> Metrics:
         """The metrics of all images added, by their names in reports.
 
         With `reasons` a metric that cannot be computed is left out, and the reason is added.
@@ -220,7 +220,7 @@ class ImageMetrics:
         features, logits, y = rows
         assert features is not None
         moments = Moments(self.extractor.dimension).add(features)
-        metrics: dict[str, Metric] = {}
+        metrics = Metrics()
         samples = Pool(features, moments, logits, y)
         for name in self.names:
             with impossible(name, reasons):

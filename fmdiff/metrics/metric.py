@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fmdiff import tables
 from fmdiff.errors import FmdiffError
 
 Z = 1.96  # a normal variable is within +-Z with probability 95 %
@@ -38,6 +39,23 @@ class Metric:
         row = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         absent = {f.name for f in fields(self) if getattr(self, f.name) in (None, {})}
         return {name: value for name, value in row.items() if name not in absent}
+
+    def _repr_html_(self) -> str:
+        return Metrics(metric=self)._repr_html_()
+
+
+class Metrics(dict[str, Metric]):
+    """Metrics by name, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows: list[list[object]] = [["", "value", "95 % interval", "n", "real data", "against"]]
+        for name, metric in self.items():
+            low_high = metric.interval or (metric.se and normal_interval(metric.value, metric.se))
+            interval = "[{:.4g}, {:.4g}]".format(*low_high) if low_high else ""
+            floor = "" if metric.floor is None else f"{metric.floor:.4g}"
+            value, n = f"{metric.value:.4g}", f"{metric.n:,}"
+            rows.append([name, value, interval, n, floor, metric.reference or ""])
+        return tables.as_html(rows, header=True)
 
 
 def _plain(value: Any) -> Any:

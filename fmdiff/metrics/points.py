@@ -14,7 +14,7 @@ from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
 from fmdiff.metrics import distances
-from fmdiff.metrics.metric import Metric, impossible, normal_interval, wilson
+from fmdiff.metrics.metric import Metric, Metrics, impossible, normal_interval, wilson
 from fmdiff.metrics.subset import part, thin
 from fmdiff.path import CondOT
 from fmdiff.randomness import key
@@ -178,7 +178,7 @@ def point_metrics(
     seed: int = 0,
     points: Tensor | None = None,
     reasons: list[str] | None = None,
-) -> dict[str, Metric]:
+) -> Metrics:
     """The metrics `names` of n random rows of `samples` (N, d), against n fresh points of `data`.
 
     The fresh points are a function of (seed, data, n), and model=data does not draw them. If data
@@ -210,7 +210,7 @@ def point_metrics(
     if data is not None:
         source = f"fresh points of {type(data).__name__}, seed {seed}"
     x, y = thin(samples.detach().cpu(), points, n)
-    metrics = {}
+    metrics = Metrics()
     for name in names:
         with impossible(name, reasons):
             metric = by_name[name].metric(x, y)

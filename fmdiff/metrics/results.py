@@ -35,7 +35,7 @@ from typing import Any
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError
-from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.metric import Metric, Metrics
 
 NAME, FORMAT = "results.json", 1
 EXACT = "the exact field"  # the reference of against=exact
@@ -45,17 +45,17 @@ UNORDERED = ("nll",)  # below its value for real samples less is not better
 PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity")
 
 
-def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> dict[str, Metric]:
+def over_seeds(runs: Sequence[dict[str, Metric]], seeds: Sequence[int]) -> Metrics:
     """The mean of each metric over several seeds, with its standard error and 95 % interval.
 
     runs: the metrics for each of `seeds`, all with the same names. The interval is Student's. It
     covers the choice of the reference if that was drawn for each seed; the reference says so.
     """
     if len(runs) == 1:
-        return dict(runs[0])
+        return Metrics(runs[0])
     from scipy.special import stdtrit
 
-    means = {}
+    means = Metrics()
     for name, first in runs[0].items():
         values = [run[name].value for run in runs]
         k, mean = len(values), sum(values) / len(values)
@@ -99,7 +99,7 @@ def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
     return "\n".join(lines)
 
 
-def over_time(rows: Sequence[Mapping[str, float]], n: int) -> dict[str, Metric]:
+def over_time(rows: Sequence[Mapping[str, float]], n: int) -> Metrics:
     """The metrics of a field against the exact one: the means over time of its errors.
 
     rows: `field_error.Errors` as dicts, each of n pairs. The same data points are used at every
@@ -111,10 +111,9 @@ def over_time(rows: Sequence[Mapping[str, float]], n: int) -> dict[str, Metric]:
         "fm": means["fm_error"],
         "gap": math.sqrt(sum(row["gap_error"] ** 2 for row in rows)) / len(rows),
     }
-    metrics = {
-        name: Metric(means[name], n, se=errors.get(name), reference=EXACT)
-        for name in ("fm", "cfm", "irreducible", "gap")
-    }
+    metrics = Metrics()
+    for name in ("fm", "cfm", "irreducible", "gap"):
+        metrics[name] = Metric(means[name], n, se=errors.get(name), reference=EXACT)
     metrics["fm"].extra["size"] = means["size"]
     return metrics
 
