@@ -33,7 +33,7 @@ def show(chromium):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: wrong.append(request.url[:99]))
         page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.ready")
+        page.wait_for_selector("html[data-ready]", state="attached")
         assert page.get_by_text("cannot be played here").count() == 0
         return page
 
