@@ -17,7 +17,7 @@ from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
-from fmdiff.runs import averages, checkpoint
+from fmdiff.runs import averages, checkpoint, zoo
 from fmdiff.runs.content import TITLE, Checkpoint, data_mean, identity
 from fmdiff.runs.find import find
 from fmdiff.times import Discrete
@@ -43,11 +43,12 @@ USUAL = {"source": "fmdiff.source.Normal", "coupling": "fmdiff.coupling.Independ
 def load(ckpt: str | Path, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> NetField:
     """The field that a checkpoint holds.
 
-    ckpt: a checkpoint or exported file, a run folder (its newest good checkpoint) or `last` (the
-    newest run under outputs/). weights: `ema` (the first average), `raw`, the decay of one of the
-    averages, or `power:WIDTH`. An average that is not stored is reconstructed from snapshots (see
-    `fmdiff.runs.averages`). trust: prefixes of module names. The classes that the checkpoint names
-    may come from these modules, from fmdiff and from torch.optim.
+    ckpt: a checkpoint or exported file, a run folder (its newest good checkpoint), `last` (the
+    newest run under outputs/) or `zoo:NAME` (see `fmdiff.runs.zoo`). weights: `ema` (the first
+    average), `raw`, the decay of one of the averages, or `power:WIDTH`. An average that is not
+    stored is reconstructed from snapshots (see `fmdiff.runs.averages`). trust: prefixes of module
+    names. The classes that the checkpoint names may come from these modules, from fmdiff and from
+    torch.optim.
 
     The network is on the CPU, in evaluation mode and without gradients. Raises FmdiffError if the
     checkpoint is missing, damaged, a classifier's or not fmdiff's, if it lacks the weights, and if
@@ -282,7 +283,7 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
         content = Checkpoint.of(checkpoint.read(file), file)
         trust, weights = tuple(settings["trust"]), settings["weights"]
         field = _sampling(restore(content, weights, trust, file.parent), content.title)
-        about = {"path": str(file), "step": content.step, "weights": weights}
+        about = {"path": zoo.spelling(file), "step": content.step, "weights": weights}
         about |= {"average": content.name_of(weights), "sha256": field.sha256}
         needed = data or len(field.shape) == 1
         source = _data(content, trust) if needed else None

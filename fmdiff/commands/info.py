@@ -14,7 +14,7 @@ from fmdiff.ema import POWER, gamma
 from fmdiff.errors import word
 from fmdiff.field import NetField
 from fmdiff.loading import restore
-from fmdiff.runs import averages, checkpoint, safetensors
+from fmdiff.runs import averages, checkpoint, safetensors, zoo
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
 from fmdiff.sampling import usual_solver
@@ -85,11 +85,11 @@ def map_text(field: NetField) -> str:
     return text
 
 
-def how_to_sample(field: NetField) -> str:
-    """The words of a command line that sample a field well."""
+def how_to_sample(field: NetField, spelling: str = "") -> str:
+    """The words of a command line that sample the field of ckpt=spelling well."""
     name, keys = usual_solver(field)
     words = [f"solver={name}", *(f"solver.{k}={v:g}" for k, v in keys.items() if v)]
-    words.append(f"steps={named('solver', name).default_steps}")
+    words.append(f"steps={zoo.steps(spelling) or named('solver', name).default_steps}")
     if field.classes:
         lo, hi = field.scales or (2.0, 2.0)
         words.append(f"guidance=cfg guidance.w={min(max(2.0, lo), hi):g}")
@@ -104,12 +104,13 @@ def info(cfg: DictConfig) -> None:
         restore(content, cfg.weights, tuple(cfg.trust), path.parent)  # raises if it cannot be used
         file, name = Path(cfg.export).expanduser(), content.name_of(cfg.weights)
         state = averages.weights_of(content, cfg.weights, path.parent)
-        safetensors.write(file, content, name, state, cfg.overwrite)
+        safetensors.write(file, content, name, state, cfg.overwrite, cfg.half)
         print(f"{file}: weights={name} at step {content.step:,}")
         print(f"fmdiff sample ckpt={file}")
         return
     field = restore(content, trust=tuple(cfg.trust), run=path.parent)
     spec, data = content.spec, content.spec["data"]
+    spelling = zoo.spelling(path)
     assert field.net is not None
     parameters = sum(p.numel() for p in field.net.parameters())
     of_field: dict[str, object] = {}
@@ -118,7 +119,7 @@ def info(cfg: DictConfig) -> None:
         if field.two_times:
             of_field["flow map"] = map_text(field)
     rows: dict[str, object] = {
-        "checkpoint": f"{path} ({path.stat().st_size / 1e6:.1f} MB, format {content.version})",
+        "checkpoint": f"{spelling} ({path.stat().st_size / 1e6:.1f} MB, format {content.version})",
         "step": content.step,
         "model": f"{summary(spec['model'])}, {parameters:,} parameters",
         "path": summary(spec["path"]),
@@ -135,10 +136,10 @@ def info(cfg: DictConfig) -> None:
         print("\naverages, as weights=")
         _print(of_averages, "  ")
     if isinstance(field, Classifier):
-        words = f"guidance=classifier {word('guidance.ckpt', path)} guidance.w=2"
+        words = f"guidance=classifier {word('guidance.ckpt', spelling)} guidance.w=2"
         print(f"\nfmdiff sample ckpt=RUN {words}")
         return
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")
         _print(SCALES, "  ")
-    print(f"\nfmdiff sample {word('ckpt', path)} {how_to_sample(field)}")
+    print(f"\nfmdiff sample {word('ckpt', spelling)} {how_to_sample(field, spelling)}")

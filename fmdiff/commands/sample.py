@@ -20,6 +20,7 @@ from fmdiff.integration import Plan, law_of
 from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.pictures import samples as pictures
+from fmdiff.runs import zoo
 from fmdiff.sampling import UNGUIDED, Sampler, Samples
 from fmdiff.trajectory import velocities
 
@@ -40,6 +41,8 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     devices, judge = settings["devices"], None
+    if all(settings[name] is None for name in ("solver", "schedule", "steps", "nfe")):
+        settings["steps"] = zoo.steps(settings["ckpt"] or "")
     where = place(settings, "trajectory=true is drawn by" if settings["trajectory"] else None)
     with processes.after_rank_0():
         stage = set_up(settings, where, POINTS, IMAGES, data=bool(settings["metrics"]))

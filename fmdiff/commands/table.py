@@ -44,6 +44,7 @@ def sample(cfg: Any, folder: Path) -> None:
     """Points or images from a checkpoint or from an exact field.
 
     fmdiff sample ckpt=last
+    fmdiff sample ckpt=zoo:mnist
     fmdiff sample ckpt=outputs/mnist classes=[3,7] guidance=cfg guidance.w=2 n=100
     fmdiff sample model=exact data=gmm4 solver=euler steps=10
     """
@@ -115,6 +116,19 @@ def info(cfg: Any) -> None:
     from fmdiff.commands.info import info
 
     info(cfg)
+
+
+@command
+def zoo(cfg: Any) -> None:
+    """The trained models that come with fmdiff: figures, recipes, checksums.
+
+    fmdiff zoo
+    fmdiff zoo name=mnist
+    fmdiff sample ckpt=zoo:mnist guidance=cfg guidance.w=2
+    """
+    from fmdiff.commands.zoo import zoo_list
+
+    zoo_list(cfg)
 
 
 @command

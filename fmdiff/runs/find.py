@@ -9,7 +9,7 @@ import torch
 
 from fmdiff.errors import FmdiffError
 from fmdiff.files import inside
-from fmdiff.runs import checkpoint
+from fmdiff.runs import checkpoint, zoo
 from fmdiff.runs.checkpoint import LAST, NUMBERED
 from fmdiff.runs.content import Damaged
 
@@ -23,9 +23,12 @@ OTHERS = (".yaml", ".csv", ".json", ".log", ".html", ".png", ".gif", ".npz", ".m
 def find(spec: str | Path, outputs: str | Path = "outputs", option: str = "ckpt") -> Path:
     """The checkpoint file that `ckpt=spec` names, or another option than ckpt.
 
-    spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), or "last"
-    (the newest run under outputs). Raises FmdiffError naming spec and checkpoints nearby.
+    spec: a checkpoint file (returned unread), a run folder (its newest good checkpoint), "last"
+    (the newest run under outputs), or zoo:NAME (see `fmdiff.runs.zoo`). Raises FmdiffError naming
+    spec and checkpoints nearby.
     """
+    if str(spec).startswith(zoo.PREFIX):
+        return zoo.find(str(spec), option)
     outputs = Path(outputs)
     if str(spec) == "last":
         files = _newest_first(_in_outputs(outputs))

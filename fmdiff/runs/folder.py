@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmdiff import files
 from fmdiff.errors import FmdiffError, visible
+from fmdiff.runs import zoo
 from fmdiff.runs.config import load_config
 from fmdiff.runs.resume import OUTPUTS, RESULTS, check_free, check_resume, resume_folder
 
@@ -244,8 +245,11 @@ def _parent(cfg: DictConfig) -> Path:
     if cfg.get("ckpt") is not None:
         from fmdiff.runs.find import find  # imports torch, which --help need not wait for
 
-        cfg.ckpt = str(find(cfg.ckpt))
-        samples = Path(cfg.ckpt).parent / "samples"
+        file = find(cfg.ckpt)
+        cfg.ckpt = zoo.spelling(file)
+        if cfg.ckpt.startswith(zoo.PREFIX):  # the package is not written to
+            return OUTPUTS / cfg.ckpt.replace(":", "-")
+        samples = file.parent / "samples"
         if samples.is_symlink():
             raise _link(samples)
         return samples

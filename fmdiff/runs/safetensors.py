@@ -25,12 +25,18 @@ SUFFIX, VERSION = ".safetensors", 1
 
 
 def write(
-    path: Path, checkpoint: Checkpoint, name: str, state: dict[str, Tensor], overwrite: bool
+    path: Path,
+    checkpoint: Checkpoint,
+    name: str,
+    state: dict[str, Tensor],
+    overwrite: bool,
+    half: bool = False,
 ) -> None:
     """Write state, the weights of that name of a checkpoint, with the checkpoint's spec.
 
-    At every instant path is the old file or the whole new one. Raises FmdiffError for a path that
-    cannot be written, has another extension, or exists and must not be overwritten.
+    half: round floating point to float16, half the size. At every instant path is the old file or
+    the whole new one. Raises FmdiffError for a path that cannot be written, has another extension,
+    or exists and must not be overwritten, and for a weight that float16 does not reach.
     """
     from safetensors.torch import save
 
@@ -40,6 +46,8 @@ def write(
         raise FmdiffError(f"export={path} exists: choose another name or say overwrite=true")
     # the format has no shared tensors, so they are stored twice
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    if half:
+        tensors = {key: _half(key, value) for key, value in tensors.items()}
     about = {"version": VERSION, "step": checkpoint.step, "weights": name}
     about["spec"] = checkpoint.spec
     about["sha256"] = _sha256(about, tensors)
@@ -52,7 +60,7 @@ def write(
 
 
 def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read an exported file as a checkpoint's content without `training`.
+    """Read an exported file as a checkpoint's content without `training`, float16 as float32.
 
     Raises FmdiffError for a file that is missing, damaged (Damaged), of another program or of a
     newer format.
@@ -84,8 +92,21 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise Damaged(path, "it does not match its checksum")
     if version != VERSION:
         raise FmdiffError(f"{path} was written by a newer fmdiff (version {version})")
-    weights = {key: value.to(map_location) for key, value in tensors.items()}
+    weights = {
+        key: (value.float() if value.dtype == torch.float16 else value).to(map_location)
+        for key, value in tensors.items()
+    }
     return about | {"format": FORMAT, "weights": {name: weights}}
+
+
+def _half(key: str, value: Tensor) -> Tensor:
+    """A tensor rounded to float16; one of integers as it is."""
+    if not value.is_floating_point():
+        return value
+    rounded = value.half()
+    if not torch.equal(rounded.isfinite(), value.isfinite()):
+        raise FmdiffError(f"half=true: {key} holds numbers beyond {torch.finfo(torch.half).max:g}")
+    return rounded
 
 
 def _sha256(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -151,6 +151,7 @@ RULES: dict[str, Rule] = {
     "profile": FLAG,
     "ckpt": or_null(PATH),
     "export": or_null(PATH),
+    "half": FLAG,
     "weights": WEIGHTS,
     "n": or_null(integer(1)),
     "steps": or_null(integer(1)),
