@@ -13,6 +13,8 @@ from fmdiff.errors import FmdiffError, nearest, word
 from fmdiff.field import Field
 from fmdiff.loading import subject
 from fmdiff.page.brownian import brownian_scene
+from fmdiff.page.euler import euler_scene, textbook
+from fmdiff.page.field import field_scene, tour_systems
 from fmdiff.page.page import write_page
 from fmdiff.page.scene import Scene
 from fmdiff.runs.resume import OUTPUTS
@@ -107,4 +109,22 @@ def _brownian(topic: Topic) -> Scene | None:
     return None if system or topic.field else brownian_scene()
 
 
-SCENES: dict[str, Callable[[Topic], Scene | None]] = {"brownian": _brownian}
+def _field(topic: Topic) -> Scene | None:
+    if topic.field:
+        return field_scene(fields=[(topic.name, topic.field, topic.data)])
+    if topic.system is None:
+        return field_scene(tour_systems())
+    return field_scene([topic.system])
+
+
+def _euler(topic: Topic) -> Scene | None:
+    if topic.field:
+        return None
+    return euler_scene([topic.system] if topic.system else textbook())
+
+
+SCENES: dict[str, Callable[[Topic], Scene | None]] = {
+    "field": _field,
+    "euler": _euler,
+    "brownian": _brownian,
+}

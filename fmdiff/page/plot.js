@@ -8,6 +8,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif";
   const MARGIN = { left: 50, right: 12, top: 10, bottom: 42 };
+  const EDGE = 7; // pixels of a dot beyond the axes
 
   // Round numbers in [lo, hi], about `count` of them.
   const ticks = (lo, hi, count) => {
@@ -111,6 +112,12 @@
         pen.fillText(words, plot.px(a), plot.py(b));
         pen.restore();
       },
+      labels(across, up) { [xlabel, ylabel] = [across, up]; },
+      shape(number) {
+        if (number === ratio) return;
+        ratio = number;
+        resize();
+      },
       refresh() {
         planned ||= requestAnimationFrame(() => { planned = 0; paint(); });
       },
@@ -124,7 +131,7 @@
       pen.strokeStyle = plot.colour("--line");
       pen.beginPath();
       Object.assign(pen, { textAlign: "center", textBaseline: "top" });
-      for (const value of ticks(...plot.x, (width - left) / 80)) {
+      for (const value of ticks(...plot.x, (width - left) / 70)) {
         pen.moveTo(plot.px(value), MARGIN.top);
         pen.lineTo(plot.px(value), bottom);
         pen.fillText(ui.format(value), plot.px(value), bottom + 6);
@@ -153,7 +160,8 @@
       axes();
       pen.save();
       pen.beginPath();
-      pen.rect(MARGIN.left, MARGIN.top, width - MARGIN.left - MARGIN.right, height - MARGIN.top - MARGIN.bottom);
+      pen.rect(MARGIN.left - EDGE, MARGIN.top - EDGE, width - MARGIN.left - MARGIN.right + 2 * EDGE,
+        height - MARGIN.top - MARGIN.bottom + 2 * EDGE);
       pen.clip();
       plot.draw?.(plot);
       pen.restore();

@@ -126,12 +126,12 @@ window.fm = fm;
   ui.row = (...controls) => element("div", { class: "row" }, ...controls.map(c => c.root));
 
   // A table of texts and numbers; `fill(rows)` replaces its rows.
-  ui.table = (head, rows, caption) => {
+  ui.table = (head, rows, caption, digits = 4) => {
     const body = element("tbody");
     const line = element("tr", {}, ...head.map(name => element("th", { scope: "col" }, name)));
     const root = element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption },
       element("table", {}, element("caption", {}, caption), element("thead", {}, line), body));
-    const cell = value => typeof value === "number" ? ui.format(value) : String(value);
+    const cell = value => typeof value === "number" ? ui.format(value, digits) : String(value);
     const fill = rows => body.replaceChildren(...rows.map(row => element("tr", {},
       ...row.map((value, i) => i ? element("td", {}, cell(value))
         : element("th", { scope: "row" }, cell(value))))));

@@ -4,9 +4,17 @@ import csv
 import math
 
 import pytest
+import torch
 
+from fmdiff.errors import FmdiffError
+from fmdiff.formula import FUNCTIONS, Formula
+from fmdiff.integration import integrate
+from fmdiff.page import euler, field
 from fmdiff.page.brownian import brownian_scene
 from fmdiff.page.page import write_page
+from fmdiff.page.velocity import GRAMMAR, METHODS
+from fmdiff.solvers.runge_kutta import RK4
+from fmdiff.systems import Circular, Formulas, Linear, Saddle, truth
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +76,296 @@ def test_brownian_paths_have_their_law(show, tmp_path):
     assert state()["paths"] == []
     page.locator("canvas").first.click()
     assert len(state()["paths"]) == 1
+
+
+# --- formulas ------------------------------------------------------------------------------------
+
+FORMULAS = [
+    "1",
+    "x",
+    "  -x + 2*t ",
+    "x^2",
+    "-x^2",
+    "(-x)^2",
+    "2**-x**2",
+    "2^3^x",
+    "x^-t",
+    "--x",
+    "+-+x",
+    "2*-x",
+    "x - t - 1",
+    "x/t/2*3",
+    "x - (t - (1 - x))",
+    "1e-3*x + .5 + 5. + 1_000",
+    "0x1f + 0b101 + 0o17 + 00",
+    "1.5E+2*x",
+    "pi*e",
+    "x\t*\tt",
+    "sqrt(-x)",
+    "log(0)/x",
+    "(2 + (3*(x - t)^2))^0.5",
+    *(f"{name}(x - t^2) + {name}({name}(0.3*x))" for name in FUNCTIONS),
+]
+WRONG = [
+    "",
+    "x +",
+    "2x",
+    "(x",
+    "x)",
+    "sin x",
+    "x t",
+    "x ** ** 2",
+    "1..2",
+    "1e",
+    "012",
+    "x $ t",
+    "1e39",
+    f"0x{'f' * 60}",
+    "y",
+    "X",
+    "sin",
+    "y(x)",
+    "x(2)",
+    "__import__('os')",
+    "arctan(x)",
+    "sin()",
+    "sin(x, t)",
+    "x // 2",
+    "x % 2",
+    "x < t",
+    "x if t else 1",
+    "True",
+    "'a'",
+    "[x]",
+    "1j",
+    "x.real",
+    "x" * 301,
+]
+
+
+@pytest.fixture
+def formula(show, tmp_path):
+    """Evaluates a formula of x and t in the page at some points, or gives the sentence."""
+    page, _ = opened(show, tmp_path, brownian_scene())
+    code = """([text, points, grammar]) => {
+      try {
+        const f = fm.formula(text, ["x", "t"], grammar, "u");
+        return points.map(([x, t]) => String(f(x, t)));
+      } catch (error) {
+        return error.message;
+      }
+    }"""
+    return lambda text, points: page.evaluate(code, [text, points, GRAMMAR])
+
+
+def test_a_formula_has_in_the_page_the_value_of_python(formula):
+    points = torch.tensor([[0.5, 0.5], [-1.25, 0.1], [3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    for text in FORMULAS:
+        python = Formula(text, ("x", "t"), "u")(*points.unbind(1))
+        page = torch.tensor(
+            [float(v.replace("Infinity", "inf")) for v in formula(text, points.tolist())]
+        )
+        assert torch.allclose(page.double(), python, 1e-6, 1e-12, equal_nan=True), text
+
+
+def test_a_wrong_formula_is_refused_in_the_words_of_python(formula):
+    for text in WRONG:
+        said = formula(text, [])
+        with pytest.raises(FmdiffError) as refused:
+            Formula(text, ("x", "t"), "u")
+        python = str(refused.value)
+        if "did you mean" in python:
+            head, _, tail = python.partition("did you mean")
+            python = head + "c" + tail.partition("C")[2]
+        assert said == python, text
+
+
+# --- the explorer --------------------------------------------------------------------------------
+
+
+def followed(system, at, k, times):
+    """The way of a particle at times[k]: RK4 to both ends, by the loop of fmdiff."""
+    t = torch.tensor(times, dtype=torch.float64)
+    x = torch.tensor([at], dtype=torch.float64)
+    ways = []
+    for grid in (t[: k + 1].flip(0), t[k:]):
+        states = [x]
+        integrate(RK4(), system, x, grid, observe=lambda s, y, states=states: states.append(y))
+        ways.append(torch.cat(states))
+    return torch.cat([ways[0].flip(0)[:-1], ways[1]])
+
+
+def same_ways(state, system, atol=1e-9):
+    """Every particle of the page is where Python says, at all times."""
+    assert state["particles"]
+    for particle in state["particles"]:
+        python = followed(system, particle["at"], particle["k"], state["times"])
+        page = torch.tensor(particle["way"], dtype=torch.float64)
+        assert torch.allclose(page, python, 0, atol)
+    now = torch.stack([torch.tensor(p["way"][int(state["k"])]) for p in state["particles"]])
+    assert torch.allclose(torch.tensor(state["positions"]), now)
+
+
+def test_particles_follow_the_systems_of_python(show, tmp_path):
+    page, state = opened(show, tmp_path, field.field_scene(field.tour_systems()), width=1280)
+    rate = page.get_by_role("slider", name="rate")
+    for name, system in {
+        "circular": lambda rate: Circular(6.0, rate, (0.0, 0.0)),
+        "linear": lambda rate: Linear(2.0, rate, 0.0),
+        "saddle": lambda rate: Saddle(2.0, rate, (0.0, 0.0)),
+    }.items():
+        option = page.get_by_role("option", name=name).get_attribute("value")
+        page.get_by_label("field", exact=True).select_option(option)
+        rate.fill("-1.3")
+        page.get_by_role("slider", name="time t").fill("40")
+        page.get_by_role("button", name="Drop 20").click()
+        now = state()
+        assert (now["theta"], now["k"], len(now["particles"])) == (-1.3, 40, 21)
+        same_ways(now, system(-1.3))
+        arrows = torch.tensor(now["arrows"]["points"], dtype=torch.float64)
+        python = system(-1.3).u(arrows, torch.tensor(now["t"], dtype=torch.float64))
+        assert torch.allclose(torch.tensor(now["arrows"]["velocities"]), python.flatten().float())
+
+
+def test_a_field_of_ones_own(show, tmp_path):
+    system = Formulas(3.0, ["x2", "-x1 + t"], [[1.0, 0.0]])
+    page, state = opened(show, tmp_path, field.field_scene([system]))
+    same_ways(state(), system)
+    second = page.get_by_role("textbox", name="u2")
+    second.fill("-sin(x1) - 0.2*x2 + cos(t)")
+    same_ways(state(), Formulas(3.0, ["x2", "-sin(x1) - 0.2*x2 + cos(t)"], [[1.0, 0.0]]))
+    before = state()["particles"]
+    second.fill("-sin(x1) - y")
+    assert "unknown name 'y'; choose from: e, pi, t, x1, x2" in state()["problem"]
+    alert = page.get_by_role("alert").filter(has_text="unknown name")
+    assert alert.is_visible() and second.get_attribute("aria-invalid") == "true"
+    assert state()["particles"] == before
+    second.fill("x1")
+    assert state()["problem"] == "" and second.get_attribute("aria-invalid") == "false"
+
+
+def test_a_click_drops_a_particle_and_a_drag_moves_it(show, tmp_path):
+    system = Circular(6.0, 1.0, (2.0, 0.0))
+    page, state = opened(show, tmp_path, field.field_scene([system]), reduced_motion="reduce")
+    canvas = page.locator("canvas")
+    page.get_by_role("button", name="Clear").click()
+    canvas.click(position={"x": 300, "y": 200})
+    dropped = state()["particles"]
+    assert len(dropped) == 1
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 303, box["y"] + 198)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 350, box["y"] + 260)
+    page.mouse.up()
+    dragged = state()["particles"]
+    assert len(dragged) == 1
+    scale = 8 / (box["width"] - 62)
+    shift = [b - a for a, b in zip(dropped[0]["at"], dragged[0]["at"], strict=True)]
+    assert shift == pytest.approx([50 * scale, -60 * scale], abs=3 * scale)
+    same_ways(state(), system)
+
+
+def test_the_keyboard_places_particles(show, tmp_path):
+    system = Saddle(2.0, 1.0, (0.2, 1.0))
+    page, state = opened(show, tmp_path, field.field_scene([system]))
+    canvas = page.get_by_role("application", name="The plane with its arrows")
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "Shift+ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    assert state()["particles"][1]["at"] == pytest.approx([0.4, 0.2 - 1.0])
+    same_ways(state(), system)
+    page.get_by_role("status").filter(has_text="2 particles").wait_for()
+    page.keyboard.press("Delete")
+    assert len(state()["particles"]) == 1
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_play_moves_the_particles_unless_less_motion_is_wanted(show, tmp_path, motion):
+    scene = field.field_scene([Circular(6.0, 1.0, (2.0, 0.0))])
+    page, state = opened(show, tmp_path, scene, reduced_motion=motion)
+    page.get_by_role("button", name="Play").click()
+    if motion == "reduce":
+        assert state()["k"] == 100
+        return
+    while state()["k"] < 10:
+        page.wait_for_timeout(50)
+    page.get_by_role("button", name="Pause").click()
+    now = state()
+    assert 10 <= now["k"] < 100
+    (x, y), t = now["positions"][0], now["t"]
+    assert [x, y] == pytest.approx([2 * math.cos(t), 2 * math.sin(t)], abs=5e-3)  # in between
+
+
+# --- step by step --------------------------------------------------------------------------------
+
+
+def same_steps(state, system):
+    """Every method of the page against the loop of fmdiff, and the exact solution."""
+    times = torch.linspace(0, state["end"], state["steps"] + 1, dtype=torch.float64)
+    x = torch.tensor([state["x0"]], dtype=torch.float64)
+    exact = torch.tensor(state["exact"], dtype=torch.float64)
+    assert torch.allclose(exact, truth(system, x, times)[:, 0], 0, 1e-9)
+    assert [method["name"] for method in state["methods"]] == list(METHODS)
+    for method in state["methods"]:
+        states = [x]
+        integrate(
+            METHODS[method["name"]](), system, x, times, observe=lambda s, y: states.append(y)
+        )
+        python = torch.cat(states)
+        page = torch.tensor(method["states"], dtype=torch.float64)
+        assert torch.allclose(page, python, 0, 1e-11), method["name"]
+        errors = (python - exact).norm(dim=1)
+        assert torch.allclose(torch.tensor(method["errors"]).double(), errors, 0, 1e-7)
+
+
+def test_the_table_of_steps_is_that_of_simulate(show, tmp_path, command):
+    page, state = opened(show, tmp_path, euler.euler_scene(euler.textbook()))
+    assert [row[4] for row in state()["table"]] == [2, 1, 0.5, 0.25]  # the course's table
+    same_steps(state(), Linear(1.0, 2.0, 4.0))
+    page.get_by_role("slider", name="rate").fill("-1.5")
+    page.get_by_role("slider", name="start x").fill("-0.7")
+    page.get_by_role("slider", name="end time").fill("2.5")
+    page.get_by_role("slider", name="steps n").fill("13")
+    page.get_by_label("the steps of").select_option(label="Heun")
+    now = state()
+    assert (now["theta"], now["x0"], now["end"], now["steps"]) == (-1.5, [-0.7], 2.5, 13)
+    assert now["shown"]["methods"] == ["euler", "heun"]
+    same_steps(now, Linear(2.5, -1.5, -0.7))
+    words = ("system=linear", "system.theta=-1.5", "system.x0=-0.7", "t_end=2.5", "steps=13")
+    assert command("simulate", *words, "solver=heun", "out=run") == 0
+    python = [list(row.values()) for row in steps_of(tmp_path / "run")]
+    assert torch.allclose(torch.tensor(now["table"]), torch.tensor(python), 1e-6, 1e-6)
+    row = page.get_by_role("table", name="The steps").locator("tbody tr").nth(12)
+    cells = [text.replace("\u2212", "-") for text in row.locator("th, td").all_inner_texts()]
+    assert list(map(float, cells)) == pytest.approx(python[12], rel=1e-5)
+    end = page.get_by_role("table", name="The end of each").locator("tr", has_text="Heun")
+    assert end.locator("td").first.inner_text() == "26"  # evaluations
+
+
+def test_steps_in_the_plane_and_of_ones_own_formula(show, tmp_path):
+    page, state = opened(show, tmp_path, euler.euler_scene(euler.textbook()))
+    page.get_by_label("system", exact=True).select_option("1")
+    page.get_by_role("slider", name="start x2").fill("-1.5")
+    assert state()["x0"] == [1, -1.5]
+    same_steps(state(), Circular(6.0, 1.0, (1.0, -1.5)))
+    page.get_by_label("system", exact=True).select_option("2")
+    text = page.get_by_role("textbox", name="u(x, t)")
+    same_steps(state(), Formulas(4.0, text.input_value(), 0.1))
+    text.fill("sin(3*t) - x^3")
+    page.get_by_role("slider", name="steps n").fill("20")
+    same_steps(state(), Formulas(4.0, "sin(3*t) - x^3", 0.1))
+    text.fill("sin(3*t) - x^")
+    assert "cannot be read as a formula" in state()["problem"]
+
+
+def test_steps_appear_one_by_one(show, tmp_path):
+    page, state = opened(show, tmp_path, euler.euler_scene(euler.textbook()))
+    page.get_by_role("slider", name="steps shown").fill("0")
+    assert state()["table"] == [] and page.get_by_role("button", name="Step back").is_disabled()
+    forth = page.get_by_role("button", name="Step", exact=True)
+    forth.focus()
+    for k in range(4):
+        page.keyboard.press("Enter")
+        assert len(state()["table"]) == k + 1
+    assert forth.is_disabled()
+    page.get_by_role("status").filter(has_text="Euler: x = 0.25 at t = 1").wait_for()
