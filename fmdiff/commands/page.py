@@ -8,17 +8,29 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fmdiff.build import build
+from fmdiff.build import build, named
 from fmdiff.errors import FmdiffError, nearest, word
+from fmdiff.exact import Mixture, exact
 from fmdiff.field import Field
 from fmdiff.loading import subject
+from fmdiff.page import euler, field
 from fmdiff.page.brownian import brownian_scene
-from fmdiff.page.euler import euler_scene, textbook
-from fmdiff.page.field import field_scene, tour_systems
+from fmdiff.page.euler import euler_scene
+from fmdiff.page.field import field_scene
+from fmdiff.page.ode_sde import ode_sde_scene
 from fmdiff.page.page import write_page
 from fmdiff.page.scene import Scene
+from fmdiff.path import CondOT
 from fmdiff.runs.resume import OUTPUTS
-from fmdiff.systems import Brownian, OrnsteinUhlenbeck, System
+from fmdiff.systems import (
+    Circular,
+    Formulas,
+    Linear,
+    Mixed,
+    OrnsteinUhlenbeck,
+    Saddle,
+    System,
+)
 
 NAME = "page.html"
 
@@ -31,6 +43,11 @@ class Topic(NamedTuple):
     field: Field | None = None
     data: Any = None
     system: System | None = None
+
+    @property
+    def tour(self) -> bool:
+        """Whether the page shows what fmdiff brings along."""
+        return self.field is None and self.system is None
 
 
 def page(cfg: DictConfig) -> None:
@@ -49,7 +66,7 @@ def page(cfg: DictConfig) -> None:
         raise FmdiffError(f"{word('out', path)} exists: add overwrite=true to replace it")
     scenes = scenes_of(topic, settings["scenes"])
     try:
-        write_page(scenes, path, topic.name, command())
+        write_page(scenes, path, topic.name[0].upper() + topic.name[1:], command())
     except OSError as error:
         raise FmdiffError(f"out={path} cannot be written to: {error.strerror}") from error
     print(path)
@@ -60,12 +77,16 @@ def topic_of(settings: dict[str, Any]) -> Topic:
     choices = settings["choices"]
     if settings["system"]:
         system = build(settings["system"], settings["t_end"])
-        return Topic(f"The system {choices['system']}", OUTPUTS, system=system)
+        name = f"the system {choices['system']}"
+        if isinstance(system, Mixed):
+            data = named("data", settings["system"]["data"])
+            return Topic(name, OUTPUTS, system.mixture, data, system)
+        return Topic(name, OUTPUTS, system=system)
     if not (settings["ckpt"] or settings["model"]):
         return Topic("Fields, flows and random paths", OUTPUTS)
     field, data, about = subject(settings)
     if about is None:
-        name = f"The field of model={choices['model']} data={choices['data']}"
+        name = f"the field of model={choices['model']} data={choices['data']}"
         return Topic(name, OUTPUTS, field, data)
     folder = Path(about["path"]).parent
     return Topic(f"{folder.parent.name}/{folder.name}", folder, field, data)
@@ -93,38 +114,74 @@ def scenes_of(topic: Topic, names: list[str] | None) -> list[Scene]:
     made = {name: SCENES[name](topic) for name in names or SCENES}
     for name in names or ():
         if made[name] is None:
-            raise FmdiffError(f"scenes={name} cannot show this: {topic.name}")
+            raise FmdiffError(f"scenes=[{name}] shows {SHOWN[name]}, not {topic.name}")
     scenes = [scene for scene in made.values() if scene]
     if not scenes:
-        raise FmdiffError(f"no scene can show this: {topic.name}")
+        shown = "; ".join(f"{name} shows {what}" for name, what in SHOWN.items())
+        raise FmdiffError(f"no scene can show {topic.name}: {shown}")
     return scenes
+
+
+def _field(topic: Topic) -> Scene | None:
+    if topic.tour:
+        mixtures = [(f"exact field of {name}", *_exact(name)) for name in ("8gaussians", "gmm4")]
+        return field_scene(field.tour_systems(), mixtures)
+    if topic.field and tuple(topic.field.shape) == (2,):
+        return field_scene(fields=[(topic.name, topic.field, topic.data)])
+    system = topic.system
+    if isinstance(system, Linear | Circular | Saddle | Formulas) and (
+        isinstance(system, Linear) or system.dimension == 2
+    ):
+        return field_scene([system])
+    return None
+
+
+def _euler(topic: Topic) -> Scene | None:
+    system = topic.system
+    if topic.tour:
+        return euler_scene(euler.textbook())
+    if isinstance(system, Linear | Circular | Saddle | Formulas) and system.dimension <= 2:
+        return euler_scene([system])
+    return None
 
 
 def _brownian(topic: Topic) -> Scene | None:
     system = topic.system
+    if topic.tour:
+        return brownian_scene()
     if isinstance(system, OrnsteinUhlenbeck):
         assert system.origins is not None
-        theta = 0.0 if isinstance(system, Brownian) else system.theta
-        return brownian_scene(theta, system.diffusion, system.origins[:, 0].tolist(), system.t_end)
-    return None if system or topic.field else brownian_scene()
+        starts = system.origins[:, 0].tolist()
+        return brownian_scene(system.theta, system.diffusion, starts, system.t_end)
+    return None
 
 
-def _field(topic: Topic) -> Scene | None:
-    if topic.field:
-        return field_scene(fields=[(topic.name, topic.field, topic.data)])
-    if topic.system is None:
-        return field_scene(tour_systems())
-    return field_scene([topic.system])
-
-
-def _euler(topic: Topic) -> Scene | None:
-    if topic.field:
+def _ode_sde(topic: Topic) -> Scene | None:
+    if topic.tour:
+        names = ("two_modes", "gmm4")
+        return ode_sde_scene([(name, _exact(name)[0]) for name in names], x0=(0.1,))
+    of = topic.field
+    if not isinstance(of, Mixture) or of.shape not in ((1,), (2,)):
         return None
-    return euler_scene([topic.system] if topic.system else textbook())
+    origin = None if topic.system is None else topic.system.origin
+    return ode_sde_scene([(topic.name, of)], x0=() if origin is None else origin.tolist())
+
+
+def _exact(name: str) -> tuple[Mixture, Any]:
+    """The exact field of data of this name, along CondOT, and the data."""
+    data = named("data", name)
+    return exact(data, CondOT()), data
 
 
 SCENES: dict[str, Callable[[Topic], Scene | None]] = {
     "field": _field,
     "euler": _euler,
     "brownian": _brownian,
+    "ode_sde": _ode_sde,
+}
+SHOWN = {
+    "field": "a field of the plane, or linear, circular, saddle or two formulas",
+    "euler": "linear, circular, saddle or one or two formulas",
+    "brownian": "brownian or ou",
+    "ode_sde": "an exact mixture of one or two dimensions",
 }

@@ -2,7 +2,7 @@
 // Random paths of dX = -theta X dt + sigma dW. The law and the solver's coefficients are data.
 (() => {
   const { ui } = fm;
-  const SHOWN = 200; // paths that are drawn
+  const SHOWN = 100; // paths that are drawn
   const MOST = 2000; // paths that are counted
   const FEW = 30; // paths whose ends are dots, not a histogram
 

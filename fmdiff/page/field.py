@@ -7,6 +7,7 @@ import torch
 
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
+from fmdiff.page.graph import field_graph, usual_inputs
 from fmdiff.page.scene import Network, Scene
 from fmdiff.page.velocity import GRAMMAR, as_data, tableau
 from fmdiff.randomness import noise
@@ -71,8 +72,6 @@ def _of_field(name: str, field: Field, data: Any, graphs: dict[str, Network]) ->
     if tuple(field.shape) != (2,):
         shape = "x".join(map(str, field.shape))
         raise FmdiffError(f"scenes=[field] shows the plane, and this field has samples of {shape}")
-    from fmdiff.page.graph import field_graph, usual_inputs
-
     key = f"field{len(graphs)}"
     graphs[key] = field_graph(field, "v")
     points = torch.zeros(0, 2) if data is None else data.sample(0, SHOWN, 0)[0]

@@ -111,8 +111,15 @@ def test_the_command_writes_a_page_and_says_where(command, tmp_path, capsys):
     "words, sentence",
     [
         (("scenes=[brownain]",), "did you mean 'brownian'?"),
+        (
+            ("system=velocities", "system.u=[1,2]"),
+            "no scene can show the system velocities: field",
+        ),
         (("scenes=brownian",), "must be a list of scenes like [field,euler], or null"),
-        (("system=saddle", "scenes=[brownian]"), "scenes=brownian cannot show this"),
+        (
+            ("system=saddle", "scenes=[brownian]"),
+            "scenes=[brownian] shows brownian or ou, not the system",
+        ),
         (("system=ou", "ckpt=x"), "give one of them"),
         (("data=moons",), "data=moons needs model=exact or model=empirical"),
         (("model=exact",), "model=exact needs data=NAME"),

@@ -6,14 +6,19 @@ import math
 import pytest
 import torch
 
+from fmdiff.build import named
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import exact
 from fmdiff.formula import FUNCTIONS, Formula
 from fmdiff.integration import integrate
 from fmdiff.page import euler, field
 from fmdiff.page.brownian import brownian_scene
+from fmdiff.page.ode_sde import ode_sde_scene
 from fmdiff.page.page import write_page
 from fmdiff.page.velocity import GRAMMAR, METHODS
-from fmdiff.solvers.runge_kutta import RK4
+from fmdiff.path import CondOT
+from fmdiff.solvers.runge_kutta import RK4, Euler
+from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.systems import Circular, Formulas, Linear, Saddle, truth
 
 pytestmark = pytest.mark.slow
@@ -67,8 +72,8 @@ def test_brownian_paths_have_their_law(show, tmp_path):
     n = sample["n"]
     assert n == 1003
     assert abs(sample["mean"]) < 4 / n**0.5 and abs(sample["variance"] - 1) < 4 * (2 / n) ** 0.5
-    for share, exact in zip(sample["inside"], (0.6827, 0.9545), strict=True):
-        assert abs(share - exact) < 4 * (exact * (1 - exact) / n) ** 0.5
+    for share, law in zip(sample["inside"], (0.6827, 0.9545), strict=True):
+        assert abs(share - law) < 4 * (law * (1 - law) / n) ** 0.5
     assert (
         page.get_by_role("table").locator("tr", has_text="variance").inner_text().split()[1] == "1"
     )
@@ -279,6 +284,23 @@ def test_the_keyboard_places_particles(show, tmp_path):
     assert len(state()["particles"]) == 1
 
 
+def test_particles_follow_an_exact_field(show, tmp_path):
+    data = named("data", "8gaussians")
+    mixture = exact(data, CondOT())
+    scene = field.field_scene(fields=[("exact field of 8gaussians", mixture, data)])
+    page, state = opened(show, tmp_path, scene, reduced_motion="reduce")
+    assert [p["at"] for p in state()["particles"]] == scene.data["fields"][0]["noise"][:12]
+    page.get_by_role("slider", name="time t").fill("70")
+    page.locator("canvas").click(position={"x": 200, "y": 200})
+    now = state()
+    assert len(now["particles"]) == 13 and now["particles"][12]["k"] == 70
+    same_ways(now, mixture)
+    arrows = torch.tensor(now["arrows"]["points"], dtype=torch.float64)
+    python = mixture(arrows, torch.tensor(now["t"], dtype=torch.float64)).flatten()
+    velocities = torch.tensor(now["arrows"]["velocities"], dtype=torch.float64)
+    assert torch.allclose(velocities, python, 1e-9, 1e-9)
+
+
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_play_moves_the_particles_unless_less_motion_is_wanted(show, tmp_path, motion):
     scene = field.field_scene([Circular(6.0, 1.0, (2.0, 0.0))])
@@ -309,13 +331,17 @@ def same_steps(state, system):
     for method in state["methods"]:
         states = [x]
         integrate(
-            METHODS[method["name"]](), system, x, times, observe=lambda s, y: states.append(y)
+            METHODS[method["name"]](),
+            system,
+            x,
+            times,
+            observe=lambda s, y, states=states: states.append(y),
         )
         python = torch.cat(states)
         page = torch.tensor(method["states"], dtype=torch.float64)
         assert torch.allclose(page, python, 0, 1e-11), method["name"]
         errors = (python - exact).norm(dim=1)
-        assert torch.allclose(torch.tensor(method["errors"]).double(), errors, 0, 1e-7)
+        assert method["errors"] == pytest.approx(errors.tolist(), abs=1e-9)
 
 
 def test_the_table_of_steps_is_that_of_simulate(show, tmp_path, command):
@@ -334,7 +360,8 @@ def test_the_table_of_steps_is_that_of_simulate(show, tmp_path, command):
     words = ("system=linear", "system.theta=-1.5", "system.x0=-0.7", "t_end=2.5", "steps=13")
     assert command("simulate", *words, "solver=heun", "out=run") == 0
     python = [list(row.values()) for row in steps_of(tmp_path / "run")]
-    assert torch.allclose(torch.tensor(now["table"]), torch.tensor(python), 1e-6, 1e-6)
+    table = torch.tensor(now["table"], dtype=torch.float64)
+    assert torch.allclose(table, torch.tensor(python, dtype=torch.float64), 1e-6, 1e-6)
     row = page.get_by_role("table", name="The steps").locator("tbody tr").nth(12)
     cells = [text.replace("\u2212", "-") for text in row.locator("th, td").all_inner_texts()]
     assert list(map(float, cells)) == pytest.approx(python[12], rel=1e-5)
@@ -369,3 +396,85 @@ def test_steps_appear_one_by_one(show, tmp_path):
         assert len(state()["table"]) == k + 1
     assert forth.is_disabled()
     page.get_by_role("status").filter(has_text="Euler: x = 0.25 at t = 1").wait_for()
+
+
+# --- the ODE and the SDE -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixtures():
+    return {name: exact(named("data", name), CondOT()) for name in ("two_modes", "gmm4")}
+
+
+def settled(page, state):
+    """The state after the samples of the last change have been computed."""
+    page.wait_for_timeout(50)
+    while not state()["ready"]:
+        page.wait_for_timeout(50)
+    return state()
+
+
+def same_samples(state, mixture):
+    """The states of both are those of fmdiff's solvers, with the noise that the page drew."""
+    shape = (-1, *mixture.shape)
+    x = torch.tensor(state["starts"], dtype=torch.float64).view(shape)
+    times = torch.linspace(0, 1, state["steps"] + 1, dtype=torch.float64)
+    assert state["times"] == pytest.approx(times.tolist(), abs=1e-12)
+    draws = iter(torch.tensor(state["noise"], dtype=torch.float64))
+
+    def brownian(t, s):
+        return next(draws).view(shape) * (s - t).sqrt()
+
+    for name, solver in (("ode", Euler()), ("sde", EulerMaruyama(state["sigma"]))):
+        states = [x]
+        observe = [lambda s, y, states=states: states.append(y)]
+        integrate(solver, mixture, x, times, brownian, observe[0])
+        page = torch.tensor(state[name], dtype=torch.float64)
+        assert torch.allclose(page, torch.stack(states).flatten(1), 0, 1e-9), name
+
+
+def test_the_ode_and_the_sde_are_those_of_python(show, tmp_path, mixtures):
+    page, state = opened(show, tmp_path, ode_sde_scene(list(mixtures.items()), x0=(0.1,)))
+    page.get_by_role("slider", name="samples").fill("100")
+    now = settled(page, state)
+    assert set(now["starts"]) == {0.1} and (now["sigma"], now["steps"]) == (1, 50)
+    same_samples(now, mixtures["two_modes"])
+    assert (
+        now["shares"][0] == pytest.approx([0, 1]) and 0.2 < now["shares"][1][0] < 0.8
+    )  # as the course tells
+    page.get_by_role("slider", name="start x").fill("-0.4")
+    page.get_by_role("slider", name="noise").fill("5")
+    page.get_by_role("slider", name="steps").fill("0")
+    now = settled(page, state)
+    assert (now["sigma"], now["steps"], now["starts"][0]) == (2, 20, -0.4)
+    same_samples(now, mixtures["two_modes"])
+    page.get_by_label("law at t = 1").select_option("1")
+    page.get_by_role("checkbox", name="all from one start").uncheck()
+    now = settled(page, state)
+    assert now["mixture"] == "gmm4" and len(set(now["starts"])) == 200
+    same_samples(now, mixtures["gmm4"])
+    before = now["noise"]
+    page.get_by_role("button", name="New noise").click()
+    now = settled(page, state)
+    assert now["noise"] != before
+    same_samples(now, mixtures["gmm4"])
+    page.get_by_role("slider", name="noise").fill("0")
+    now = settled(page, state)
+    assert torch.allclose(torch.tensor(now["ode"]), torch.tensor(now["sde"]))  # the SDE is the ODE
+
+
+def test_the_ode_and_the_sde_reach_the_same_law(show, tmp_path, mixtures):
+    scene = ode_sde_scene([("two_modes", mixtures["two_modes"])])
+    page, state = opened(show, tmp_path, scene)
+    page.get_by_role("slider", name="samples").fill("1000")
+    page.get_by_role("slider", name="steps").fill("2")
+    page.get_by_role("slider", name="time").fill("30")
+    now = settled(page, state)
+    assert now["k"] == 30 and now["sigma"] == 1
+    for name, shares in zip(("ode", "sde"), now["shares"], strict=True):
+        assert shares == pytest.approx([0.5, 0.5], abs=4 * 0.5 / 1000**0.5)
+        ends = torch.tensor(now[name][-1], dtype=torch.float64)
+        assert ends.abs().mean().item() == pytest.approx(5, abs=4 * 0.3 / 1000**0.5 + 0.02)
+        assert ends.abs().std().item() == pytest.approx(0.3, abs=0.04)
+    row = page.get_by_role("table").locator("tbody tr").first
+    assert row.locator("td").first.inner_text() == "50.0 %"
