@@ -19,6 +19,7 @@ from fmdiff.page.euler import euler_scene
 from fmdiff.page.field import field_scene
 from fmdiff.page.ode_sde import ode_sde_scene
 from fmdiff.page.page import write_page
+from fmdiff.page.sampler import sampler_scene
 from fmdiff.page.scene import Scene
 from fmdiff.path import CondOT
 from fmdiff.runs.resume import OUTPUTS
@@ -167,6 +168,14 @@ def _ode_sde(topic: Topic) -> Scene | None:
     return ode_sde_scene([(topic.name, of)], x0=() if origin is None else origin.tolist())
 
 
+def _sampler(topic: Topic) -> Scene | None:
+    if topic.tour:
+        return sampler_scene(*_exact("8gaussians"))
+    if topic.field and tuple(topic.field.shape) in ((1,), (2,)):
+        return sampler_scene(topic.field, topic.data)
+    return None
+
+
 def _exact(name: str) -> tuple[Mixture, Any]:
     """The exact field of data of this name, along CondOT, and the data."""
     data = named("data", name)
@@ -178,10 +187,12 @@ SCENES: dict[str, Callable[[Topic], Scene | None]] = {
     "euler": _euler,
     "brownian": _brownian,
     "ode_sde": _ode_sde,
+    "sampler": _sampler,
 }
 SHOWN = {
     "field": "a field of the plane, or linear, circular, saddle or two formulas",
     "euler": "linear, circular, saddle or one or two formulas",
     "brownian": "brownian or ou",
     "ode_sde": "an exact mixture of one or two dimensions",
+    "sampler": "a field of points of one or two dimensions",
 }

@@ -131,7 +131,6 @@ WRONG = [
     "sin",
     "y(x)",
     "x(2)",
-    "__import__('os')",
     "arctan(x)",
     "sin()",
     "sin(x, t)",
@@ -183,6 +182,7 @@ def test_a_wrong_formula_is_refused_in_the_words_of_python(formula):
             head, _, tail = python.partition("did you mean")
             python = head + "c" + tail.partition("C")[2]
         assert said == python, text
+    assert formula("__import__('os')", []).startswith("u=\"__import__('os')\" may hold numbers, x")
 
 
 # --- the explorer --------------------------------------------------------------------------------
