@@ -42,6 +42,7 @@ author = "the fmdiff developers"
 copyright = author
 release = version = __version__
 language = "en"
+smartquotes = False  # t' is a derivative or another time
 extensions = ["myst_nb", "mathml", "live", "expansion"]
 exclude_patterns = ["_build", "_ext", "gallery", "pages.txt"]
 
@@ -82,6 +83,7 @@ COLOURS = {
     "color-code-foreground": "ink",
     "color-table-header-background": "surface",
     "color-table-border": "line",
+    "color-highlight-on-target": "surface",
     "font-stack": "sans",
     "font-stack--monospace": "mono",
 }

@@ -4,6 +4,8 @@ import posixpath
 import re
 from pathlib import Path
 
+import api
+import reference
 from sphinx.application import Sphinx
 
 # files of the repository that are pages of the site
@@ -26,9 +28,28 @@ def links(docname: str, text: str) -> str:
     return re.sub(r"\]\(([\w./-]+\.md)(#[\w-]*)?\)", other, text)
 
 
+# what a block ```{reference} WORD ... ``` becomes
+GENERATED = {
+    "group": reference.group,
+    "commands": reference.commands,
+    "index": reference.index,
+    "python": lambda *modules: "\n\n".join(map(api.module, modules)),
+}
+
+
+def generated(text: str) -> str:
+    """The text with the blocks `{reference}` replaced by what they stand for."""
+
+    def made(match: re.Match[str]) -> str:
+        word, *rest = match[1].split()
+        return GENERATED[word](*rest)
+
+    return re.sub(r"^```\{reference\} (.+)\n(?:.*\n)*?```$", made, text, flags=re.MULTILINE)
+
+
 def read(app: Sphinx, docname: str, source: list[str]) -> None:
     """Change the text of a page before it is parsed."""
-    source[0] = links(docname, source[0])
+    source[0] = links(docname, generated(source[0]))
     if source[0].startswith("---\n") and "\nkernelspec:" in source[0].partition("\n---\n")[0]:
         source[0] = source[0].replace("---\n", "---\nfile_format: mystnb\n", 1)
     if docname == "index":  # a pattern of the tables of contents may wait for its first page

@@ -113,9 +113,9 @@ def _section(group: str, choice: str, folders: list[Path]) -> str:
     text = next(file for file in files if file.is_file()).read_text("utf-8")
     whole = "# @package _global_" in text  # it sets keys of the command and other groups
     rows, summary = {}, " ".join(re.findall(r"^# (?!@)(.+)$", text, re.MULTILINE))
-    for key, value, comment in _entries(text):
+    for key, value, comment in entries(text):
         if key == "_target_":
-            summary = summary or _described(value)
+            summary = summary or sentence(documentation(value))
         elif key.startswith("defaults."):
             inner = key.removeprefix("defaults.")
             if inner != "_self_":
@@ -128,18 +128,23 @@ def _section(group: str, choice: str, folders: list[Path]) -> str:
     return f"{title}\n{tables.described(rows) if rows else '  no keys'}"
 
 
-def _described(target: str) -> str:
-    """The first sentence of the docstring of a class or function, which is not imported."""
+def sentence(text: str) -> str:
+    """The first sentence of a docstring."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[^.]\.)(?<!et al\.)\s", paragraph)[0]
+
+
+def documentation(target: str) -> str:
+    """The docstring of a class or function, which is not imported; "" if there is none."""
     module, _, name = target.rpartition(".")
     for folder in (Path(__file__).parents[2], *map(Path, sys.path)):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         if file.is_file():
             for node in ast.parse(file.read_text("utf-8")).body:
                 if isinstance(node, ast.ImportFrom) and name in {a.name for a in node.names}:
-                    return _described(f"{node.module}.{name}")
+                    return documentation(f"{node.module}.{name}")
                 if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-                    paragraph = (ast.get_docstring(node) or "").partition("\n\n")[0]
-                    return re.split(r"(?<=[^.]\.)\s", " ".join(paragraph.split()))[0]
+                    return ast.get_docstring(node) or ""
     return ""
 
 
@@ -152,12 +157,12 @@ def _commented(text: str, prefix: str = "", defaults: bool = True) -> dict[str, 
     """{key=default: comment}, or {key: comment}, for the commented top-level lines of a YAML."""
     return {
         prefix + (f"{key}={value}" if defaults and "${" not in value else key): comment
-        for key, value, comment in _entries(text)
+        for key, value, comment in entries(text)
         if comment and "." not in key
     }
 
 
-def _entries(text: str) -> Iterator[Entry]:
+def entries(text: str) -> Iterator[Entry]:
     """Yields the lines of a YAML with a key; its defaults list gives keys of `defaults`."""
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
