@@ -23,6 +23,7 @@ from fmdiff.page.sampler import sampler_scene
 from fmdiff.page.scene import Scene
 from fmdiff.path import CondOT
 from fmdiff.runs.resume import OUTPUTS
+from fmdiff.runs.zoo import PREFIX
 from fmdiff.systems import (
     Circular,
     Formulas,
@@ -89,8 +90,10 @@ def topic_of(settings: dict[str, Any]) -> Topic:
     if about is None:
         name = f"the field of model={choices['model']} data={choices['data']}"
         return Topic(name, OUTPUTS, field, data)
+    if settings["ckpt"].startswith(PREFIX):
+        return Topic(settings["ckpt"], OUTPUTS, field, data)
     folder = Path(about["path"]).parent
-    return Topic(f"{folder.parent.name}/{folder.name}", folder, field, data)
+    return Topic("/".join(folder.absolute().parts[-2:]), folder, field, data)
 
 
 def place(out: str | None, folder: Path) -> Path:

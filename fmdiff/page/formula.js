@@ -11,7 +11,7 @@
   const NUMBER = new RegExp("^(?:0[xX](?:_?[0-9a-fA-F])+|0[oO](?:_?[0-7])+|0[bB](?:_?[01])+" +
     "|(?:\\d(?:_?\\d)*)?\\.?(?:\\d(?:_?\\d)*)?(?:[eE][+-]?\\d(?:_?\\d)*)?)");
   // what Python reads and a formula may not hold
-  const OTHERS = /^(?:\/\/|[%@<>=&|~![\]{},;:'"]|(?:and|or|not|if|else|in|is|lambda|True|False|None)\b)/;
+  const OTHERS = /^(?:\/\/|\.[A-Za-z_]|[%@<>=&|~![\]{},;:'"]|(?:and|or|not|if|else|in|is|lambda|True|False|None)\b)/;
 
   fm.formula = (source, variables, grammar, option) => {
     const shown = source.length > 80 ? `${source.slice(0, 80)}...` : source;

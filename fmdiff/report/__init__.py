@@ -49,7 +49,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         runs = read_sweep(folder)
         html = page_of_runs(runs, _name(folder), f"fmdiff sweep, {len(runs)} jobs", sweep=True)
     else:
-        html = page_of_run(read_run(folder, _name(folder)))
+        html = page_of_run(read_run(folder, _name(folder)), beside=out is None)
     return _write(out or folder / NAME, html)
 
 

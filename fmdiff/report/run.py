@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fmdiff import __version__
 from fmdiff.data import decode
+from fmdiff.errors import word
 from fmdiff.report.analyses import inversions, likelihoods, simulation
 from fmdiff.report.charts import Line, chart, in_words, short
 from fmdiff.report.page import (
@@ -44,6 +45,7 @@ COLUMNS = (
     "utilisation",
     "ms_",
 )
+LIVE = "page.html"  # what fmdiff page writes
 WORDS = {
     "x": "the data\u00a0x",
     "eps": "the noise\u00a0eps",
@@ -63,7 +65,7 @@ ABOVE = {  # what a page is of, by the command that wrote the folder
 }
 
 
-def page_of_run(run: Run) -> str:
+def page_of_run(run: Run, beside: bool = False) -> str:
     """The whole page. It never raises, whatever the run holds."""
     album, figures = Album(), Figures()
 
@@ -94,6 +96,7 @@ def page_of_run(run: Run) -> str:
         listing(run.warnings, "warnings", "Warnings"),
         facts,
         command(line) if (line := repeat(run)) else "",
+        part(lambda: live(run, beside), "the live page"),
         *parts,
         listing(
             [*run.notes, *omissions(run.overrides), *album.notes], "notes", "Left out of this page"
@@ -130,6 +133,24 @@ def repeat(run: Run) -> str:
     if not run.overrides and not run.config:
         return ""
     return " ".join(["fmdiff", run.command, *settings])
+
+
+def live(run: Run, beside: bool) -> str:
+    """The command that writes the live page of a run, and a link to it.
+
+    There is a link if the page is there and the report lies beside it.
+    """
+    if run.is_training and run.get("choices.objective") != "classification":
+        words = [word("ckpt", run.folder)]
+    elif run.command == "simulate" and run.get("choices.system") != "velocities":
+        own = [line for line in run.overrides if line.startswith(("system.", "t_end="))]
+        lines = repeatable([f"system={run.get('choices.system')}", *own])
+        words = [shlex.quote(line) for line in lines]
+    else:
+        return ""
+    there = beside and (run.folder / LIVE).is_file()
+    link = f'<p><a href="{LIVE}">The page to play with</a></p>' if there else ""
+    return command(" ".join(["fmdiff page", *words])) + link
 
 
 def repeat_sweep(run: Run) -> str:

@@ -5,15 +5,20 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 import torch
 
+from fmdiff.build import build, spec_of
 from fmdiff.commands.page import SCENES
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import empirical
 from fmdiff.page import page as pages
 from fmdiff.page.brownian import brownian_scene
+from fmdiff.page.field import field_scene
 from fmdiff.page.scene import Scene
+from fmdiff.path import CondOT
 
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>&amp;"
 
@@ -133,3 +138,39 @@ def test_what_cannot_be_shown_is_refused(command, tmp_path, capsys, words, sente
     out, err = capsys.readouterr()
     assert sentence in err and len(err.splitlines()) == 1 and not out
     assert not list(tmp_path.iterdir())
+
+
+def test_foreign_names_of_classes_are_texts():
+    data = build({**spec_of("data", "moons"), "conditional": True})
+    named = empirical(data, CondOT(), 5)
+    named.names = (HOSTILE, "b")
+    html = pages.page_of([field_scene(fields=[(HOSTILE, named, data)])], HOSTILE, "fmdiff page")
+    assert "alert(1)</script>" not in html and html.count("<script") == html.count("</script>")
+    about = contents(html)[0]["data"]["fields"][0]
+    assert about["classes"] == [HOSTILE, "b", "all"] and about["text"] == HOSTILE
+
+
+def test_the_page_of_a_run_lies_beside_it_and_its_report_says_so(
+    command, tmp_path, capsys, moons_run
+):
+    shutil.copytree(moons_run, tmp_path / "run")
+    assert command("report", "runs=run") == 0
+    report = (tmp_path / "run/report.html").read_text()
+    assert "fmdiff page ckpt=run<" in report and "page.html" not in report
+    assert command("page", "ckpt=run") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run/page.html"
+    html = (tmp_path / "run/page.html").read_text()
+    assert [scene["kind"] for scene in contents(html)] == ["field", "sampler"]
+    assert len(html) < 1_500_000
+    assert command("report", "runs=run") == command("report", "runs=run", "out=far.html") == 0
+    assert 'href="page.html"' in (tmp_path / "run/report.html").read_text()
+    assert "page.html" not in (tmp_path / "far.html").read_text()
+
+
+def test_the_report_of_a_simulation_has_the_page_of_its_system(command, tmp_path):
+    words = ("system=saddle", "system.theta=0.5", "steps=5", "t_end=2")
+    assert command("simulate", *words, "out=run") == 0
+    line = "fmdiff page system=saddle system.theta=0.5 t_end=2<"
+    assert line in (tmp_path / "run/report.html").read_text()
+    assert command("simulate", "system=velocities", "system.u=[1,2]", "out=other") == 0
+    assert "fmdiff page" not in (tmp_path / "other/report.html").read_text()

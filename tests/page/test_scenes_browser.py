@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 
-from fmdiff.build import named
+from fmdiff.along import Around
+from fmdiff.build import build, named, spec_of
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import exact
 from fmdiff.formula import FUNCTIONS, Formula
 from fmdiff.integration import integrate
+from fmdiff.loading import load
 from fmdiff.page import euler, field
 from fmdiff.page.brownian import brownian_scene
 from fmdiff.page.ode_sde import ode_sde_scene
@@ -299,6 +301,41 @@ def test_particles_follow_an_exact_field(show, tmp_path):
     python = mixture(arrows, torch.tensor(now["t"], dtype=torch.float64)).flatten()
     velocities = torch.tensor(now["arrows"]["velocities"], dtype=torch.float64)
     assert torch.allclose(velocities, python, 1e-9, 1e-9)
+
+
+def test_particles_follow_a_trained_field(show, tmp_path, moons_run):
+    trained = load(moons_run)
+    scene = field.field_scene(fields=[("a run", trained, named("data", "moons"))])
+    page, state = opened(show, tmp_path, scene, reduced_motion="reduce")
+    page.get_by_role("slider", name="time t").fill("55")
+    page.locator("canvas").click(position={"x": 150, "y": 250})
+    now = state()
+    assert len(now["particles"]) == 13
+    same_ways(now, trained.to("cpu", torch.float64), atol=1e-7)
+
+
+def test_the_field_of_a_class(show, tmp_path):
+    data = build({**spec_of("data", "8gaussians"), "conditional": True})
+    mixture = exact(data, CondOT())
+    scene = field.field_scene(fields=[("classes", mixture, data)])
+    page, state = opened(show, tmp_path, scene)
+    for label in ("all", "class 3"):
+        page.get_by_label("class").select_option(label=label)
+        now = state()
+        y = torch.tensor([8 if label == "all" else 3])
+        assert torch.isfinite(torch.tensor(now["particles"][0]["way"])).all()
+        same_ways(now, OfLabel(mixture, y))
+
+
+class OfLabel(Around):
+    """A field of one label, for any number of points."""
+
+    def __init__(self, of, y):
+        super().__init__(of)
+        self.label = y
+
+    def predict(self, x_t, t, kind, s=None):
+        return self.field.bind(self.label.expand(len(x_t))).predict(x_t, t, kind, s)
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
