@@ -192,4 +192,4 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
             if value:
                 shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), space))
     tables = [thing for thing in shown if "<table>" in thing._repr_html_()]
-    assert [type(thing) for thing in tables] == [Trained, Samples, Metrics, Samples]
+    assert [type(thing) for thing in tables] == [Trained, Samples, Metrics, Samples, Samples]

@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +101,12 @@ def test_both_themes_name_the_same_colours():
     assert light == dark
     assert looks.LIGHT["blue"] in looks.CSS and re.fullmatch(r"#[0-9a-f]{6}", looks.LIGHT["blue"])
     assert set(looks.SERIES) < light
+
+
+def test_the_page_about_looks_names_these_colours():
+    page = (Path(__file__).parents[2] / "docs/looks.md").read_text("utf-8")
+    table = page[page.index("| colour |") : page.index("The hues follow")]
+    known = {*looks.LIGHT.values(), *looks.DARK.values()}
+    assert set(re.findall(r"#[0-9a-f]{6}", table)) <= known
+    for name in (*looks.SERIES, "ink", "muted", "accent", "paper", "surface"):
+        assert f"`{name}`" in table and looks.LIGHT[name] in table
