@@ -48,7 +48,7 @@ test-faults: $(TESTS) $(DATA)  ## everything fmdiff must survive, a line per fau
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'fault and not soak'
 
 test-browser: $(TESTS)  ## the pages in a real browser, where chromium is installed
-	$(BIN)/python -m pytest -m slow tests/report/test_report_browser.py || test $$? = 5
+	$(BIN)/python -m pytest -m slow tests/report/test_report_browser.py tests/page || test $$? = 5
 
 check: $(TESTS) $(DATA)  ## lint, types, tests, slow tests and faults in one go; one table at the end
 	$(BIN)/python scripts/check.py
