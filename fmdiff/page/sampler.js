@@ -3,11 +3,11 @@
 // is a graph; this file draws starts and noise, asks, and shows.
 (() => {
   const { ui } = fm;
-  const COLOURS = ["--blue", "--orange", "--green", "--purple", "--brown", "--red"];
+  const COLOURS = ["--blue", "--orange", "--green", "--purple", "--brown"];
   const TRAILS = 200; // particles whose way is drawn
   const SECONDS = 4; // from noise to data
   const BINS = 40; // of the histograms of a line
-  const STRIP = 0.28; // the room of these beside the time from 0 to 1
+  const STRIP = 0.17; // the room of these beside the time from 0 to 1
 
   // The mean and the standard deviation of each coordinate of points.
   const moments = (points, d) => Array.from({ length: d }, (_, k) => {
@@ -21,6 +21,7 @@
   fm.scenes.sampler = async (root, scene) => {
     const { data } = scene, graph = await scene.graph("field"), d = data.low.length;
     const { view, side, below } = ui.layout(root);
+    let shown = null; // the particles by colour, and the data under them
     const state = fm.state.sampler = { seed: 1, job: 0, busy: true, frames: [] };
 
     const ends = () => [state.times[0], state.times[state.times.length - 1]];
@@ -54,7 +55,7 @@
     const time = ui.slider({ label: "time t (0 noise, 1 data)", min: 0, max: 1, step: 0.005, value: 0,
       format: share => at(share).toFixed(3), oninput: share => { player.stop(); seek(share); } });
     const trails = ui.toggle({ label: "ways of the particles", oninput: () => plot.refresh() });
-    const estimates = ui.toggle({ label: "the field's estimate of the data", colour: "--orange",
+    const estimates = ui.toggle({ label: "the field's estimate of the data", colour: "--red",
       oninput: () => plot.refresh() });
     const progress = ui.element("progress", { max: 1, value: 0, "aria-label": "steps computed",
       style: "width: 100%; accent-color: var(--accent)" });
@@ -62,7 +63,8 @@
     side.append(ui.row(player, fresh), time.root, progress, problem, solver.root, steps.root, sigma.root);
     if (data.classes) side.append(label.root, w.root);
     side.append(number.root, trails.root, estimates.root);
-    const note = ui.element("p", { class: "note" }, "The same on the command line: ", words);
+    const cost = ui.element("span");
+    const note = ui.element("p", { class: "note" }, cost, " The same on the command line: ", words);
     const axes = d === 1 ? ["x"] : ["x₁", "x₂"];
     const heads = axes.flatMap(name => [`mean of ${name}`, `spread of ${name}`]);
     const table = ui.table(["", ...heads], [], "Means and standard deviations (no unit)");
@@ -113,9 +115,11 @@
     const settings = () => {
       const { name, steps: counts, sigmas, programs } = chosen();
       const program = programs[sigmas.length ? Number(sigma.input.value) : 0][Number(steps.input.value)];
-      const n = number.value, y = labels(n);
+      const n = number.value, y = labels(n), strength = data.classes ? w.value : 1;
+      const evaluations = program.items.filter(item => item.row && item.size === undefined).length
+        * (strength === 1 || data.scales ? 1 : 2);
       const own = { name, steps: counts[Number(steps.input.value)], sigma: sigmas[Number(sigma.input.value)] ?? null };
-      return { program, n, y, w: data.classes ? w.value : 1, class: label.value, ...own };
+      return { program, n, y, w: strength, class: label.value, evaluations, ...own };
     };
 
     const commands = ({ name, steps, sigma, w, class: y }) => [
@@ -134,6 +138,7 @@
       state.busy = true;
       progress.style.visibility = "visible";
       words.textContent = `fmdiff sample … ${commands(now)}`;
+      cost.textContent = `Each particle costs ${now.evaluations} evaluations of the field.`;
       const run = fm.program(program, questions(now));
       const normal = fm.normals(state.seed), kick = fm.normals(state.seed + 2 ** 31);
       const start = begin(program, run, n, y, normal), noise = [];
@@ -149,6 +154,7 @@
         progress.value = run.done;
       }
       Object.assign(state, now, { start, noise, frames, times: run.times, estimates: run.estimates() });
+      shown = { groups: groups(), under: dataRows() };
       Object.assign(state, { busy: false, seconds: (performance.now() - began) / 1000 });
       progress.style.visibility = "hidden";
       if (move && !ui.still) {
@@ -196,7 +202,7 @@
       const flat = list => list.flatMap(([mean, spread]) => [mean, spread]);
       const now = moments(state.x, d), rows = [["particles", ...flat(now)]];
       if (data.points.length) {
-        const shown = dataRows(), own = shown.flatMap(i => data.points.slice(d * i, d * i + d));
+        const own = shown.under.flatMap(i => data.points.slice(d * i, d * i + d));
         rows.push([`data${state.class === "all" ? "" : ` of class ${data.names[state.class]}`}`, ...flat(moments(own, d))]);
       }
       table.fill(rows);
@@ -225,42 +231,46 @@
     const size = () => state.n > 600 ? 1.4 : 2.2;
 
     const drawPlane = () => {
-      const under = dataRows();
+      const { under } = shown;
       plot.dots(column(data.points, 2, 0, under), column(data.points, 2, 1, under), "--muted", { size: 1.3, opacity: 0.5 });
-      if (trails.value) way((frame, i) => [frame[2 * i], frame[2 * i + 1]]);
+      if (trails.value) ways((frame, i) => [frame[2 * i], frame[2 * i + 1]]);
       if (estimates.value && state.estimate) {
-        const rows = groups().flatMap(([, rows]) => rows), { x } = state.estimate;
-        plot.dots(column(x, 2, 0, rows), column(x, 2, 1, rows), "--orange", { size: 1.2, opacity: 0.7 });
+        const rows = shown.groups.flatMap(([, rows]) => rows), { x } = state.estimate;
+        plot.dots(column(x, 2, 0, rows), column(x, 2, 1, rows), "--red", { size: 1.2, opacity: 0.7 });
       }
-      for (const [colour, rows] of groups()) {
+      for (const [colour, rows] of shown.groups) {
         plot.dots(column(state.x, 2, 0, rows), column(state.x, 2, 1, rows), colour, { size: size(), opacity: 0.85 });
       }
     };
 
     // The ways of the first particles up to now; point(frame, i, t) places one.
-    const way = point => {
+    const ways = point => {
+      for (const [colour, rows] of shown.groups) way(point, colour, rows.filter(i => i < TRAILS));
+    };
+
+    const way = (point, colour, rows) => {
       const [last] = place(state.t), xs = [], ys = [];
       const add = (frame, i, t) => {
         const [a, b] = point(frame, i, t);
         xs.push(a);
         ys.push(b);
       };
-      for (let i = 0; i < Math.min(TRAILS, state.n); i++) {
+      for (const i of rows) {
         for (let k = 0; k <= last; k++) add(state.frames[k], i, state.times[k]);
         add(state.x, i, state.t);
         xs.push(NaN);
         ys.push(NaN);
       }
-      plot.line(xs, ys, "--blue", { size: 0.7, opacity: 0.5 });
+      plot.line(xs, ys, colour, { size: 0.7, opacity: 0.5 });
     };
 
     const drawLine = () => {
-      way((frame, i, t) => [t, frame[i]]);
-      for (const [colour, rows] of groups()) {
+      ways((frame, i, t) => [t, frame[i]]);
+      for (const [colour, rows] of shown.groups) {
         plot.dots(rows.map(() => state.t), column(state.x, 1, 0, rows), colour, { size: size(), opacity: 0.6 });
       }
-      if (estimates.value && state.estimate) plot.dots([...state.estimate.x].map(() => 1), state.estimate.x, "--orange", { size: 1.2 });
-      if (data.points.length) histogram(dataRows().map(i => data.points[i]), "--muted", 0.5);
+      if (estimates.value && state.estimate) plot.dots([...state.estimate.x].map(() => 1), state.estimate.x, "--red", { size: 1.2 });
+      if (data.points.length) histogram(shown.under.map(i => data.points[i]), "--muted", 0.5);
       histogram(state.x, COLOURS[0], 0.4);
     };
 

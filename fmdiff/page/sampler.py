@@ -27,6 +27,7 @@ POINTS = 1000  # of the data, under the particles
 STRONGEST = 5.0  # strength of guidance
 NOISE = 3.3  # standard deviations of the noise that the picture shows
 DIGITS = 5  # of points and pools
+PLACES = {1: "to the right", 2: "underneath"}  # of the data in the picture
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def sampler_scene(
         kind="sampler",
         title="From noise to data",
         caption="Each particle starts as noise at t = 0 and follows the field to the data at "
-        "t = 1; the data lie underneath in grey. With few steps, see which solver still lands on "
-        "them. An SDE shakes the particles on their way, and yet they end with the same law.",
+        f"t = 1; the data lie {PLACES[field.shape[0]]} in grey. With few steps, see which solver "
+        "still lands on them. An SDE shakes the particles on their way, and yet they end with the "
+        "same law.",
         data={
             "solvers": solvers,
             "pools": starts.pools,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_program import mixture, network
 
+import fmdiff
 from fmdiff.build import named
 from fmdiff.exact import exact
 from fmdiff.guidance import CFG
@@ -38,6 +39,7 @@ def fields():
         "exact": (exact(named("data", "8gaussians"), CondOT()), named("data", "8gaussians")),
         "pool": (mixture(VP(), labels=True), None),
         "network": (network(VP(), classes=4), labelled),
+        "zoo": (fmdiff.load("zoo:moons"), named("data", "moons")),
         "map": (network(CondOT(), maps=True), named("data", "moons")),
         "line": (exact(line, CondOT()), line),
     }
@@ -104,11 +106,12 @@ def same(state, field, monkeypatch):
     assert [t for t, _ in state.estimates] == at.tolist()
     found = tensor([x for _, x in state.estimates], d)
     torch.testing.assert_close(found, estimates, **CLOSE)
+    assert state.evaluations == real.nfe_planned == real.nfe_counted
     if real.y is not None:
         assert state.y == real.y.tolist()
 
 
-@pytest.mark.parametrize("name", ["exact", "pool", "network", "map", "line"])
+@pytest.mark.parametrize("name", ["exact", "pool", "network", "zoo", "map", "line"])
 def test_every_solver_gives_what_python_gives(scene, name, monkeypatch):
     page, field, read = scene(name)
     solvers = page.get_by_label("solver", exact=True)
@@ -161,6 +164,7 @@ def test_classes_and_guidance(scene, name, monkeypatch):
         words = page.locator("code").first.inner_text()
         assert (f"guidance.w={w}" in words) == (w != "1")
         assert (f"classes={label}" in words) == (label != "all")
+        assert f"costs {state.evaluations} evaluations" in page.inner_text("main")
 
 
 def test_a_pool_holds_states_of_the_field(scenes):
