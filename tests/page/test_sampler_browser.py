@@ -1,5 +1,6 @@
 """The scene `sampler` in a real Chromium: each control moves, and Python agrees with it."""
 
+from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -31,37 +32,40 @@ READ = """() => {
 }"""
 
 
-def fields():
-    """{name: (a field, its data)} of every sort that the scene plays."""
-    line = named("data", "two_modes")
-    labelled = named("data", "gmm4", conditional=True)
-    return {
-        "exact": (exact(named("data", "8gaussians"), CondOT()), named("data", "8gaussians")),
-        "pool": (mixture(VP(), labels=True), None),
-        "network": (network(VP(), classes=4), labelled),
-        "zoo": (fmdiff.load("zoo:moons"), named("data", "moons")),
-        "map": (network(CondOT(), maps=True), named("data", "moons")),
-        "line": (exact(line, CondOT()), line),
-    }
+def subject(name):
+    """(a field, its data), one of every sort that the scene plays."""
+    if name == "pool":
+        return mixture(VP(), labels=True), None
+    if name == "network":
+        return network(VP(), classes=4), named("data", "gmm4", conditional=True)
+    if name in ("zoo", "map"):
+        field = network(CondOT(), maps=True) if name == "map" else fmdiff.load("zoo:moons")
+        return field, named("data", "moons")
+    data = named("data", {"exact": "8gaussians", "line": "two_modes"}[name])
+    return exact(data, CondOT()), data
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """{name: (the field, the file of its page)}."""
-    folder, made = tmp_path_factory.mktemp("sampler"), {}
-    for name, (field, data) in fields().items():
+def written(tmp_path_factory):
+    """Writes the page of a field, once; returns the field and the file."""
+    folder = tmp_path_factory.mktemp("sampler")
+
+    @cache
+    def written(name):
+        field, data = subject(name)
         scene = sampler_scene(field, data, steps=(2, 4), particles=60)
         write_page([scene], folder / f"{name}.html", name, "fmdiff page")
-        made[name] = field, folder / f"{name}.html"
-    return made
+        return field, folder / f"{name}.html"
+
+    return written
 
 
 @pytest.fixture
-def scene(show, scenes):
+def scene(show, written):
     """Opens the page of a field: the page, the field, and `read`, which waits for its samples."""
 
     def scene(name, **settings):
-        field, path = scenes[name]
+        field, path = written(name)
         page = show(path, **settings)
 
         def read():
@@ -167,9 +171,9 @@ def test_classes_and_guidance(scene, name, monkeypatch):
         assert f"costs {state.evaluations} evaluations" in page.inner_text("main")
 
 
-def test_a_pool_holds_states_of_the_field(scenes):
+def test_a_pool_holds_states_of_the_field():
     """At t = 0, where alpha is not 0, the states hold a little of the data."""
-    field, _ = scenes["pool"]
+    field, _ = subject("pool")
     (pool,) = sampler_scene(field, steps=(2,)).data["pools"]
     x = torch.tensor(pool["x"]).reshape(POOL, 2)
     for y in range(3):
