@@ -17,6 +17,7 @@ from fmdiff.page import euler, field
 from fmdiff.page.brownian import brownian_scene
 from fmdiff.page.euler import euler_scene
 from fmdiff.page.field import field_scene
+from fmdiff.page.images import images_scene
 from fmdiff.page.ode_sde import ode_sde_scene
 from fmdiff.page.page import write_page
 from fmdiff.page.sampler import sampler_scene
@@ -179,6 +180,13 @@ def _sampler(topic: Topic) -> Scene | None:
     return None
 
 
+def _images(topic: Topic) -> Scene | None:
+    of = topic.field
+    if of is None or of.net is None or len(of.shape) != 3:
+        return None
+    return images_scene(of, topic.name)
+
+
 def _exact(name: str) -> tuple[Mixture, Any]:
     """The exact field of data of this name, along CondOT, and the data."""
     data = named("data", name)
@@ -191,6 +199,7 @@ SCENES: dict[str, Callable[[Topic], Scene | None]] = {
     "brownian": _brownian,
     "ode_sde": _ode_sde,
     "sampler": _sampler,
+    "images": _images,
 }
 SHOWN = {
     "field": "a field of the plane, or linear, circular, saddle or two formulas",
@@ -198,4 +207,5 @@ SHOWN = {
     "brownian": "brownian or ou",
     "ode_sde": "an exact mixture of one or two dimensions",
     "sampler": "a field of points of one or two dimensions",
+    "images": "a network of images",
 }
