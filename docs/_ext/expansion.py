@@ -23,7 +23,7 @@ def links(docname: str, text: str) -> str:
     def other(match: re.Match[str]) -> str:
         place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(docname), match[1]))
         page = PAGES.get(place)
-        return f"](/{page}{match[2]})" if page else match[0]
+        return f"](/{page}{match[2] or ''})" if page else match[0]
 
     return re.sub(r"\]\(([\w./-]+\.md)(#[\w-]*)?\)", other, text)
 
