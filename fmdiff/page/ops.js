@@ -170,6 +170,7 @@
   const view = (form, x) => x.data;
   op("reshape", view);
   op("view", view);
+  op("view_as", view);
   op("unsqueeze", view);
   op("squeeze", view);
   op("flatten", view);
@@ -186,6 +187,7 @@
   op("transpose", swapped);
   op("mT", (form, x) => swapped(form, x, -2, -1));
   op("t", (form, x) => swapped(form, x, 0, -1));
+  op("numpy_T", (form, x) => swapped(form, x, 0, -1)); // of a matrix
   op("permute", (form, x, dims) => {
     const by = steps(x.shape);
     return strided(form, x, 0, dims.map(d => by[axis(d, x.shape)]));
