@@ -52,6 +52,8 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = links(docname, generated(source[0]))
     if source[0].startswith("---\n") and "\nkernelspec:" in source[0].partition("\n---\n")[0]:
         source[0] = source[0].replace("---\n", "---\nfile_format: mystnb\n", 1)
+    if docname.endswith("/index") and "{toctree}" not in source[0]:
+        source[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
     if docname == "index":  # a pattern of the tables of contents may wait for its first page
         folder = Path(app.srcdir)
         waiting = re.findall(r"^[\w/]+\*$", source[0], re.MULTILINE)
