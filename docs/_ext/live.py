@@ -40,8 +40,8 @@ class Live(SphinxDirective):
         """The frame as raw HTML."""
         name = self.arguments[0]
         words = pages(self.config.live_pages)
-        if name not in words:  # until the page of every name is there
-            return [nodes.note("", nodes.paragraph(text=f"The live page {name} stands here."))]
+        if name not in words:
+            raise self.error(f"no live page {name!r} in pages.txt; there are {', '.join(words)}")
         address = "../" * self.env.docname.count("/") + f"live/{name}.html"
         height = self.options.get("height", 680)
         html = FRAME.format(address=address, name=name, words=escape(words[name]), height=height)
