@@ -81,6 +81,8 @@ def _complete(argv: list[str]) -> int:
     if not match or not match[3]:
         begun = match[2] if match else ""
         print("\n".join(name for name in COMMANDS if name.startswith(begun)))
+    elif models := _zoo(line, bash="bash" in argv[-1]):
+        print("\n".join(models))
     elif match[2] in COMMANDS:
         rest = line[match.end() :]
         os.environ["COMP_LINE"] = match[1] + rest
@@ -90,3 +92,19 @@ def _complete(argv: list[str]) -> int:
         with contextlib.redirect_stderr(io.StringIO()):  # a half-typed word is no error
             job.launch(match[2], [*own, *argv])
     return 0
+
+
+def _zoo(line: str, bash: bool) -> list[str]:
+    """The models of the zoo that complete the last word of a line, a key=z.. of a checkpoint.
+
+    bash: breaks words at colons, and completes the part behind the last one.
+    """
+    match = re.search(r"\s(\S*(?:ckpt|init|teacher)=)(z\S*)$", line)
+    if not match:
+        return []
+    from fmdiff.runs import zoo
+
+    key, begun = match[1], match[2]
+    words = [f"{zoo.PREFIX}{name}" for name in zoo.models()]
+    fitting = [key + word for word in words if word.startswith(begun)]
+    return [word.partition(":")[2] for word in fitting] if bash and ":" in begun else fitting

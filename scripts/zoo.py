@@ -1,9 +1,10 @@
 """Rebuild models of the zoo from their recipes: train, export, evaluate, describe in zoo.json.
 
-python scripts/zoo.py NAME... [--out outputs/zoo] [--hardware "1 core of ..."]
+python scripts/zoo.py NAME... [--out outputs/zoo] [--hardware TEXT] [--commit ID] [--trained]
 
-The run of a model lies in OUT/NAME; a run that is there already goes on. Each figure is computed
-from the run's float32 weights, too, and zoo.json keeps both. mnist_map needs the run of mnist.
+The run of a model lies in OUT/NAME; a run that is there already goes on, and so do its figures.
+The first figures are computed from the run's float32 weights, too, and zoo.json keeps both.
+mnist_map needs the run of mnist. --trained takes the newest checkpoint of each run as it is.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from fmdiff import files
 from fmdiff.errors import word
 from fmdiff.loading import load
 from fmdiff.runs import averages, checkpoint, safetensors, zoo
+from fmdiff.runs.config import load_config
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
 
@@ -73,7 +75,7 @@ RECIPES = {
         IMAGES,
         {
             "w=1, Adams, 8 evaluations": "n=1000 solver=adams nfe=8",
-            "w=2, Adams, 16 evaluations": "n=1000 solver=adams nfe=16 guidance=cfg guidance.w=2",
+            "w=2, Adams, 10 evaluations": "n=1000 solver=adams nfe=10 guidance=cfg guidance.w=2",
         },
         "guidance=cfg guidance.w=2",
         steps=10,
@@ -94,8 +96,7 @@ RECIPES = {
         "experiment=cifar10_dit_cpu",
         "fid",
         {
-            "w=1, Adams, 10 evaluations": "n=1000 solver=adams nfe=10",
-            "w=2, Adams, 20 evaluations": "n=1000 solver=adams nfe=20 guidance=cfg guidance.w=2",
+            "w=1, Adams, 8 evaluations": "n=1000 solver=adams nfe=8",
         },
         "guidance=cfg guidance.w=2",
         steps=10,
@@ -146,27 +147,29 @@ def export(name: str, run: Path) -> dict[str, Any]:
     }
 
 
-def judge(words: str, metrics: str, ckpt: object, out: Path) -> dict[str, Any]:
-    """The metrics of samples of a checkpoint, as results.json has them."""
-    fmdiff(
-        "evaluate",
-        word("ckpt", ckpt),
-        f"metrics=[{metrics}]",
-        *words.split(),
-        "threads=1",
-        f"out={out}",
-        "overwrite=true",
-    )
-    content: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
+def judge(words: str, metrics: str, ckpt: str, out: Path) -> dict[str, Any]:
+    """The metrics of samples of a checkpoint; those of the same weights in OUT are taken."""
+    path, sha256 = out / "results.json", load(ckpt).sha256
+    if not path.is_file() or json.loads(path.read_text())["checkpoint"]["sha256"] != sha256:
+        fmdiff(
+            "evaluate",
+            word("ckpt", ckpt),
+            f"metrics=[{metrics}]",
+            *words.split(),
+            "threads=1",
+            f"out={out}",
+            "overwrite=true",
+        )
+    content: dict[str, Any] = json.loads(path.read_text())
     return content["metrics"]
 
 
 def figures(name: str, run: Path) -> list[dict[str, Any]]:
-    """The figures of a model in half precision and, by the same noise, in float32."""
+    """The figures of a model in half precision; the first by the same noise in float32, too."""
     recipe, rows = RECIPES[name], []
     for number, (settings, words) in enumerate(recipe.evaluate.items()):
         half = judge(words, recipe.metrics, f"zoo:{name}", run / f"half-{number}")
-        single = judge(words, recipe.metrics, run, run / f"float32-{number}")
+        single = {} if number else judge(words, recipe.metrics, str(run), run / "float32")
         command = f"fmdiff evaluate ckpt=zoo:{name} metrics=[{recipe.metrics}] {words}"
         for metric, result in half.items():
             # a sliced distance is told in floors, the distance between sets of real points
@@ -179,7 +182,7 @@ def figures(name: str, run: Path) -> list[dict[str, Any]]:
                     "unit": "floors" if metric == "sw2" else "",
                     "n": result["n"],
                     "settings": settings,
-                    "float32": single[metric]["value"] / scale,
+                    "float32": single[metric]["value"] / scale if single else None,
                     "command": command,
                 }
             )
@@ -194,25 +197,26 @@ def describe(name: str, entry: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(ordered, indent=2) + "\n")
 
 
-def commit() -> str:
+def head() -> str:
     """The commit that is checked out."""
     words = ["git", "rev-parse", "--short=10", "HEAD"]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def build(name: str, out: Path, hardware: str) -> None:
-    """Rebuild one model."""
+def build(name: str, out: Path, hardware: str, commit: str) -> None:
+    """Write the file and the entry of a trained run. commit: of the fmdiff that trained it."""
     recipe, run = RECIPES[name], out / name
-    train(name, out)
     entry: dict[str, Any] = {"what": recipe.what, **export(name, run)}
     sample = f"fmdiff sample ckpt=zoo:{name} {recipe.sample}".strip()
     words = recipe.train.format(out="outputs/zoo")
+    whole = load_config(run).trainer.max_steps == entry["step"]
+    stopped = "" if whole else f"  # stopped at step {entry['step']:,}"
     entry |= {
         "figures": [],
-        "recipe": f"fmdiff train {words} threads=1 out=outputs/zoo/{name}",
+        "recipe": f"fmdiff train {words} threads=1 out=outputs/zoo/{name}{stopped}",
         "seconds": round(seconds(run)),
         "hardware": hardware,
-        "commit": commit(),
+        "commit": commit,
         "sample": sample,
         "steps": recipe.steps,
     }
@@ -225,9 +229,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=Path("outputs/zoo"))
     parser.add_argument("--hardware", default="1 core")
+    parser.add_argument("--commit", default=head())
+    parser.add_argument("--trained", action="store_true")
     args = parser.parse_args()
     for name in args.names:
-        build(name, args.out, args.hardware)
+        if not args.trained:
+            train(name, args.out)
+        build(name, args.out, args.hardware, args.commit)
 
 
 if __name__ == "__main__":

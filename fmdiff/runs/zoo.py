@@ -10,10 +10,10 @@ Their files lie in the package, in the form of `fmdiff.runs.safetensors` and in 
     step        optimiser steps done
     weights     the name of the average
     figures     [{metric, value, interval, unit, n, settings, float32, command}]; float32 is the
-                value of the weights before they were rounded to half precision
+                value of the weights before they were rounded to half precision, or null
     recipe      the command that trains it
     seconds     the wall time of the training, on `hardware`
-    commit      of fmdiff at which the file was written
+    commit      of the fmdiff that trained it
     sample      a command that samples it well
     steps       of fmdiff sample, if neither these nor a solver are chosen; null: as for any model
 """

@@ -123,3 +123,19 @@ def test_it_teaches_a_map_and_the_run_is_resumed(train, tmp_path):
 def test_its_flow_makes_pairs(train, tmp_path):
     words = ("coupling=reflow", "coupling.ckpt=zoo:moons", "coupling.n=64", "coupling.steps=2")
     assert train(tmp_path / "run", *POINTS, *words, "trainer.max_steps=1")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "shell", "expected"),
+    [
+        ("fmdiff sample ckpt=z", "bash", {f"ckpt=zoo:{name}" for name in MODELS}),
+        ("fmdiff sample ckpt=zoo:mn", "bash", {"mnist", "mnist_map"}),
+        ("fmdiff train init=zoo:mn", "fish", {"init=zoo:mnist", "init=zoo:mnist_map"}),
+        ("fmdiff train objective.teacher=zoo:d", "fish", {"objective.teacher=zoo:digits"}),
+    ],
+)
+def test_a_name_is_completed(command, capfd, monkeypatch, line, shell, expected):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert command("-sc", f"query={shell}") == 0
+    assert set(capfd.readouterr().out.split()) == expected

@@ -54,10 +54,13 @@ def test_the_zoo_is_small_and_holds_nothing_else():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_does_not_move_the_figures(name):
-    for row in MODELS[name]["figures"]:
+    rows = MODELS[name]["figures"]
+    assert any(row["float32"] is not None for row in rows)
+    for row in rows:
         low, high = row["interval"]
         assert 0 <= low < high
-        assert abs(row["value"] - row["float32"]) < 0.2 * (high - low), row
+        if row["float32"] is not None:
+            assert abs(row["value"] - row["float32"]) < 0.2 * (high - low), row
 
 
 SHARES = {
