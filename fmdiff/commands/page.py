@@ -68,8 +68,9 @@ def page(cfg: DictConfig) -> None:
     if path.exists() and not settings["overwrite"]:
         raise FmdiffError(f"{word('out', path)} exists: add overwrite=true to replace it")
     scenes = scenes_of(topic, settings["scenes"])
+    title = topic.name.replace("the ", "The ", 1) if topic.name.startswith("the ") else topic.name
     try:
-        write_page(scenes, path, topic.name[0].upper() + topic.name[1:], command())
+        write_page(scenes, path, title, command())
     except OSError as error:
         raise FmdiffError(f"out={path} cannot be written to: {error.strerror}") from error
     print(path)
@@ -106,9 +107,10 @@ def place(out: str | None, folder: Path) -> Path:
 
 
 def command() -> str:
-    """The command line that writes the page again."""
+    """The command line that writes the page again, in its usual place."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    return shlex.join(["fmdiff", "page", *words])
+    settings = [word for word in words if not word.startswith(("out=", "overwrite="))]
+    return shlex.join(["fmdiff", "page", *settings])
 
 
 def scenes_of(topic: Topic, names: list[str] | None) -> list[Scene]:

@@ -28,6 +28,7 @@
       toggles[method.value].value = true;
       show();
     } });
+    choice.root.hidden = data.systems.length === 1;
     side.append(choice.root, ...texts.map(t => t.root), theta.root, ...x0.map(s => s.root), end.root, steps.root,
       upto.root, ui.row(play, back, forth), ui.group("methods, beside the exact solution (dashed)", ...toggles));
 

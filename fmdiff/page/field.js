@@ -41,6 +41,7 @@
     const ways = ui.toggle({ label: "whole ways", value: true, oninput: () => plot.refresh() });
     const points = ui.toggle({ label: "samples of the data", value: true, colour: "--green", oninput: () => plot.refresh() });
     const longest = ui.element("p", { class: "note" });
+    choice.root.hidden = data.fields.length === 1;
     side.append(choice.root, ...texts.map(t => t.root), theta.root, label.root, clock.root,
       ui.row(play, scatter, clear), ui.group("", ways, points), longest);
 

@@ -27,6 +27,7 @@
       show();
     } });
     const fresh = ui.button({ label: "New noise", onclick: () => { seed += 1; solve(); } });
+    choice.root.hidden = data.mixtures.length === 1;
     side.append(choice.root, sigma.root, steps.root, count.root, same.root, ...x0.map(s => s.root), clock.root, ui.row(play, fresh));
 
     const pair = ui.element("div", { class: "pair" });
