@@ -45,6 +45,7 @@ NAMES = (
     "classes",
 )
 OF_CLASSES = ("is", "agreement", "confidence", "classes")  # all but is need the data's classes
+ALONE = ("is", "agreement", "confidence")  # these need no real images
 LEAST = {"fid": 2, "kid": 2, "precision": 4, "recall": 4, "memorisation": 2}  # images needed
 OF_FEATURES = ("kid", "precision", "recall", "memorisation")  # these need the reference's features
 

@@ -16,8 +16,9 @@ from fmdiff.errors import FmdiffError, nearest
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import reference as statistics
 from fmdiff.metrics.features import Features, extractor_of, for_data
-from fmdiff.metrics.frechet import few_samples, gather
+from fmdiff.metrics.frechet import Moments, few_samples, gather
 from fmdiff.metrics.images import (
+    ALONE,
     BOOTSTRAPPED,
     OF_CLASSES,
     ImageMetrics,
@@ -217,6 +218,8 @@ def _of_images(
         reference = _statistics(real.statistics, extractor)
     elif real.samples is not None:
         reference = real_images(extractor, real.samples, "files", "all")
+    elif {*names} <= {*ALONE}:
+        reference = Real("no images", Moments(extractor.dimension), None)
     else:
         images: Any = real.data
         reference = split_features(extractor, images, real.split)

@@ -179,6 +179,14 @@ class Reads(Tiny):
         return first[:, None].float(), self.table[first.long()]
 
 
+def test_what_compares_with_no_real_images_reads_none(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "none"))
+    words = ("ckpt=zoo:mnist", "n=4", "steps=1", *CPU, "metrics=[agreement,confidence,is]")
+    assert command("evaluate", *words, "out=result") == 0
+    assert report()["metrics"].keys() == {"agreement", "confidence", "is"}
+    assert not (tmp_path / "none").exists()
+
+
 def test_agreement_confidence_and_classes_by_hand():
     """Of four images one is read as another class, one with a probability below 0.9."""
     images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(-1, 8, 8, -1)
