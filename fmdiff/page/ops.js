@@ -124,13 +124,12 @@
   op("sign", of(Math.sign));
   op("relu", of(a => Math.max(a, 0)));
   op("sigmoid", of(a => 1 / (1 + Math.exp(-a))));
-  op("silu", of(a => a / (1 + Math.exp(-a))));
+  op("silu", (form, x) => fm.kernels.silu(fm.empty(form), x.data));
   op("selu", of(a => 1.0507009873554805 * (a > 0 ? a : 1.6732632423543772 * Math.expm1(a))));
-  op("gelu", withNumbers(1, kind => {
+  op("gelu", (form, x, kind) => {
     if (kind !== "tanh") throw new Error(`gelu of the kind ${kind} is unknown`);
-    const c = Math.sqrt(8 / Math.PI); // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u))
-    return a => a / (1 + Math.exp(-c * a * (1 + 0.044715 * a * a)));
-  }));
+    return fm.kernels.gelu(fm.empty(form), x.data);
+  });
   op("add", withNumbers(2, (k = 1) => (a, b) => a + k * b));
   op("sub", withNumbers(2, (k = 1) => (a, b) => a - k * b));
   op("rsub", withNumbers(2, (k = 1) => (a, b) => b - k * a));

@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_graph import network
 
+from fmdiff import load
 from fmdiff.guidance import CFG
 from fmdiff.inversion import slerp
 from fmdiff.page.graph import rounded
@@ -46,8 +47,8 @@ def files(tmp_path_factory):
 class Player:
     """The page, moved by its controls."""
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, page, shape=SHAPE):
+        self.page, self.shape = page, shape
         self.wait()
 
     def wait(self):
@@ -69,7 +70,7 @@ class Player:
     def state(self):
         self.wait()
         state = self.page.evaluate(STATE)
-        shape = (state["n"], *SHAPE)
+        shape = (state["n"], *self.shape)
         for name in ("eps", "x", "estimate"):
             state[name] = torch.tensor(state[name]).view(shape)
         state["frames"] = torch.tensor(state["frames"]).view(-1, *shape)
@@ -242,3 +243,20 @@ def test_the_map_of_mnist_draws_a_digit_in_a_second_and_its_page_is_small(tmp_pa
     player.wait()
     assert page.evaluate("fm.state.images.steps") == 1
     assert page.evaluate("fm.state.images.seconds") < 1
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "mnist_map"])
+def test_models_of_the_zoo(tmp_path, show, name):
+    field, file = load(f"zoo:{name}"), tmp_path / "page.html"
+    write_page([images_scene(field)], file, "a", "b")
+    assert file.stat().st_size < 5e6
+    player = Player(show(file), field.shape)
+    player.slide("guidance w", 2)
+    player.choose("class", "7")
+    player.choose("images", "1")
+    state = player.state()
+    assert (state["y"], state["w"]) == ([7], 2)
+    solver = {} if state["solver"] == "jump" else {"solver": state["solver"]}
+    samples = sampled(rounded(field), state, 2.0, **solver)
+    close(state["frames"], samples.trajectory[0])
+    assert samples.x.max() > 0.9 and samples.x.min() < -0.9
