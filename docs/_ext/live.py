@@ -17,7 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 
 FRAME = """<figure class="live">
 <iframe src="{address}" title="live page: {name}" loading="lazy"
- style="height: {height}px"></iframe>
+{style}></iframe>
 <figcaption><a href="{address}">Open it alone</a>. Your own copy: <code>fmdiff page {words}</code>
 </figcaption></figure>"""
 
@@ -43,8 +43,9 @@ class Live(SphinxDirective):
         if name not in words:
             raise self.error(f"no live page {name!r} in pages.txt; there are {', '.join(words)}")
         address = "../" * self.env.docname.count("/") + f"live/{name}.html"
-        height = self.options.get("height", 680)
-        html = FRAME.format(address=address, name=name, words=escape(words[name]), height=height)
+        height = self.options.get("height")
+        style = f' style="height: {height}px"' if height else ""
+        html = FRAME.format(address=address, name=name, words=escape(words[name]), style=style)
         return [nodes.raw("", html, format="html")]
 
 
