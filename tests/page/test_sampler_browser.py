@@ -171,6 +171,21 @@ def test_classes_and_guidance(scene, name, monkeypatch):
         assert f"costs {state.evaluations} evaluations" in page.inner_text("main")
 
 
+def test_particles_of_a_pool_are_rows_of_their_class(scene):
+    page, _, read = scene("pool")
+    state = read()
+    (held,) = page.evaluate("JSON.parse(document.getElementById('scenes').textContent)")
+    (pool,) = held["data"]["pools"]
+    rows = {(y, *x) for y, x in zip(pool["y"], batched(pool["x"], 2), strict=True)}
+    starts = [(y, *x) for y, x in zip(state.y, batched(state.start, 2), strict=True)]
+    assert set(starts) <= rows
+    assert len(set(starts)) > 55  # of 60 draws among 4096
+
+
+def batched(numbers, n):
+    return [tuple(numbers[i : i + n]) for i in range(0, len(numbers), n)]
+
+
 def test_a_pool_holds_states_of_the_field():
     """At t = 0, where alpha is not 0, the states hold a little of the data."""
     field, _ = subject("pool")
