@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmdiff import randomness
 from fmdiff.errors import FmdiffError
+from fmdiff.exact import Empirical
 from fmdiff.field import Field
 from fmdiff.page.graph import field_graph
 from fmdiff.page.program import Program, asked, record
@@ -60,11 +61,12 @@ def choices(field: Field, steps: Sequence[int]) -> list[Choice]:
 
 
 def sampler_scene(
-    field: Field, data: Any = None, steps: Sequence[int] = STEPS, particles: int = PARTICLES
+    field: Field, data: Any = None, steps: Sequence[int] = STEPS, particles: int | None = None
 ) -> Scene:
     """The scene of a field of points of one or two coordinates, over its data if these are known.
 
-    steps: the numbers of steps to choose from. Raises FmdiffError for other fields.
+    steps: the numbers of steps to choose from. particles: how many to begin with, by default as
+    many as take seconds. Raises FmdiffError for other fields.
     """
     if field.shape not in ((1,), (2,)):
         raise FmdiffError(
@@ -91,7 +93,7 @@ def sampler_scene(
             "names": list(names),
             "scales": list(field.scales) if field.scales else None,
             "strongest": STRONGEST,
-            "particles": particles,
+            "particles": particles or _usual(field),
             "most": MOST,
             "points": [] if points is None else _rounded(points),
             "pointLabels": [] if labels is None else labels.tolist(),
@@ -141,6 +143,13 @@ def _solver(field: Field, choice: Choice, starts: _Starts) -> dict[str, Any]:
         "sigmas": list(choice.sigmas),
         "programs": programs,
     }
+
+
+def _usual(field: Field) -> int:
+    """The number of particles that take seconds: each asks an Empirical for all its examples."""
+    if not isinstance(field, Empirical):
+        return PARTICLES
+    return min(PARTICLES, max(100, PARTICLES * 1000 // len(field.data) // 100 * 100))
 
 
 def _extent(d: int, points: Tensor | None) -> tuple[list[float], list[float]]:
