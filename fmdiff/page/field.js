@@ -22,10 +22,10 @@
     const theta = ui.slider({ label: "rate θ", min: -4, max: 4, step: 0.1, value: 1, oninput: () => retrace() });
     const texts = [1, 2].map(i => ui.text({ label: `u${i}(x1, x2, t) =`, value: "", oninput: () => read() }));
     const label = ui.select({ label: "class", options: [], oninput: () => retrace() });
-    const clock = ui.slider({ label: "time t", min: 0, max: data.steps, step: 1, value: 0,
+    const clock = ui.slider({ label: "time t", min: 0, max: 1, step: 1, value: 0,
       format: k => times ? ui.format(times[k], 3) : "0", oninput: () => { play.stop(); move(clock.value); } });
     const play = ui.play({ label: "Play", seconds: 4, frame: share => {
-      const k = share * data.steps;
+      const k = share * spec.steps;
       if (clock.value !== Math.floor(k)) clock.value = Math.floor(k);
       move(k);
     } });
@@ -55,7 +55,7 @@
     const open = () => {
       play.stop();
       spec = data.fields[choice.value];
-      times = fm.grid(...spec.t, data.steps);
+      times = fm.grid(...spec.t, spec.steps);
       for (const [control, there] of [[theta, spec.matrix], [texts[0], spec.formulas], [texts[1], spec.formulas],
         [label, spec.classes], [points, spec.points?.length]]) control.root.hidden = !there;
       if (spec.matrix) theta.value = spec.theta;
@@ -66,6 +66,7 @@
       }
       plot.x = spec.x;
       plot.y = spec.y;
+      clock.range(0, spec.steps, 1);
       clock.value = 0;
       play.at = 0;
       state.k = 0;
@@ -125,11 +126,11 @@
     // Show the time with number k, which may lie between two.
     const move = k => {
       state.k = k;
-      const low = Math.floor(k), high = Math.min(low + 1, data.steps), share = k - low;
+      const low = Math.floor(k), high = Math.min(low + 1, spec.steps), share = k - low;
       state.t = times[low] + share * (times[high] - times[low]);
       state.positions = state.particles.map(({ way }) => way[low].map((v, i) => v + share * (way[high][i] - v)));
       Object.assign(state, { field: spec.text, theta: theta.value, times });
-      if (!play.playing) play.at = k / data.steps;
+      if (!play.playing) play.at = k / spec.steps;
       plot.refresh();
     };
 
@@ -183,11 +184,16 @@
       move(clock.value);
       plot.canvas.setPointerCapture(event.pointerId);
     });
+    let pending = 0; // once a frame, however often the mouse tells where it is
     plot.canvas.addEventListener("pointermove", event => {
       if (!held) return;
       Object.assign(held, { at: plot.at(event), k: state.k });
-      put([held]);
-      move(state.k);
+      const particle = held;
+      pending ||= requestAnimationFrame(() => {
+        pending = 0;
+        put([particle]);
+        move(state.k);
+      });
     });
     // a finger on a particle moves it, elsewhere it scrolls the page
     plot.canvas.addEventListener("touchstart", event => {
@@ -198,7 +204,7 @@
       held = null;
       if (dragged) return;
       drop([plot.at(event)]);
-      if (!ui.still && state.k < data.steps) play.start();
+      if (!ui.still && state.k < spec.steps) play.start();
     });
     plot.canvas.addEventListener("keydown", event => {
       const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];

@@ -13,7 +13,8 @@ from fmdiff.page.velocity import GRAMMAR, as_data, tableau
 from fmdiff.randomness import noise
 from fmdiff.systems import Circular, Formulas, Linear, Saddle, System
 
-STEPS = 100  # RK4 steps of a particle from the first time to the last
+# RK4 steps of a particle from the first time to the last
+STEPS_SYSTEM, STEPS_FIELD = 100, 50
 SHOWN = 400  # samples of the data
 NOISE, FIRST = 200, 12  # particles that start as noise, and how many are there at first
 EXAMPLES = ["-x2 - 0.3*x1*(x1^2 + x2^2 - 4)", "x1 - 0.3*x2*(x1^2 + x2^2 - 4)"]  # a limit cycle
@@ -47,7 +48,7 @@ def field_scene(
         caption="A vector field gives each point of the plane a velocity: the arrows. A particle "
         "follows them, and there is one way through each point, so that ways never cross. Click "
         "to drop a particle, and drag it to see where it comes from and where it goes.",
-        data={"fields": entries, "grammar": GRAMMAR, "method": tableau("rk4"), "steps": STEPS},
+        data={"fields": entries, "grammar": GRAMMAR, "method": tableau("rk4")},
         graphs=graphs,
     )
 
@@ -65,7 +66,7 @@ def _of_system(system: System) -> dict[str, Any]:
     starts = [[*origin, 0.0][:2] for origin in system.origins.tolist()]
     half = max(HALF, *(1.2 * abs(value) for start in starts for value in start))
     ends = {"x": [-half, half], "y": [-half, half], "t": [0.0, system.t_end]}
-    return entry | ends | {"starts": starts, "inputs": []}
+    return entry | ends | {"starts": starts, "inputs": [], "steps": STEPS_SYSTEM}
 
 
 def _of_field(name: str, field: Field, data: Any, graphs: dict[str, Network]) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def _of_field(name: str, field: Field, data: Any, graphs: dict[str, Network]) ->
         "t": interval,
         "noise": starts,
         "starts": starts[:FIRST],
+        "steps": STEPS_FIELD,
     }
 
 

@@ -264,6 +264,7 @@ def test_a_click_drops_a_particle_and_a_drag_moves_it(show, tmp_path):
     page.mouse.down()
     page.mouse.move(box["x"] + 350, box["y"] + 260)
     page.mouse.up()
+    page.wait_for_timeout(300)  # a frame or two
     dragged = state()["particles"]
     assert len(dragged) == 1
     scale = 8 / (box["width"] - 62)
@@ -292,10 +293,10 @@ def test_particles_follow_an_exact_field(show, tmp_path):
     scene = field.field_scene(fields=[("exact field of 8gaussians", mixture, data)])
     page, state = opened(show, tmp_path, scene, reduced_motion="reduce")
     assert [p["at"] for p in state()["particles"]] == scene.data["fields"][0]["noise"][:12]
-    page.get_by_role("slider", name="time t").fill("70")
+    page.get_by_role("slider", name="time t").fill("35")
     page.locator("canvas").click(position={"x": 200, "y": 200})
     now = state()
-    assert len(now["particles"]) == 13 and now["particles"][12]["k"] == 70
+    assert len(now["particles"]) == 13 and now["particles"][12]["k"] == 35
     same_ways(now, mixture)
     arrows = torch.tensor(now["arrows"]["points"], dtype=torch.float64)
     python = mixture(arrows, torch.tensor(now["t"], dtype=torch.float64)).flatten()
@@ -307,7 +308,7 @@ def test_particles_follow_a_trained_field(show, tmp_path, moons_run):
     trained = load(moons_run)
     scene = field.field_scene(fields=[("a run", trained, named("data", "moons"))])
     page, state = opened(show, tmp_path, scene, reduced_motion="reduce")
-    page.get_by_role("slider", name="time t").fill("55")
+    page.get_by_role("slider", name="time t").fill("27")
     page.locator("canvas").click(position={"x": 150, "y": 250})
     now = state()
     assert len(now["particles"]) == 13
