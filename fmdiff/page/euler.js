@@ -33,7 +33,8 @@
       upto.root, ui.row(play, back, forth), ui.group("methods, beside the exact solution (dashed)", ...toggles));
 
     const box = ui.element("div"), listing = ui.element("div");
-    view.append(box, method.root, listing);
+    view.append(box);
+    side.after(ui.element("div", { class: "late" }, method.root, listing));
     const plot = ui.plot(box, { x: [0, 1], y: [0, 1], label: "" });
     let table = null;
     const errors = ui.table(["method", "evaluations", "x at the end", "error", "of the exact value", "error of twice the steps", "order seen"], [],

@@ -44,7 +44,7 @@
     view.append(ends);
     const law = ui.plot(ends, { x: [-1, 1], y: [0, 1], label: "The density at t = 1, and histograms of the ends of the ODE and of the SDE",
       ratio: 0.3, xlabel: "x at t = 1 (no unit)", ylabel: "density" });
-    const table = ui.table(["component nearest to the end", "weight", "ODE", "SDE"], [], "Shares of the samples at t = 1");
+    const table = ui.table(["component", "weight", "ODE", "SDE"], [], "Shares of the samples that end nearest to each component");
     below.append(table.root);
 
     const arrange = () => x0.forEach((slider, i) => {
