@@ -60,7 +60,7 @@ RECIPES = {
         "data=checkerboard model.scale=4",
     ),
     "digits": Recipe(
-        "8x8 handwritten digits by class, velocity field, U-Net",
+        "8x8 digits by class, velocity field, U-Net (the judge agrees for 62.6 % of real ones)",
         "data=digits model=unet trainer.max_steps=1400 optim.lr=2e-3",
         IMAGES,
         {
@@ -178,7 +178,8 @@ def figures(name: str, run: Path) -> list[dict[str, Any]]:
                 {
                     "metric": metric,
                     "value": result["value"] / scale,
-                    "interval": [max(0.0, end) / scale for end in result["interval"]],
+                    # a Frechet distance of few samples has none
+                    "interval": [max(0.0, end) / scale for end in result.get("interval", ())],
                     "unit": "floors" if metric == "sw2" else "",
                     "n": result["n"],
                     "settings": settings,

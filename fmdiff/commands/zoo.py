@@ -40,9 +40,7 @@ def text(name: str, about: Mapping[str, Any]) -> str:
 
 def figure(row: Mapping[str, Any]) -> str:
     """A figure with its interval, its number of samples and how these were drawn."""
-    low, high = row["interval"]
+    ends = ", ".join(f"{end:.4g}" for end in row["interval"])
     unit = f" {row['unit']}" if row["unit"] else ""
-    return (
-        f"{row['metric']} {row['value']:.4g} [{low:.4g}, {high:.4g}]{unit}, "
-        f"n={row['n']:,}, {row['settings']}"
-    )
+    text = f"{row['metric']} {row['value']:.4g}" + (f" [{ends}]" if ends else "") + unit
+    return f"{text}, n={row['n']:,}, {row['settings']}"

@@ -10,7 +10,8 @@ Their files lie in the package, in the form of `fmdiff.runs.safetensors` and in 
     step        optimiser steps done
     weights     the name of the average
     figures     [{metric, value, interval, unit, n, settings, float32, command}]; float32 is the
-                value of the weights before they were rounded to half precision, or null
+                value of the weights before they were rounded to half precision, or null, and
+                interval is empty where there are too few samples for one
     recipe      the command that trains it
     seconds     the wall time of the training, on `hardware`
     commit      of the fmdiff that trained it
