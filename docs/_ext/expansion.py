@@ -2,7 +2,6 @@
 
 import posixpath
 import re
-from pathlib import Path
 
 import api
 import reference
@@ -54,12 +53,6 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("---\n", "---\nfile_format: mystnb\n", 1)
     if docname.endswith("/index") and "{toctree}" not in source[0]:
         source[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
-    if docname == "index":  # a pattern of the tables of contents may wait for its first page
-        folder = Path(app.srcdir)
-        waiting = re.findall(r"^[\w/]+\*$", source[0], re.MULTILINE)
-        for pattern in waiting:
-            if not any(folder.glob(f"{pattern}.md")):
-                source[0] = source[0].replace(f"\n{pattern}\n", "\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
