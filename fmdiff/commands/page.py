@@ -42,6 +42,7 @@ class Topic(NamedTuple):
     """What a page is about: a field with its data, a system, or neither for a tour."""
 
     name: str  # plain text
+    source: str  # the words of a command line that name its field
     folder: Path  # of the page, unless out= names another
     field: Field | None = None
     data: Any = None
@@ -84,18 +85,20 @@ def topic_of(settings: dict[str, Any]) -> Topic:
         name = f"the system {choices['system']}"
         if isinstance(system, Mixed):
             data = named("data", settings["system"]["data"])
-            return Topic(name, OUTPUTS, system.mixture, data, system)
-        return Topic(name, OUTPUTS, system=system)
+            source = f"model=exact data={settings['system']['data']}"
+            return Topic(name, source, OUTPUTS, system.mixture, data, system)
+        return Topic(name, "", OUTPUTS, system=system)
     if not (settings["ckpt"] or settings["model"]):
-        return Topic("Fields, flows and random paths", OUTPUTS)
+        return Topic("Fields, flows and random paths", "model=exact data=8gaussians", OUTPUTS)
     field, data, about = subject(settings)
+    source = shlex.join(words())
     if about is None:
         name = f"the field of model={choices['model']} data={choices['data']}"
-        return Topic(name, OUTPUTS, field, data)
+        return Topic(name, source, OUTPUTS, field, data)
     if settings["ckpt"].startswith(PREFIX):
-        return Topic(settings["ckpt"], OUTPUTS, field, data)
+        return Topic(settings["ckpt"], source, OUTPUTS, field, data)
     folder = Path(about["path"]).parent
-    return Topic("/".join(folder.absolute().parts[-2:]), folder, field, data)
+    return Topic("/".join(folder.absolute().parts[-2:]), source, folder, field, data)
 
 
 def place(out: str | None, folder: Path) -> Path:
@@ -108,9 +111,14 @@ def place(out: str | None, folder: Path) -> Path:
 
 def command() -> str:
     """The command line that writes the page again, in its usual place."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    settings = [word for word in words if not word.startswith(("out=", "overwrite="))]
-    return shlex.join(["fmdiff", "page", *settings])
+    return shlex.join(["fmdiff", "page", *words(more=("scenes=",))])
+
+
+def words(more: tuple[str, ...] = ()) -> list[str]:
+    """The words of the command line but those about the page; more: beginnings that count too."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    of_page = {"out=", "overwrite=", "scenes="} - set(more)
+    return [word for word in task if not word.startswith(tuple(of_page))]
 
 
 def scenes_of(topic: Topic, names: list[str] | None) -> list[Scene]:
@@ -176,9 +184,9 @@ def _ode_sde(topic: Topic) -> Scene | None:
 
 def _sampler(topic: Topic) -> Scene | None:
     if topic.tour:
-        return sampler_scene(*_exact("8gaussians"))
+        return sampler_scene(*_exact("8gaussians"), source=topic.source)
     if topic.field and tuple(topic.field.shape) in ((1,), (2,)):
-        return sampler_scene(topic.field, topic.data)
+        return sampler_scene(topic.field, topic.data, source=topic.source)
     return None
 
 
@@ -186,7 +194,7 @@ def _images(topic: Topic) -> Scene | None:
     of = topic.field
     if of is None or of.net is None or len(of.shape) != 3:
         return None
-    return images_scene(of, topic.name)
+    return images_scene(of, topic.name, topic.source)
 
 
 def _exact(name: str) -> tuple[Mixture, Any]:

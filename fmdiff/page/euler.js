@@ -132,7 +132,7 @@
       errors.fill(state.methods.map((m, i) => [data.methods[i].label, m.evaluations, point(m.states[n]), m.error,
         state.size > 0 ? `${ui.format(100 * m.error / state.size, 3)} %` : "–", m.half, m.error > 1e-11 ? ui.format(m.order, 3) : "–"]));
       const words = `${shown().map((m, i) => m.name).join(", ") || "no method"}, ${k} of ${n} steps of h = ${ui.format(end.value / n)}`;
-      plot.canvas.setAttribute("aria-label", `${spec.d === 1 ? "x over time" : "The way in the plane"}: the exact solution and ${words}`);
+      plot.canvas.setAttribute("aria-label", `${spec.d === 1 ? "x over time" : "The trajectory in the plane"}: the exact solution and ${words}`);
       ui.announce(`${data.methods[method.value].label}: x = ${point(chosen.states[k])} at t = ${ui.format(state.times[k])}, error ${ui.format(chosen.errors[k])}`);
       frame();
       plot.refresh();

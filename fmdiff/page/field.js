@@ -38,7 +38,7 @@
         : Array.from({ length: 20 }, () => [far * normal(), far * normal()]));
     } });
     const clear = ui.button({ label: "Clear", onclick: () => { play.stop(); state.particles = []; move(state.k); } });
-    const ways = ui.toggle({ label: "whole ways", value: true, oninput: () => plot.refresh() });
+    const ways = ui.toggle({ label: "whole trajectories", value: true, oninput: () => plot.refresh() });
     const points = ui.toggle({ label: "samples of the data", value: true, colour: "--green", oninput: () => plot.refresh() });
     const longest = ui.element("p", { class: "note" });
     choice.root.hidden = data.fields.length === 1;

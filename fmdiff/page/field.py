@@ -46,8 +46,8 @@ def field_scene(
         kind="field",
         title="Vector field explorer",
         caption="A vector field gives each point of the plane a velocity: the arrows. A particle "
-        "follows them, and there is one way through each point, so that ways never cross. Click "
-        "to drop a particle, and drag it to see where it comes from and where it goes.",
+        "follows them, and one trajectory goes through each point, so that trajectories never "
+        "cross. Click to drop a particle, and drag it to see where it comes from and where it goes.",
         data={"fields": entries, "grammar": GRAMMAR, "method": tableau("rk4")},
         graphs=graphs,
     )

@@ -200,7 +200,7 @@
       const guided = strength === 1 ? "" : data.scales ? ` guidance.w=${strength}`
         : ` guidance=cfg guidance.w=${strength}`;
       const own = label.value === "all" ? "" : ` classes=${label.value}`;
-      words.textContent = `fmdiff sample … solver=${name} steps=${count}${guided}${own}`;
+      words.textContent = `fmdiff sample ${data.source} solver=${name} steps=${count}${guided}${own}`;
     };
 
     const picture = (n, x, guess, t) => {

@@ -30,12 +30,13 @@ SOLVERS = (
 )
 
 
-def images_scene(field: Field, name: str = "this network") -> Scene:
+def images_scene(field: Field, name: str = "this network", source: str = "ckpt=RUN") -> Scene:
     """The scene of a trained network of images: a velocity or a flow map, with classes or without.
 
     The page has the weights in half precision's digits: its numbers are those of
-    `rounded(field)`. name: what the title calls the network. Raises FmdiffError for points, for a
-    field that is no network and for what a page cannot play.
+    `rounded(field)`. name: what the title calls the network. source: the words of a command line
+    that name it. Raises FmdiffError for points, for a field that is no network and for what a
+    page cannot play.
     """
     if len(field.shape) != 3 or field.net is None:
         raise FmdiffError(
@@ -51,6 +52,7 @@ def images_scene(field: Field, name: str = "this network") -> Scene:
         "right what the network takes the image to be, given that state. See how the estimate "
         "begins as a mean of many images, and settles. A slider walks from one noise to another.",
         data={
+            "source": source,
             "shape": list(field.shape),
             "solvers": [_solver(field, choice) for choice in choices(field)],
             "classes": field.classes,

@@ -54,7 +54,7 @@
     const fresh = ui.button({ label: "New noise", onclick: () => { state.seed += 1; compute(true); } });
     const time = ui.slider({ label: "time t (0 noise, 1 data)", min: 0, max: 1, step: 0.005, value: 0,
       format: share => at(share).toFixed(3), oninput: share => { player.stop(); seek(share); } });
-    const trails = ui.toggle({ label: "ways of the particles", oninput: () => plot.refresh() });
+    const trails = ui.toggle({ label: "trajectories of the particles", oninput: () => plot.refresh() });
     const estimates = ui.toggle({ label: "the field's estimate of the data", colour: "--red",
       oninput: () => plot.refresh() });
     const progress = ui.element("progress", { max: 1, value: 0, "aria-label": "steps computed",
@@ -137,7 +137,7 @@
       player.stop();
       state.busy = true;
       progress.style.visibility = "visible";
-      words.textContent = `fmdiff sample … ${commands(now)}`;
+      words.textContent = `fmdiff sample ${data.source} ${commands(now)}`;
       cost.textContent = `Each particle costs ${now.evaluations} evaluations of the field.`;
       const run = fm.program(program, questions(now));
       const normal = fm.normals(state.seed), kick = fm.normals(state.seed + 2 ** 31);

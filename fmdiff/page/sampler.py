@@ -61,12 +61,17 @@ def choices(field: Field, steps: Sequence[int]) -> list[Choice]:
 
 
 def sampler_scene(
-    field: Field, data: Any = None, steps: Sequence[int] = STEPS, particles: int | None = None
+    field: Field,
+    data: Any = None,
+    steps: Sequence[int] = STEPS,
+    particles: int | None = None,
+    source: str = "ckpt=RUN",
 ) -> Scene:
     """The scene of a field of points of one or two coordinates, over its data if these are known.
 
     steps: the numbers of steps to choose from. particles: how many to begin with, by default as
-    many as take seconds. Raises FmdiffError for other fields.
+    many as take seconds. source: the words of a command line that name the field. Raises
+    FmdiffError for other fields.
     """
     if field.shape not in ((1,), (2,)):
         raise FmdiffError(
@@ -83,9 +88,10 @@ def sampler_scene(
         title="From noise to data",
         caption="Each particle starts as noise at t = 0 and follows the field to the data at "
         f"t = 1; the data lie {PLACES[field.shape[0]]} in grey. With few steps, see which solver "
-        "still lands on them. An SDE shakes the particles on their way, and yet they end with the "
+        "still lands on them. An SDE shakes the particles as they go, and yet they end with the "
         "same law.",
         data={
+            "source": source,
             "solvers": solvers,
             "pools": starts.pools,
             "classes": field.classes,

@@ -258,7 +258,7 @@ def test_ways_and_estimates_are_drawn(scene):
         read()
         page.get_by_label("time t").fill("0.6")
         shots = [picture(page)]
-        for label in ("ways of the particles", "estimate of the data"):
+        for label in ("trajectories of the particles", "estimate of the data"):
             page.get_by_label(label).check()
             shots.append(picture(page))
         changed = [a != b for a, b in pairwise(shots)]
