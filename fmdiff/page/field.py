@@ -47,7 +47,8 @@ def field_scene(
         title="Vector field explorer",
         caption="A vector field gives each point of the plane a velocity: the arrows. A particle "
         "follows them, and one trajectory goes through each point, so that trajectories never "
-        "cross. Click to drop a particle, and drag it to see where it comes from and where it goes.",
+        "cross. Click to drop a particle, and drag it to see where it comes from and "
+        "where it goes.",
         data={"fields": entries, "grammar": GRAMMAR, "method": tableau("rk4")},
         graphs=graphs,
     )

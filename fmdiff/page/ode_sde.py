@@ -47,8 +47,8 @@ def ode_sde_scene(
         title="ODE against SDE",
         caption="Both go from the same starts. Without noise on the way, each start has one end, "
         "and trajectories never cross. With noise each is rough and its end random. The drift of "
-        "the SDE has one more part, which pulls back what the noise spreads, so from normal starts "
-        "both reach the same law at t = 1, whatever the diffusion.",
+        "the SDE has one more part, which pulls back what the noise spreads, so from normal "
+        "starts both reach the same law at t = 1, whatever the diffusion.",
         data={
             "mixtures": [_about(*entry) for entry in mixtures],
             "sigmas": sigmas,
