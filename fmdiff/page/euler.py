@@ -40,8 +40,8 @@ def euler_scene(systems: Sequence[System]) -> Scene:
         title="Euler's method, step by step",
         caption="Each step goes straight along the velocity at its start. The exact solution, "
         "dashed, bends, and the gap between the two is the error. Twice the steps halve the error "
-        "of Euler's method, quarter that of the midpoint method and of Heun's, and leave a sixteenth "
-        "of that of RK4.",
+        "of Euler's method, quarter that of the midpoint method and of Heun's, and leave "
+        "a sixteenth of that of RK4.",
         data={
             "systems": entries,
             "grammar": GRAMMAR,
