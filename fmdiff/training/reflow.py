@@ -23,6 +23,7 @@ from fmdiff.field import Field, NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.inversion import shape_of
 from fmdiff.randomness import key, noise
+from fmdiff.runs import zoo
 from fmdiff.sampling import Sampler
 from fmdiff.source import Source
 from fmdiff.training.pairs import Recipe, make
@@ -172,7 +173,9 @@ def parts(
     Raises FmdiffError as `Maker` does, and for another teacher.
     """
     name = settings["choices"]["data"]
-    if former is not None and not Path(str(coupling.ckpt)).expanduser().exists():
+    spec = str(coupling.ckpt)
+    there = spec.startswith(zoo.PREFIX) or Path(spec).expanduser().exists()
+    if former is not None and not there:
         recipe = Recipe(coupling, data, name, str(former))
         if recipe.load() is not None:
             return recipe, None
