@@ -11,7 +11,7 @@ from fmdiff.settings.compose import Composer, parse
 from fmdiff.settings.sentences import key_of
 
 TEXT = (config_folder().parent / "docs" / "clusters.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+BLOCKS = re.findall(r"```(?:sh|\{code-block\} shell)\n(.*?)```", TEXT, re.S)
 LINES = re.findall(
     r"^.*fmdiff ((?:train|sample|evaluate) .*)$", "\n".join(BLOCKS).replace("\\\n", " "), re.M
 )

@@ -128,6 +128,22 @@ REFUSED = {
     ],
     "likelihood": REAL_DATA,
     "invert": REAL_DATA,
+    "page": [
+        [
+            (("ckpt=run", "model=exact", "data=gmm4"), "give one of them"),
+            (("ckpt=run", "system=saddle"), "give one of them"),
+            (("model=exact", "data=gmm4", "system=saddle"), "give one of them"),
+        ],
+        [(("model=mlp", "data=gmm4"), "model=mlp is a network")],
+        [(("model=exact",), "model=exact needs data=NAME")],
+        [(("ckpt=run", "data=gmm4"), "data=gmm4 goes with model=")],
+        [(("ckpt=run", "path=vp"), "path=vp goes with model=; ckpt=run has its own")],
+        [(("model=data", "data=gmm4"), "model=data has no field to show")],
+        [
+            (("data=gmm4",), "data=gmm4 needs model=exact"),
+            (("system=saddle", "data=gmm4"), "data=gmm4 needs model=exact"),
+        ],
+    ],
 }
 
 
@@ -142,7 +158,8 @@ def cases(refused):
 
 def check_refused(command, capfd, name, words, said, out=("out=result",)):
     """Exit code 2, one line on stderr without a traceback, and no file or folder is left."""
-    words = (*SMALL, *words) if name == "train" else ("device=cpu", "threads=1", *words)
+    own = {"train": SMALL, "page": ()}.get(name, ("device=cpu", "threads=1"))
+    words = (*own, *words)
     before = set(Path().rglob("*"))
     capfd.readouterr()
     assert command(name, *words, *out) == 2
