@@ -96,7 +96,7 @@ RECIPES = {
         "experiment=cifar10_dit_cpu",
         "fid",
         {
-            "w=1, Adams, 8 evaluations": "n=1000 solver=adams nfe=8",
+            "w=1, Adams, 8 evaluations": "n=2000 solver=adams nfe=8",
         },
         "guidance=cfg guidance.w=2",
         steps=10,
