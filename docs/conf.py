@@ -8,9 +8,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "_ext"))
-# `!fmdiff` in a tutorial is the command of this environment
+# `fmdiff` in a tutorial is the command of this environment
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ["TQDM_DISABLE"] = "1"
 
 from fmdiff import __version__  # noqa: E402
 
