@@ -175,3 +175,9 @@ def test_a_file_of_tests_that_cannot_be_collected_is_no_fault():
     lines: list[str] = []
     pytest_terminal_summary(SimpleNamespace(stats={"error": [report]}, write_line=lines.append))
     assert lines == []
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Pytest imports each file by its name alone."""
+    names = sorted(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert len(names) == len({*names})

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def tour(tmp_path_factory):
     """The page of all scenes that need no checkpoint."""
     path = tmp_path_factory.mktemp("tour") / "page.html"
-    topic = Topic("All <scenes>", path.parent)
+    topic = Topic("All <scenes>", "", path.parent)
     write_page(scenes_of(topic, None), path, "All", "fmdiff")
     return path
 

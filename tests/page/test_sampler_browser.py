@@ -70,7 +70,7 @@ def scene(show, written):
 
         def read():
             for _ in range(300):
-                if not page.evaluate("fm.state.sampler.busy"):
+                if page.evaluate("!fm.state.sampler.busy && fm.state.sampler.x != null"):
                     return SimpleNamespace(**page.evaluate(READ))
                 page.wait_for_timeout(20)
             pytest.fail("the samples do not come")
