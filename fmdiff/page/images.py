@@ -6,11 +6,10 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.page.graph import field_graph, rounded
 from fmdiff.page.program import asked, record
-from fmdiff.page.scene import Scene
+from fmdiff.page.scene import Scene, classes_and_guidance
 from fmdiff.sampling import Sampler, usual_solver
 
 COUNTS = (1, 4, 9, 16)  # images at once
-STRONGEST = 5.0  # strength of guidance
 
 
 class Choice(NamedTuple):
@@ -44,7 +43,6 @@ def images_scene(field: Field, name: str = "this network", source: str = "ckpt=R
             f"{list(field.shape)} is none: choose ckpt=RUN of images"
         )
     field = rounded(field)
-    names = field.names or tuple(map(str, range(field.classes)))
     return Scene(
         kind="images",
         title=f"Images of {name}, from noise",
@@ -55,11 +53,7 @@ def images_scene(field: Field, name: str = "this network", source: str = "ckpt=R
             "source": source,
             "shape": list(field.shape),
             "solvers": [_solver(field, choice) for choice in choices(field)],
-            "classes": field.classes,
-            "labels": list(field.only or range(field.classes)),
-            "names": list(names),
-            "scales": list(field.scales) if field.scales else None,
-            "strongest": STRONGEST,
+            **classes_and_guidance(field),
             "counts": list(COUNTS),
         },
         graphs={"field": field_graph(field, asked(field))},

@@ -13,7 +13,7 @@ from fmdiff.exact import Empirical
 from fmdiff.field import Field
 from fmdiff.page.graph import field_graph
 from fmdiff.page.program import Program, asked, record
-from fmdiff.page.scene import Scene
+from fmdiff.page.scene import Scene, classes_and_guidance
 from fmdiff.sampling import Sampler
 from fmdiff.solvers.jump import Jump
 from fmdiff.solvers.solver import Solver
@@ -25,7 +25,6 @@ SIGMAS = (0.25, 0.5, 1.0, 2.0)  # of Euler-Maruyama
 PARTICLES, MOST = 1000, 2000
 POOL = 4096  # states at the first time, for a field that does not start from noise alone
 POINTS = 1000  # of the data, under the particles
-STRONGEST = 5.0  # strength of guidance
 NOISE = 3.3  # standard deviations of the noise that the picture shows
 DIGITS = 5  # of points and pools
 PLACES = {1: "to the right", 2: "underneath"}  # of the data in the picture
@@ -44,7 +43,7 @@ class Choice:
 
 def choices(field: Field, steps: Sequence[int]) -> list[Choice]:
     """The solvers that a field can be sampled with, the one to begin with first."""
-    found = [
+    solvers = [
         Choice("heun", "Heun (ODE, order 2)", ("heun",), steps),
         Choice("euler", "Euler (ODE, order 1)", ("euler",), steps),
         Choice("rk4", "Runge-Kutta 4 (ODE, order 4)", ("rk4",), steps),
@@ -52,12 +51,12 @@ def choices(field: Field, steps: Sequence[int]) -> list[Choice]:
     ]
     if field.gaussian:
         noisy = tuple(EulerMaruyama(sigma) for sigma in SIGMAS)
-        found.append(Choice("euler_maruyama", "Euler-Maruyama (SDE)", noisy, steps, SIGMAS))
-        found.append(Choice("ddpm", "DDPM (SDE)", ("ddpm",), steps))
+        solvers.append(Choice("euler_maruyama", "Euler-Maruyama (SDE)", noisy, steps, SIGMAS))
+        solvers.append(Choice("ddpm", "DDPM (SDE)", ("ddpm",), steps))
     if field.two_times and field.net is not None:
         jumps = [n for n in steps if n in JUMPS] or list(steps)[:1]
-        found.insert(0, Choice("jump", "Jumps of the flow map", (Jump(),), jumps))
-    return found
+        solvers.insert(0, Choice("jump", "Jumps of the flow map", (Jump(),), jumps))
+    return solvers
 
 
 def sampler_scene(
@@ -82,7 +81,6 @@ def sampler_scene(
     starts = _Starts(field)
     solvers = [_solver(field, choice, starts) for choice in choices(field, steps)]
     low, high = _extent(field.shape[0], points)
-    names = field.names or tuple(map(str, range(field.classes)))
     return Scene(
         kind="sampler",
         title="From noise to data",
@@ -94,11 +92,7 @@ def sampler_scene(
             "source": source,
             "solvers": solvers,
             "pools": starts.pools,
-            "classes": field.classes,
-            "labels": list(field.only or range(field.classes)),
-            "names": list(names),
-            "scales": list(field.scales) if field.scales else None,
-            "strongest": STRONGEST,
+            **classes_and_guidance(field),
             "particles": particles or _usual(field),
             "most": MOST,
             "points": [] if points is None else _rounded(points),

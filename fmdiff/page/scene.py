@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fmdiff.field import Field
+
+STRONGEST = 5.0  # strength of guidance that a page offers
+
 
 class Network(Protocol):
     """A function as a list of operations and tensors, which a page can run."""
@@ -28,3 +32,14 @@ class Scene:
     caption: str
     data: dict[str, Any]
     graphs: dict[str, Network] = field(default_factory=dict)
+
+
+def classes_and_guidance(of: Field) -> dict[str, Any]:
+    """What a page offers of a field's classes and guidance, as JSON."""
+    return {
+        "classes": of.classes,
+        "labels": list(of.only or range(of.classes)),
+        "names": list(of.names or map(str, range(of.classes))),
+        "scales": list(of.scales) if of.scales else None,
+        "strongest": STRONGEST,
+    }

@@ -1,6 +1,5 @@
 """program.js in a real Chromium gives what the program gives in Python."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ from fmdiff import page
 from fmdiff.page.program import State, record, total
 from fmdiff.path import VP
 from fmdiff.sampling import Sampler
-
-pytest.importorskip("playwright", reason="needs the package playwright (pip install playwright)")
-from playwright.sync_api import sync_playwright
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-if CHROMIUM is None:
-    pytest.skip("needs chromium (apt-get install chromium)", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +35,12 @@ def ask(x, t, kind, s):
 
 
 @pytest.fixture(scope="module")
-def shown():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page()
-        shown.evaluate("globalThis.fm = {}")
-        shown.evaluate((Path(page.__file__).parent / "program.js").read_text())
-        yield shown
-        browser.close()
+def shown(chromium):
+    shown = chromium.new_page()
+    shown.evaluate("globalThis.fm = {}")
+    shown.evaluate((Path(page.__file__).parent / "program.js").read_text())
+    yield shown
+    shown.close()
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +9,6 @@ import pytest
 from test_report import METRICS, made, picture, sampled
 
 from fmdiff import report
-
-pytest.importorskip("playwright", reason="needs the package playwright (pip install playwright)")
-from playwright.sync_api import sync_playwright
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-if CHROMIUM is None:
-    pytest.skip("needs chromium (apt-get install chromium)", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
 
@@ -47,14 +39,6 @@ def pages(tmp_path_factory):
         "compared": report.compare([points, images], root / "compared.html"),
         "sweep": report.write_report(jobs),
     }
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
