@@ -33,7 +33,7 @@
     const context = canvas.getContext("2d");
     let room = SIDE;
 
-    function show(x, n, said) {
+    function show(x, n, summary) {
       const across = Math.ceil(Math.sqrt(n));
       const down = Math.ceil(n / across);
       const [width, height] = [across * (W + GAP) - GAP, down * (H + GAP) - GAP];
@@ -53,7 +53,7 @@
         }
       }
       context.putImageData(image, 0, 0);
-      canvas.setAttribute("aria-label", `${label}: ${said}`);
+      canvas.setAttribute("aria-label", `${label}: ${summary}`);
     }
     return { figure, canvas, show, set room(pixels) { room = pixels; } };
   }
@@ -204,9 +204,9 @@
     };
 
     const picture = (n, x, guess, t) => {
-      const said = `${n} ${n === 1 ? "image" : "images"} at t = ${ui.format(t, 3)}`;
-      states.show(x, n, said);
-      guesses.show(guess ?? x, n, said);
+      const summary = `${n} ${n === 1 ? "image" : "images"} at t = ${ui.format(t, 3)}`;
+      states.show(x, n, summary);
+      guesses.show(guess ?? x, n, summary);
     };
 
     // The last state, and the estimate from it, at a share of the way.

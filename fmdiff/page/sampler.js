@@ -207,9 +207,9 @@
       }
       table.fill(rows);
       const means = now.map(([mean]) => ui.format(mean, 3)).join(", ");
-      const said = `${state.n} particles at t = ${ui.format(state.t, 3)}: mean ${means}, spread ${now.map(([, sd]) => ui.format(sd, 3)).join(", ")}`;
-      plot.canvas.setAttribute("aria-label", `${said}. ${chosen().label}, ${state.steps} steps.`);
-      ui.announce(said);
+      const summary = `${state.n} particles at t = ${ui.format(state.t, 3)}: mean ${means}, spread ${now.map(([, sd]) => ui.format(sd, 3)).join(", ")}`;
+      plot.canvas.setAttribute("aria-label", `${summary}. ${chosen().label}, ${state.steps} steps.`);
+      ui.announce(summary);
     };
 
     // The data points of the class that is shown.
