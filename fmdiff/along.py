@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import EDGE, Field
 from fmdiff.path import CondOT, Kind, Path, expand
@@ -23,7 +24,8 @@ class Around(Field):
         self.names, self.net = field.names, field.net
         self.gaussian, self.atoms = field.gaussian, field.atoms
         self.two_times, self.scales = field.two_times, field.scales
-        self.consistency = field.consistency
+        self.consistency, self.codec = field.consistency, field.codec
+        self.conditions, self.values = field.conditions, field.values
 
     @property
     def evaluations(self) -> int:
@@ -107,7 +109,7 @@ class Along(Around):
         inner, scale = self._inner(t)
         return self.field.prior(scale * z, inner) + math.prod(self.shape) * scale.log()
 
-    def bind(self, y: Tensor) -> "Along":
+    def bind(self, y: Given) -> "Along":
         return Along(self.field.bind(y), self.path)
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from fmdiff.errors import FmdiffError, culprit, nearest, users
 # modules or packages and derives from the class beside it. Other names could read configs, command
 # lines or files of the author's choice.
 CONTRACTS = {
+    "fmdiff.codec": "fmdiff.codec.Codec",
     "fmdiff.path": "fmdiff.path.Path",
     "fmdiff.custom": "fmdiff.path.Path",
     "fmdiff.source": "fmdiff.source.Source",
@@ -46,6 +47,7 @@ GROUPS: Kinds = {
     "schedule": ("fmdiff.schedules.Schedule",),
     "guidance": ("fmdiff.guidance.Unguided",),
     "features": ("fmdiff.metrics.features.Features",),
+    "codec": ("fmdiff.codec.Codec",),
 }
 INNER: Kinds = {"of": GROUPS["data"]}
 FUNCTIONS = (

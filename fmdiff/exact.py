@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Classes, Field
 from fmdiff.path import CondOT, Kind, Path, expand
@@ -21,12 +22,13 @@ from fmdiff.solvers.mean_velocity import mean_velocity
 LAST = 1 - 1e-3  # the straight time at which the flow towards single points ends
 
 
-def _label_mask(labels: Tensor | None, y: Tensor | None, classes: int) -> Tensor:
+def _label_mask(labels: Tensor | None, y: Given | None, classes: int) -> Tensor:
     """0 for components that may explain class y, else -inf: (B, K), or () if all of them may."""
-    if y is None or labels is None:
+    own = label(y)
+    if own is None or labels is None:
         return torch.zeros((), dtype=torch.float64)
-    y = y.to(labels.device)[:, None]
-    allowed = (y == labels) | (y == classes)
+    own = own.to(labels.device)[:, None]
+    allowed = (own == labels) | (own == classes)
     return torch.zeros_like(allowed, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
 
 
@@ -108,7 +110,7 @@ class ClosedForm(Field):
         """log p_t(x_t), or log p_t(x_t | y) for labelled samples: (B,)."""
         raise NotImplementedError
 
-    def bind(self, y: Tensor) -> Self:
+    def bind(self, y: Given) -> Self:
         bound = copy.copy(self)
         bound.y, bound.evaluations = y, 0
         return bound
@@ -134,7 +136,7 @@ class Mixture(ClosedForm):
         means: Tensor,
         covs: Tensor,
         labels: Tensor | None = None,
-        y: Tensor | None = None,
+        y: Given | None = None,
     ) -> None:
         self.path, self.shape = path, (means.shape[-1],)
         self.component_labels, self.y = labels, y
@@ -243,7 +245,7 @@ class Empirical(ClosedForm):
         data: Tensor,
         labels: Tensor | None,
         classes: int,
-        y: Tensor | None = None,
+        y: Given | None = None,
     ) -> None:
         self.path, self.shape = path, tuple(data.shape[1:])
         self.data, self.norms = data.flatten(1), data.flatten(1).double().square().sum(1)
@@ -293,10 +295,11 @@ class Empirical(ClosedForm):
         """Exact samples of p_t: a member of the data set, noised with eps."""
         uniform = torch.special.ndtr(noise(first, first + len(eps), (1,), seed, "member").double())
         uniform = uniform.to(self.data.device)
-        if self.y is None or self.member_labels is None:
+        own = label(self.y)
+        if own is None or self.member_labels is None:
             index = (uniform[:, 0] * len(self.data)).long()
         else:
-            allowed = (self.member_labels == self.y[:, None]) | (self.y[:, None] == self.classes)
+            allowed = (self.member_labels == own[:, None]) | (own[:, None] == self.classes)
             rank = (uniform[:, 0] * allowed.sum(1)).long() + 1
             index = (allowed.cumsum(1) < rank[:, None]).sum(1)
         index = index.clamp(max=len(self.data) - 1)
@@ -315,7 +318,8 @@ class RealData(Field):
 
     def __init__(self, data: Any) -> None:
         self.path, self.data = CondOT(), data
-        self.shape, self.classes = data.shape, data.classes
+        self.shape = data.shape if data.codec is None else data.codec.outer
+        self.classes, self.conditions = data.classes, data.conditions
 
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         return 1.0, 1.0
@@ -324,13 +328,13 @@ class RealData(Field):
         rows: Tensor = self.data.sample(first, first + len(eps), seed)[0]
         return rows.to(eps)
 
-    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
+    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Given | None:
         if classes is not None:
             raise FmdiffError(f"classes={classes}: model=data takes the data as they come")
-        labels: Tensor | None = self.data.sample(start, stop, seed)[1]
+        labels: Given | None = self.data.sample(start, stop, seed)[1]
         return labels
 
-    def bind(self, y: Tensor) -> "RealData":
+    def bind(self, y: Given) -> "RealData":
         return self
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "RealData":

@@ -9,16 +9,18 @@ import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fmdiff.build import spec_of
+from fmdiff.codec import Codec
+from fmdiff.condition import Form, Given, given, in_turn
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError, class_number
+from fmdiff.errors import FmdiffError, class_number, nearest
 from fmdiff.models.network import answer
 from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Normal, Source, need_gaussian
@@ -44,7 +46,10 @@ class Field:
     consistency: bool = False  # whether its jumps are to the data, s = 1, alone
     scales: tuple[float, float] | None = None  # of guidance as an input of the network
     gaussian: bool = True  # eps is normal and independent of x; then score = -E[eps | x_t] / beta
-    y: Tensor | None = None  # the labels (B,) of a batch
+    y: Given | None = None  # the labels (B,) of a batch, or its conditions
+    conditions: Mapping[str, Form] = MappingProxyType({})  # those it takes besides the label
+    values: Mapping[str, Tensor] = MappingProxyType({})  # those that its samples have in turn
+    codec: Codec | None = None  # between x and the samples that a user knows
     atoms: Tensor | None = None  # straight times r (T,), if it was trained at finitely many
     branches: int = 1  # the most model evaluations that one call costs
     evaluations: int = 0
@@ -106,20 +111,43 @@ class Field:
             "empirical with data=NAME"
         )
 
-    def bind(self, y: Tensor) -> "Field":
-        """The same field with the class labels y (B,) fixed."""
+    def bind(self, y: Given) -> "Field":
+        """The same field with the class labels y (B,), or conditions of B rows, fixed."""
         raise NotImplementedError
 
     def select(self, rows: Tensor) -> "Field":
         """The same field for the samples `rows` (R,) of its batch. It may count apart."""
         return self if self.y is None else self.bind(self.y[rows])
 
-    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Tensor | None:
-        """Labels of samples start ... stop - 1: `classes` in turn, or None without classes.
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """The shape of a sample as the user knows it."""
+        return self.shape if self.codec is None else self.codec.outer
 
-        Raises FmdiffError for a class that the model does not have.
+    def given(self, **values: Any) -> Self:
+        """The same field, whose samples have these conditions in turn; others are unknown.
+
+        Each value is a row of the condition's shape or several, as `condition.Form.rows` takes
+        them. Raises FmdiffError for a name that the field does not know and for another shape.
         """
-        return in_turn(classes, self, self.only, start, stop)
+        twin, parts = copy.copy(self), dict(self.values)
+        for name, value in values.items():
+            if not self.conditions:
+                raise FmdiffError(f"cond.{name}: this model was trained without conditions")
+            if name not in self.conditions:
+                raise FmdiffError(f"cond.{name} is unknown; {nearest(name, self.conditions)}")
+            parts[name] = self.conditions[name].rows(value, f"cond.{name}")
+        twin.values = parts
+        return twin
+
+    def labels(self, classes: Classes, start: int, stop: int, seed: int) -> Given | None:
+        """What samples start ... stop - 1 are bound to: `classes` in turn, and given conditions.
+
+        It is None without classes and conditions. Raises FmdiffError for a class that the model
+        does not have.
+        """
+        labels = classes_in_turn(classes, self, self.only, start, stop)
+        return given(labels, dict(in_turn(self.conditions, self.values, range(start, stop))))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Field":
         """The field on this device and in this dtype. A network is moved in place."""
@@ -135,7 +163,7 @@ class Field:
         return f"{type(self).__name__}({', '.join(f'{name}={values[name]!r}' for name in names)})"
 
 
-def in_turn(
+def classes_in_turn(
     classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
 ) -> Tensor | None:
     """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
@@ -193,7 +221,7 @@ class NetField(Field):
         t_eps: float,
         shape: tuple[int, ...],
         classes: int = 0,
-        y: Tensor | None = None,
+        y: Given | None = None,
         precondition: bool = False,
         source: Source | None = None,
         coupled: bool = False,
@@ -284,7 +312,7 @@ class NetField(Field):
         sample = self.rms("x_t", t) / self.source.std * self.source.sample(eps, first, seed)
         return sample + self.mean("x_t", t, eps)
 
-    def bind(self, y: Tensor) -> "NetField":
+    def bind(self, y: Given) -> "NetField":
         twin = copy.copy(self)
         twin.y, twin.evaluations = y, 0
         return twin
@@ -305,6 +333,8 @@ class NetField(Field):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         assert self.net is not None
         self.net.to(device=device, dtype=dtype)
+        if self.codec is not None:
+            self.codec.to(device=device)
         return self
 
     def __repr__(self) -> str:

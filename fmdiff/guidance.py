@@ -20,9 +20,10 @@ from torch import Tensor
 from fmdiff.along import Around, along, of_estimate
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier
+from fmdiff.condition import Given, join, label, null
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
-from fmdiff.field import EDGE, Classes, Field, NetField, in_turn
+from fmdiff.field import EDGE, Classes, Field, NetField, classes_in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
@@ -43,14 +44,14 @@ class Unguided(Described):
 
     def labels(
         self, field: Field, classes: Classes, start: int, stop: int, seed: int
-    ) -> Tensor | None:
-        """The labels y of samples start ... stop - 1 of the field."""
+    ) -> Given | None:
+        """What samples start ... stop - 1 of the field are bound to."""
         return field.labels(classes, start, stop, seed)
 
     def need_maps(self) -> None:
         """Raises FmdiffError unless this guidance can guide the jumps of a flow map."""
 
-    def __call__(self, field: Field, y: Tensor | None) -> Field:
+    def __call__(self, field: Field, y: Given | None) -> Field:
         """The field to integrate for labels y (B,)."""
         return field if y is None else field.bind(y)
 
@@ -79,11 +80,11 @@ class CFG(Unguided):
         if not 0 <= phi <= 1:
             raise FmdiffError(f"guidance.phi={phi}: a number from 0 to 1 is needed")
 
-    def __call__(self, field: Field, y: Tensor | None) -> Field:
+    def __call__(self, field: Field, y: Given | None) -> Field:
         if y is None:
             raise FmdiffError(
-                "guidance=cfg needs a model trained with classes, and this one was trained "
-                "without; choose guidance=none, or train with data.conditional=true"
+                "guidance=cfg needs a model trained with classes or conditions, and this one was "
+                "trained without; choose guidance=none, or train with data.conditional=true"
             )
         if self.phi and len(field.shape) != 3:
             raise FmdiffError(
@@ -128,7 +129,7 @@ class Autoguidance(Unguided):
                 "guide, too: give one in guidance.ckpt, or choose solver=heun"
             )
 
-    def __call__(self, field: Field, y: Tensor | None) -> Field:
+    def __call__(self, field: Field, y: Given | None) -> Field:
         guide = self.guide
         if guide.shape != field.shape or guide.classes not in (0, field.classes):
             raise FmdiffError(
@@ -163,10 +164,10 @@ class ByClassifier(Unguided):
 
     def labels(
         self, field: Field, classes: Classes, start: int, stop: int, seed: int
-    ) -> Tensor | None:
-        if field.classes:
+    ) -> Given | None:
+        if field.classes or field.conditions:
             return field.labels(classes, start, stop, seed)
-        return in_turn(classes, self.classifier, field.only, start, stop)
+        return classes_in_turn(classes, self.classifier, field.only, start, stop)
 
     def need_maps(self) -> None:
         raise FmdiffError(
@@ -174,7 +175,7 @@ class ByClassifier(Unguided):
             "none: choose solver=heun, or guidance=cfg"
         )
 
-    def __call__(self, field: Field, y: Tensor | None) -> Field:
+    def __call__(self, field: Field, y: Given | None) -> Field:
         guide = self.classifier
         if guide.shape != field.shape or field.classes not in (0, guide.classes):
             raise FmdiffError(
@@ -183,9 +184,10 @@ class ByClassifier(Unguided):
                 f"and {field.classes} classes"
             )
         need_gaussian(field, "guidance=classifier")
-        assert y is not None
         guide.to(*_place(field))
-        return Tilted(field, y, self.w, guide)
+        labels = label(y)
+        assert labels is not None
+        return Tilted(field, labels, self.w, guide)
 
 
 def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
@@ -210,7 +212,7 @@ class Guided(Around):
     def __init__(
         self,
         field: Field,
-        y: Tensor | None,
+        y: Given | None,
         w: Strength,
         interval: list[float] | None = None,
         phi: float = 0.0,
@@ -260,13 +262,13 @@ class Guided(Around):
         return self.path.convert(value, x_t, t, answered, kind)
 
     def _guided(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind, s: Tensor | None
+        self, x_t: Tensor, t: Tensor, y: Given | None, kind: Kind, s: Tensor | None
     ) -> Tensor:
         if self.guide is None:
             assert y is not None
             twice, ends = (torch.cat([a, a]) if a is not None and a.ndim else a for a in (t, s))
             assert twice is not None
-            both = torch.cat([torch.full_like(y, self.classes), y])
+            both = join([null(y, self.classes), y])
             answer = self._ask(self.field, torch.cat([x_t, x_t]), twice, both, kind, ends)
             guide, conditional = answer.chunk(2)
         else:
@@ -281,7 +283,7 @@ class Guided(Around):
         return value
 
     def _conditional(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None, kind: Kind, s: Tensor | None
+        self, x_t: Tensor, t: Tensor, y: Given | None, kind: Kind, s: Tensor | None
     ) -> Tensor:
         return self._ask(self.field, x_t, t, y, kind, s)
 
@@ -290,7 +292,7 @@ class Guided(Around):
         field: Field,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None,
+        y: Given | None,
         kind: Kind,
         s: Tensor | None,
     ) -> Tensor:

@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from fmdiff.build import CONTRACTS, build, contract, locate, vouch
 from fmdiff.classifier import Classifier
+from fmdiff.codec import Codec, frozen
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
 from fmdiff.runs import averages, checkpoint, zoo
-from fmdiff.runs.content import TITLE, Checkpoint, data_mean, identity
+from fmdiff.runs.content import TITLE, Checkpoint, data_mean, forms, identity
 from fmdiff.runs.find import find
 from fmdiff.times import Discrete
 
@@ -135,11 +136,13 @@ def restore(
             source=source,
             coupled=not coupling.independent,
         )
+        objective.conditions = forms(spec, content.title)
         context = {"shape": shape, "classes": classes, **objective.inputs}
         with bounded(spec["model"], state, content.title):
             net = build(spec["model"], trust=trust, **context)
         net.load_state_dict(state)
         objective.data_mean = data_mean(spec, content.title)
+        objective.codec = decoder(content, trust)
         field = objective.field(net.eval().requires_grad_(False), shape, classes)
         field.names = tuple(str(name) for name in spec["data"].get("names") or ())
         only = spec["data"]["source"].get("only") or ()
@@ -154,6 +157,20 @@ def restore(
             f"the model of {content.title} cannot be built of it: {reason:.300}"
         ) from error
     return field
+
+
+def decoder(content: Checkpoint, trust: tuple[str, ...] = ()) -> Codec | None:
+    """The codec that a checkpoint carries, frozen, or None. Raises FmdiffError as `load` does."""
+    spec = content.spec["data"].get("codec")
+    if spec is None:
+        return None
+    if not isinstance(spec, Mapping) or content.codec is None:
+        raise FmdiffError(f"{content.title} lacks the codec of its samples")
+    vouch({"codec": spec}, trust, content.title)
+    with bounded(spec, content.codec, content.title):
+        codec: Codec = build(spec, trust=trust, base=Codec)
+    codec.load_state_dict(content.codec)
+    return frozen(codec)
 
 
 class Teacher(NamedTuple):
@@ -303,7 +320,7 @@ def _data(content: Checkpoint, trust: tuple[str, ...]) -> Any:
     source = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     # images of a folder that is gone have no shape, and need none to be sampled
     points = len(about["shape"]) == 1
-    if points and not (source.points and list(source.shape) == about["shape"]):
+    if points and not (source.axes == 1 and list(source.shape) == about["shape"]):
         raise FmdiffError(
             f"{content.title} is of samples of shape {about['shape']}, and its data are others"
         )

@@ -1,5 +1,6 @@
 """Sampling: how a field is sampled, and the batches around the integration loop."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.along import Along, Straight, in_range
 from fmdiff.build import build, locate, of_class, spec_of
+from fmdiff.codec import Codec
+from fmdiff.condition import Given, join, label, named
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Classes, Field
@@ -19,7 +22,7 @@ from fmdiff.path import Path
 from fmdiff.solvers.jump import Jump
 from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
-from fmdiff.trajectory import Witness, join, watch_size
+from fmdiff.trajectory import Witness, joined, watch_size
 
 USUAL, UNGUIDED = Heun(), Unguided()
 JOINED = (
@@ -31,12 +34,16 @@ AHEAD = (
     "before: choose solver.noise=1, or steps=1"
 )
 COORDINATES, FINALS = ("straight", "native"), ("auto", "solver", "denoise")
-Receive = Callable[[Tensor, Tensor | None], None]  # samples and labels of a batch
+Frames = tuple[Tensor, Tensor] | None  # states (frames, n, *shape) and their times (frames,)
+Receive = Callable[[Tensor, Given | None], None]  # samples and conditions of a batch
 
 
 @dataclass
 class Samples:
-    """Samples x (n, *shape) float32 or float64, labels y (n,) int64 or None, and their cost."""
+    """Samples x (n, *outer) float32 or float64, labels y (n,) int64 or None, and their cost.
+
+    They are as the user knows them: a codec has decoded them.
+    """
 
     x: Tensor
     y: Tensor | None
@@ -49,6 +56,8 @@ class Samples:
     trajectory: tuple[Tensor, Tensor] | None = None
     # their estimate of x in each interval, and its time (see trajectory.Witness)
     x_hat: tuple[Tensor, Tensor] | None = None
+    # the conditions of the samples besides the label, by name: (n, *shape), NaN if not given
+    given: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         """A picture and a table for notebooks. The function is named, as YAML files name theirs,
@@ -135,8 +144,8 @@ class Sampler:
             if value not in choices:
                 raise FmdiffError(f"{option}={value}: {nearest(value, choices)}")
 
-    def seen(self, field: Field, y: Tensor | None) -> Field:
-        """The field as the solver sees it: guided to labels y (B,), clipped, in `coordinates`.
+    def seen(self, field: Field, y: Given | None) -> Field:
+        """The field as the solver sees it: guided to y of B rows, clipped, in `coordinates`.
 
         Raises FmdiffError for a guidance that does not go with the field or the solver.
         """
@@ -184,8 +193,8 @@ class Sampler:
         n is 64 by default, or the length of eps or x_start. `first` is the index i of the first
         sample. eps (n, *shape) replaces the source noise of the seed. x_start (n, *shape) holds
         the states at the first time, on the path of sampling. With `trajectory` the states of the
-        first samples are kept, at no further evaluation. `receive` gets the samples and labels of
-        each batch, on the device. They are then not kept, and Samples.x is empty.
+        first samples are kept, at no further evaluation. `receive` gets the samples and conditions
+        of each batch, on the device. They are then not kept, and Samples.x is empty.
 
         Raises FmdiffError for n below 1, a start of another shape, or samples that are not finite.
         """
@@ -193,7 +202,7 @@ class Sampler:
         field = field.to(self.device, self.dtype)
         size = self.batch_size or default_batch_size(field.shape)
         layout: Plan | None = None
-        harvest = _Harvest(receive)
+        harvest = _Harvest(field.codec, receive)
         for start in range(first, first + n, size):
             rows = range(start, min(start + size, first + n))
             y = self.guidance.labels(field, classes, rows.start, rows.stop, seed)
@@ -279,23 +288,32 @@ class Sampler:
 class _Harvest:
     """Collects the results of the batches."""
 
-    def __init__(self, receive: Receive | None) -> None:
-        self.receive = receive
+    def __init__(self, codec: Codec | None, receive: Receive | None) -> None:
+        self.codec, self.receive = codec, receive
         self.xs: list[Tensor] = []
-        self.ys: list[Tensor] = []
+        self.ys: list[Given] = []
         self.watches: list[Witness] = []
         self.evaluations, self.most, self.bad = 0, 0.0, 0
 
-    def add(self, x: Tensor, y: Tensor | None, evaluations: int, most: float) -> None:
+    def add(self, x: Tensor, y: Given | None, evaluations: int, most: float) -> None:
         self.evaluations += evaluations
         self.most = max(self.most, most)
         self.bad += int((~x.flatten(1).isfinite()).any(1).sum())
+        x = self.decoded(x)
         if self.receive:
             self.receive(x, y)
             return
         self.xs.append(x.cpu())
         if y is not None:
             self.ys.append(y)
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """The samples, states or estimates x (..., *shape) as the user knows them."""
+        if self.codec is None:
+            return x
+        size = default_batch_size(self.codec.outer)
+        parts = [self.codec.decode(part) for part in torch.split(x, size)]
+        return torch.cat(parts) if parts else x
 
     def samples(self, field: Field, n: int, layout: Plan) -> Samples:
         if self.bad:
@@ -304,17 +322,27 @@ class _Harvest:
             )
         trajectory = x_hat = None
         if self.watches:
-            trajectory, x_hat = join(self.watches, layout.times, layout.steps)
+            trajectory, x_hat = joined(self.watches, layout.times, layout.steps)
+            trajectory, x_hat = self._decoded_frames(trajectory), self._decoded_frames(x_hat)
+        y = join(self.ys) if self.ys else None
         return Samples(
-            torch.cat(self.xs) if self.xs else torch.empty(0, *field.shape),
-            torch.cat(self.ys) if self.ys else None,
+            torch.cat(self.xs) if self.xs else torch.empty(0, *field.outer),
+            label(y),
             layout.nfe,
             self.evaluations / n,
             self.most,
             layout,
             trajectory,
             x_hat,
+            named(y),
         )
+
+    def _decoded_frames(self, frames: Frames) -> Frames:
+        if frames is None or self.codec is None:
+            return frames
+        states, times = frames
+        x = self.decoded(states.flatten(0, 1))
+        return x.view(*states.shape[:2], *x.shape[1:]), times
 
 
 def generate(

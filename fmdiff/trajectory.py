@@ -96,7 +96,7 @@ class _Part(Around):
         return value
 
 
-def join(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
+def joined(batches: list[Witness], times: Tensor, steps: int) -> tuple[Watch, Watch | None]:
     """Join the states and the estimates of x (None if there are none) of all batches.
 
     A jump from times[-1] gets the time 1. Estimates that are not finite are left out.

@@ -18,6 +18,7 @@ from fmdiff.commands.field_errors import field_errors
 from fmdiff.commands.grid import Cell, Draw, Row
 from fmdiff.commands.origin import origin
 from fmdiff.commands.stage import Stage, place, set_up
+from fmdiff.condition import Given, label
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
@@ -188,9 +189,9 @@ class Evaluation:
         self.jury.clear()
         self.jury.seed = seed  # fresh reference points for each of repeats=
 
-        def receive(x: Tensor, y: Tensor | None) -> None:
+        def receive(x: Tensor, y: Given | None) -> None:
             x = to_uint8(x) if stage.images else x
-            self.jury.add(x, y)
+            self.jury.add(x, label(y))
             if stage.images and sum(map(len, pixels)) < PIXELS:
                 pixels.append(x.cpu())
 

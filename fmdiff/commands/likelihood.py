@@ -14,6 +14,7 @@ from fmdiff import __version__, files
 from fmdiff.build import build
 from fmdiff.commands.arguments import compute, use_threads
 from fmdiff.commands.stage import Stage, set_up
+from fmdiff.condition import label
 from fmdiff.errors import FmdiffError
 from fmdiff.guidance import Unguided
 from fmdiff.likelihood import Estimates, bits_per_dim, dequantise, estimates, need_field
@@ -65,7 +66,8 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
             f"{list(field.shape)}"
         )
     n = stage.n if settings["n"] else min(stage.n, data.references or stage.n)
-    x, y = data.sample(0, n, settings["seed"])
+    x, known = data.sample(0, n, settings["seed"])
+    y = label(known)
     quantity = "log p(x)"
     if not field.classes:
         y = None

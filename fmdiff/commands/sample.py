@@ -14,6 +14,7 @@ from torch import Tensor
 from fmdiff import __version__, files
 from fmdiff.commands import arguments
 from fmdiff.commands.stage import Stage, place, set_up
+from fmdiff.condition import Given, label
 from fmdiff.data.images import to_uint8
 from fmdiff.field import Field
 from fmdiff.integration import Plan, law_of
@@ -133,11 +134,11 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
     """Draw the samples, each process its share, and judge them if there is a judge."""
     batches, settings = Batches(), stage.settings
 
-    def receive(x: Tensor, y: Tensor | None) -> None:
+    def receive(x: Tensor, y: Given | None) -> None:
         x = to_uint8(x) if stage.images else x
-        batches.add(x, y)
+        batches.add(x, label(y))
         if judge:
-            judge.add(x, y)
+            judge.add(x, label(y))
 
     share = processes.share(stage.n, stage.size)
     with Bar(len(share), visible=processes.rank() == 0) as bar:

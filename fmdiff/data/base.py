@@ -5,7 +5,7 @@ A data set is a class below `Data` and a YAML in configs/data. Points are easies
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import UnionType
@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
+from fmdiff.codec import Codec
+from fmdiff.condition import Form, Given, given, join
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.randomness import BLOCK, generator
 
-Batch = tuple[Tensor, Tensor | None]
-Batches = tuple[Tensor, Tensor | None, Tensor | None]
+Batch = tuple[Tensor, Given | None]
+Batches = tuple[Tensor, Given | None, Tensor | None]
 Device = torch.device | str
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -32,6 +34,9 @@ def concatenate(parts: Sequence[Tensor]) -> Tensor:
 class Data(ABC):
     """A data set: x float32 (B, *shape), y int64 (B,), or None without classes.
 
+    With `conditions` y is a `condition.Condition`. What a model learns is `batch`, `held_out` and
+    `examples`; `sample` gives what a user knows, which `codec` translates.
+
     `only` keeps the samples of the given labels, as numbers or names. The labels are not
     renumbered, and `classes` does not change. Raises FmdiffError for a key of the wrong type or
     range.
@@ -41,10 +46,11 @@ class Data(ABC):
     conditional: bool | None = False  # None: the data decide, if `undecided`
     only: list[Any] | None = None  # checkpoints of 0.1.0 lack it
 
-    shape: tuple[int, ...] = field(init=False)  # the shape of one sample: (d,) or (C, H, W)
+    shape: tuple[int, ...] = field(init=False)  # of one sample: (d,), (C, L) or (C, H, W)
     labels: int = field(init=False, default=1)  # how many labels the data have
 
-    points: ClassVar[bool] = True  # samples are points (d,) rather than images (C, H, W)
+    # how many axes a sample has: 1 for points (d,), 2 for series (C, L), 3 for images (C, H, W)
+    axes: ClassVar[int | None] = 1
     names: ClassVar[Sequence[str]] = ()  # the names of the labels, if they have names
     name: ClassVar[str | None] = None  # name of its YAML, if fmdiff manages its files
     undecided: ClassVar[bool] = False  # whether conditional may be null
@@ -53,10 +59,15 @@ class Data(ABC):
     flip = False  # whether half of the training images are mirrored
 
     def __init_subclass__(cls) -> None:
-        """Infer `points` from the class attribute `shape`, if the class has one."""
+        """Infer `axes` from the class attribute `shape`, if the class has one."""
         shape = vars(cls).get("shape")
         if isinstance(shape, tuple):
-            cls.points = len(shape) == 1
+            cls.axes = len(shape)
+
+    @classmethod
+    def axes_of(cls, settings: Mapping[str, Any]) -> int | None:
+        """How many axes a sample of these settings has; None if only the data tell."""
+        return cls.axes
 
     def __post_init__(self) -> None:
         self.require("batch_size", int, "an integer >= 1", lambda v: v >= 1)
@@ -95,6 +106,20 @@ class Data(ABC):
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not right or not test(value):
             raise FmdiffError(f"data.{name}={value} must be {allowed}")
+
+    @property
+    def conditions(self) -> dict[str, Form]:
+        """What samples are conditioned on besides the label, by name."""
+        return {}
+
+    @property
+    def codec(self) -> Codec | None:
+        """What translates between the samples of `sample` and those of `batch`; None: nothing."""
+        return None
+
+    def comparable(self, x: Tensor) -> Tensor:
+        """Samples x (B, ...) as a user knows them, scaled so that distances mean something."""
+        return x
 
     @property
     def classes(self) -> int:
@@ -165,12 +190,13 @@ class Data(ABC):
     ) -> Batches:
         """x, y and augmentation labels of `rows` of these steps, one step after another."""
         parts: list[Batches] = []
+        a: Tensor | None = None
         for k in steps:
             plain, y = self.batch(seed, k, rows, device)
             x, a = self.augmented(plain, seed, k, rows)
             parts.append((x, y, a))
-        columns = zip(*parts, strict=True)
-        return tuple(None if c[0] is None else concatenate(c) for c in columns)  # type: ignore
+        xs, ys, augmentations = zip(*parts, strict=True)
+        return concatenate(xs), join(ys), None if a is None else concatenate(augmentations)
 
     @abstractmethod
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
@@ -190,9 +216,10 @@ class Data(ABC):
     def examples(self, n: int) -> Batch:
         """The first n training examples (fewer if there are fewer)."""
 
-    def with_labels(self, x: Tensor, label: Tensor, device: Device) -> Batch:
-        """x and its labels on a device. The labels are None without classes."""
-        return x.to(device), label.to(device) if self.classes else None
+    def with_labels(self, x: Tensor, label: Tensor, device: Device, **parts: Tensor) -> Batch:
+        """x and y on a device, from labels (B,) and named conditions (B, *). y may be None."""
+        labels = label.to(device) if self.classes else None
+        return x.to(device), given(labels, {name: part.to(device) for name, part in parts.items()})
 
 
 def far(mean: Tensor, std: float) -> bool:

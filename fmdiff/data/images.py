@@ -42,7 +42,7 @@ class Images(Data):
     flip: bool = False
     augment: float = 0.0  # checkpoints of 0.1.0 lack it
 
-    points: ClassVar[bool] = False
+    axes: ClassVar[int | None] = 3
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     resident: ClassVar[int] = 2 << 30  # data sets up to this many bytes are moved to the device
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 
 log = logging.getLogger("fmdiff")
@@ -96,9 +97,7 @@ class FastNet(nn.Module):
         self.net, self.dtype = net, dtype
         self.run: Any = torch.compile(net) if compiled else net
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None = None, **further: Tensor
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Given | None = None, **further: Tensor) -> Tensor:
         with cast(x_t.device, self.dtype):
             return self.run(x_t, t, y, **further).to(x_t.dtype)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fmdiff.condition import Given
 from fmdiff.data.base import Data
 from fmdiff.field import Field
 from fmdiff.path import Kind
@@ -36,7 +37,7 @@ class Errors(NamedTuple):
 
 
 def errors(
-    field: Field, truth: Field, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, kind: Kind
+    field: Field, truth: Field, x: Tensor, y: Given | None, eps: Tensor, t: Tensor, kind: Kind
 ) -> Errors:
     """Compare `field` with `truth` at time t () for pairs x, eps (n, *shape)."""
     x_t = field.path.mix(x, eps, t)

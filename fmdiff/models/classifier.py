@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, ResBlock, group_norm
 from fmdiff.models.network import Network, even, share, sizes
@@ -20,7 +21,7 @@ class ImageClassifier(Network):
     Raises FmdiffError for points and for a size below 1.
     """
 
-    flat = False
+    axes = 3
 
     logits = True
 
@@ -58,7 +59,7 @@ class ImageClassifier(Network):
             self.levels.append(stage)
         self.norm, self.last = group_norm(current), nn.Linear(current, classes)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Given | None = None) -> Tensor:
         embedding, h = self.conditioning(t, None), self.first(x_t)
         for i, stage in enumerate(self.levels):
             if i:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.models.layers import (
     Attention,
     Augmentation,
@@ -75,7 +76,7 @@ class DDPMpp(Network):
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
     """
 
-    flat = False
+    axes = 3
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class DDPMpp(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Conditioning, attend, zeroed
 from fmdiff.models.network import Network, sizes
@@ -175,7 +176,7 @@ class DiT(Network):
     not a multiple of 4 heads and for a size below 1. Source: Peebles & Xie 2023, arXiv:2212.09748.
     """
 
-    flat = False
+    axes = 3
 
     places: Tensor
 
@@ -217,7 +218,7 @@ class DiT(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,

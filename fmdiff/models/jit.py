@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.dit import (
     MLP_RATIO,
@@ -104,7 +105,7 @@ class JiT(Network):
     Source: Li & He 2025, arXiv:2511.13720.
     """
 
-    flat = False
+    axes = 3
 
     places: Tensor
     turn: Tensor
@@ -158,7 +159,7 @@ class JiT(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError
 from fmdiff.models.network import require
 from fmdiff.randomness import generator
@@ -180,14 +181,14 @@ class Conditioning(nn.Module):
     def forward(
         self,
         t: Tensor,
-        y: Tensor | None,
+        y: Given | None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,
     ) -> Tensor:
         embedding: Tensor = self.map(self.time(t), t, s, w)
         if self.label is not None:
-            embedding = embedding + self.label(y)
+            embedding = embedding + self.label(label(y))
         return embedding if self.augment is None else embedding + self.augment(augment, t)
 
 

@@ -6,6 +6,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.layers import MapInputs, Sinusoid, zeroed
 from fmdiff.models.network import Network, flags, require, sizes
@@ -29,7 +30,7 @@ class MLP(Network):
     2020 (Fourier features).
     """
 
-    flat = True
+    axes = 1
 
     fourier: Tensor
 
@@ -82,7 +83,7 @@ class MLP(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,
     ) -> Tensor:
@@ -91,7 +92,7 @@ class MLP(Network):
             angles = x_t @ self.fourier
             features += [angles.cos(), angles.sin()]
         h = self.map(self.first(torch.cat([*features, time], dim=1)), t, s, w)
-        out: Tensor = self.rest(h if self.label is None else h + self.label(y))
+        out: Tensor = self.rest(h if self.label is None else h + self.label(label(y)))
         if self.skip is None:
             return out
         factor: Tensor = self.skip_map(self.skip(time), t, s, w)

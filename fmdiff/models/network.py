@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 
 
@@ -14,18 +15,21 @@ class Network(nn.Module):
 
     x_t (B, *shape) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes`
     is the null label) or None without classes -> (B, *shape). A plain nn.Module works too; only
-    `flat` and `logits` need this class.
+    `axes` and `logits` need this class.
 
     A network for flow maps also takes the keyword `second_time`, and with it net(x_t, t, y, s=s)
     for the end s (B,) of a jump, on the scale of t. Without s, and where s = t, it answers the
-    velocity. One that takes `guided` has w=w too, the scale of guidance (B,); w = 1 is none.
+    velocity. One that takes `guided` has w=w too, the scale of guidance (B,); w = 1 is none. One
+    that takes `conditions`, a dict of `condition.Form` by name, gets them beside the label in y,
+    which is then a `condition.Condition`.
     """
 
-    # True for points (d,), False for images (C, H, W), None for both as the data decide
-    flat: bool | None = None
+    # how many axes a sample has: 1 for points (d,), 2 for series (C, L), 3 for images (C, H, W);
+    # None for any, as the data decide
+    axes: int | None = None
     logits = False  # whether it returns (B, classes), as objective=classification trains it
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Given | None = None) -> Tensor:
         """The prediction at unit scale, or the logits (B, classes)."""
         raise NotImplementedError
 
@@ -69,7 +73,7 @@ def answer(
     net: Callable[..., Tensor],
     x_t: Tensor,
     t: Tensor,
-    y: Tensor | None,
+    y: Given | None,
     s: Tensor | None = None,
     w: Tensor | None = None,
 ) -> Tensor:
@@ -89,7 +93,7 @@ def answer(
 
 
 def takes(target: Callable[..., Any], keyword: str) -> bool:
-    """Whether a network's class can be told `second_time` or `guided`, so that it can be a map."""
+    """Whether a network's class can be told `second_time`, `guided` or `conditions`."""
     parameters = inspect.signature(target).parameters
     return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

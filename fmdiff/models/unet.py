@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
 from fmdiff.models.network import Network, even, flags, integers, require, share, sizes
@@ -116,7 +117,7 @@ class UNet(Network):
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
     """
 
-    flat = False
+    axes = 3
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class UNet(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         augment: Tensor | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,

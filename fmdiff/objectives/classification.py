@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmdiff.classifier import Classifier
+from fmdiff.condition import Given, label
 from fmdiff.objectives.objective import Objective
 
 
@@ -23,15 +24,16 @@ class Classification(Objective):
         net: nn.Module | None,
         shape: Sequence[int],
         classes: int = 0,
-        y: Tensor | None = None,
+        y: Given | None = None,
     ) -> Classifier:
         """The network as a classifier."""
         assert net is not None
         return Classifier(net, self.path, self.data_std, tuple(shape), classes, self.data_mean)
 
     def __call__(
-        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+        self, net: nn.Module, x: Tensor, y: Given | None, eps: Tensor, t: Tensor
     ) -> Tensor:
-        assert y is not None
+        labels = label(y)
+        assert labels is not None
         logits = self.field(net, x.shape[1:]).logits(self.path.mix(x, eps, t), t)
-        return F.cross_entropy(logits, y, reduction="none")
+        return F.cross_entropy(logits, labels, reduction="none")

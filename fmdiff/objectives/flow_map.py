@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmdiff.condition import Given, dropped, null
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.field import Field, NetField
 from fmdiff.formula import Formula
@@ -201,15 +202,15 @@ class FlowMap(FlowMatching):
     # The loss
 
     def terms(
-        self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, *columns: Tensor
-    ) -> tuple[Tensor | None, ...]:
+        self, x: Tensor, y: Given | None, eps: Tensor, t: Tensor, *columns: Tensor
+    ) -> tuple[Given | None, ...]:
         one, zero = torch.ones_like(t), torch.zeros_like(t)
         slope = self.slope(t) * self.path.convert(one, zero, t, "straight", self.prediction)
         pair = expand(slope, x), self.path.mix(x, eps, t), x - eps, t
         return *super().terms(x, y, eps, t), *pair, *columns
 
     def __call__(
-        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor, *columns: Tensor
+        self, net: nn.Module, x: Tensor, y: Given | None, eps: Tensor, t: Tensor, *columns: Tensor
     ) -> Tensor:
         return self.compare(net, *self.terms(x, y, eps, t, *columns))
 
@@ -336,8 +337,8 @@ class FlowMap(FlowMatching):
         u = other.bind(field.y).predict(x_t, t, "straight", s)
         if not (isinstance(field, NetField) and field.w is not None):
             return u
-        null = other.bind(torch.full_like(field.y, other.classes))
-        return torch.lerp(null.predict(x_t, t, "straight", s), u, expand(field.w, u))
+        guide = other.bind(null(field.y, other.classes))
+        return torch.lerp(guide.predict(x_t, t, "straight", s), u, expand(field.w, u))
 
     def inside(self, field: Field, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The state and time where to ask for a velocity, of the same straight state.
@@ -355,10 +356,10 @@ class FlowMap(FlowMatching):
         """null + scale (w - null), the pair's velocity w for a network that is told the scale."""
         if field.y is None or field.w is None:
             return w
-        null = copy.copy(field)
-        null.w, null.y = None, torch.full_like(field.y, self.classes)
-        scale = torch.where(field.y == self.classes, 1, field.w)
-        return torch.lerp(null.predict(x_t, t, "straight"), w, expand(scale, w))
+        guide = copy.copy(field)
+        guide.w, guide.y = None, null(field.y, self.classes)
+        scale = torch.where(dropped(field.y, self.classes), 1, field.w)
+        return torch.lerp(guide.predict(x_t, t, "straight"), w, expand(scale, w))
 
 
 def _number(value: object) -> bool:
@@ -375,7 +376,8 @@ def _interval(value: object) -> bool:
 def _rows(field: NetField, rows: Tensor) -> NetField:
     """The field for some rows of its batch."""
     part = copy.copy(field)
-    part.y, part.w = (None if value is None else value[rows] for value in (field.y, field.w))
+    part.y = None if field.y is None else field.y[rows]
+    part.w = None if field.w is None else field.w[rows]
     if isinstance(field.net, partial):  # with the labels of an augmentation
         part.net = partial(field.net.func, augment=field.net.keywords["augment"][rows])
     return part

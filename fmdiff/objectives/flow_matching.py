@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.network import answer
 from fmdiff.objectives.objective import Objective
@@ -77,7 +78,7 @@ class FlowMatching(Objective):
         self._distance, self.huber = distance, huber
 
     def __call__(
-        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+        self, net: nn.Module, x: Tensor, y: Given | None, eps: Tensor, t: Tensor
     ) -> Tensor:
         x_t, target = self.path.mix(x, eps, t), self.path.mix(x, eps, t, self.prediction)
         error = self.field(net, x.shape[1:], y=y).output(x_t, t) - target
@@ -106,8 +107,8 @@ class FlowMatching(Objective):
     # The same loss in a form that trains faster.
 
     def terms(
-        self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
-    ) -> tuple[Tensor | None, ...]:
+        self, x: Tensor, y: Given | None, eps: Tensor, t: Tensor
+    ) -> tuple[Given | None, ...]:
         """The parts of the loss w distance(c F(z, time, y) + g) besides the network's output F.
 
         a_theta = scale F + skipped, so c = q scale and g = q (skipped - a). The shapes are z, g

@@ -1,13 +1,16 @@
 """The contract of objectives: the loss of a training step, and the field that it trains."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fmdiff.build import Described
+from fmdiff.codec import Codec
+from fmdiff.condition import Form, Given
 from fmdiff.errors import FmdiffError
 from fmdiff.field import NetField
 from fmdiff.path import Kind, Path
@@ -38,6 +41,9 @@ class Objective(Described):
     # the mean of the data (*shape), set by the run; None stands for 0. No argument, so that
     # objectives of one's own need not name it
     data_mean: Tensor | None = None
+    # what samples are conditioned on besides the label, and their codec: set like `data_mean`
+    conditions: Mapping[str, Form] = MappingProxyType({})
+    codec: Codec | None = None
 
     def __init__(
         self,
@@ -53,7 +59,7 @@ class Objective(Described):
         self.source, self.coupled = source or Normal(), coupled
 
     def __call__(
-        self, net: nn.Module, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
+        self, net: nn.Module, x: Tensor, y: Given | None, eps: Tensor, t: Tensor
     ) -> Tensor:
         """The loss of each example (B,) for x, eps (B, *shape), y (B,) and t (B,).
 
@@ -69,10 +75,10 @@ class Objective(Described):
         net: nn.Module | None,
         shape: Sequence[int],
         classes: int = 0,
-        y: Tensor | None = None,
+        y: Given | None = None,
     ) -> NetField:
         """The network as a field of this path. net=None suffices if only the scales matter."""
-        return NetField(
+        field = NetField(
             net,
             self.path,
             self.prediction,
@@ -86,12 +92,15 @@ class Objective(Described):
             self.coupled,
             self.data_mean,
         )
+        field.conditions, field.codec = self.conditions, self.codec
+        return field
 
     @property
-    def inputs(self) -> dict[str, bool]:
+    def inputs(self) -> dict[str, Any]:
         """The keywords that make a network take what else this objective gives it."""
         names = {"second_time": self.two_times, "guided": self.guidance is not None}
-        return {name: True for name, needed in names.items() if needed}
+        inputs: dict[str, Any] = {name: True for name, needed in names.items() if needed}
+        return inputs | ({"conditions": self.conditions} if self.conditions else {})
 
     def time(self, u: Tensor) -> Tensor:
         """Map draws u in [0, 1] of a time law into [t_eps, 1 - t_eps]."""
@@ -108,8 +117,8 @@ class Objective(Described):
         return (self.time(law(n, generators("time"))),)
 
     def terms(
-        self, x: Tensor, y: Tensor | None, eps: Tensor, t: Tensor
-    ) -> tuple[Tensor | None, ...]:
+        self, x: Tensor, y: Given | None, eps: Tensor, t: Tensor
+    ) -> tuple[Given | None, ...]:
         """The arguments of `compare` besides the network, each with B rows or None.
 
         Training computes the terms of many steps at once and without gradients. By default they

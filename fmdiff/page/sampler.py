@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
+from fmdiff.condition import label
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical
 from fmdiff.field import Field
@@ -118,7 +119,7 @@ class _Starts:
             return None
         t = program.states[0].t
         if t not in self.times:
-            y = self.field.labels(None, 0, POOL, 0)
+            y = label(self.field.labels(None, 0, POOL, 0))
             eps = randomness.noise(0, POOL, self.field.shape, 0, "start").double()
             x = sampler.seen(self.field, y).start(eps, torch.tensor(t).double(), 0, 0)
             self.times.append(t)

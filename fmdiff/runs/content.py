@@ -5,6 +5,7 @@ A checkpoint file is `torch.save` of one dict of plain containers and tensors:
     step       int, optimiser steps done
     spec       nested dict, everything needed to rebuild the field: see FORM
     weights    {"raw": state_dict, "0.9999": state_dict of that EMA, ...}
+    codec      state_dict of what decodes the samples; absent if nothing does
     training   optimizer, loops, config ...; absent in an exported file
     checksums  {dotted path of a tensor: SHA-256 of its dtype, shape and bytes}
     format     "fmdiff"
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmdiff.condition import Form
 from fmdiff.ema import POWER, power
 from fmdiff.errors import FmdiffError
 
@@ -46,7 +48,7 @@ FORM: dict[str, Any] = {
             "shape": list,
             "classes": int,
             "std": (int, float),
-            # and mean, a list: see `data_mean`
+            # and mean, a list: see `data_mean`; conditions: their forms by name; codec: its spec
             "source": dict,  # settings of the data set
         },
     },
@@ -71,6 +73,7 @@ class Checkpoint:
     spec: dict[str, Any]
     weights: dict[str, dict[str, Tensor]]
     training: dict[str, Any] | None = None  # None if the run cannot be resumed
+    codec: dict[str, Tensor] | None = None  # the state of the codec that spec.data.codec builds
     version: int = VERSION
     title: str = TITLE  # what messages call it: "checkpoint PATH"
 
@@ -95,6 +98,7 @@ class Checkpoint:
             content["spec"],
             content["weights"],
             content.get("training"),
+            content.get("codec"),
             content.get("version", VERSION),
             title,
         )
@@ -102,7 +106,8 @@ class Checkpoint:
     def content(self) -> dict[str, Any]:
         """The dict to write. `checkpoint.write` adds format, version and checksums."""
         content = {"step": self.step, "spec": self.spec, "weights": self.weights}
-        return content if self.training is None else content | {"training": self.training}
+        more = {"training": self.training, "codec": self.codec}
+        return content | {name: part for name, part in more.items() if part is not None}
 
     def name_of(self, weights: str | float = "ema") -> str:
         """The name of the weights that `weights=` asks for, whether they are stored or not.
@@ -144,16 +149,18 @@ def _ranges(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
     data, training = content["spec"]["data"], content.get("training")
     shape, classes = data["shape"], data["classes"]
     yield "step", content["step"], 0 <= content["step"] <= LAST
-    sizes = len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= LARGEST for n in shape)
+    sizes = len(shape) in (1, 2, 3) and all(type(n) is int and 1 <= n <= LARGEST for n in shape)
     yield "spec.data.shape", shape, sizes and math.prod(shape) <= LARGEST
     yield "spec.data.classes", classes, 0 <= classes <= MOST
     yield "spec.data.std", data["std"], 0 <= data["std"] < math.inf
     yield "weights", content["weights"], bool(content["weights"])
     for name, state in content["weights"].items():
-        plain = isinstance(state, dict) and all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-        )
-        yield f"weights.{name}", state, plain and _is_name(name)
+        yield f"weights.{name}", state, _is_state(state) and _is_name(name)
+    codec = content.get("codec")
+    yield "codec", codec, codec is None or _is_state(codec)
+    named = data.get("conditions") or {}
+    plain = isinstance(named, dict) and all(str(name).isidentifier() for name in named)
+    yield "spec.data.conditions", named, plain
     yield "training", training, training is None or isinstance(training, dict)
     if training:
         config = training.get("config", {})
@@ -162,6 +169,13 @@ def _ranges(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
         yield "training.config.trainer", trainer, isinstance(trainer, dict)
         teacher = training.get("teacher")
         yield "training.teacher", teacher, teacher is None or _is_teacher(teacher)
+
+
+def _is_state(state: Any) -> bool:
+    """Whether it holds tensors by name."""
+    return isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
 
 
 def _is_name(name: Any) -> bool:
@@ -200,6 +214,12 @@ def data_mean(spec: Mapping[str, Any], title: str = TITLE) -> Tensor | None:
     if list(value.shape) != data["shape"] or not value.isfinite().all():
         raise _unlike("spec.data.mean", mean, title)
     return value
+
+
+def forms(spec: Mapping[str, Any], title: str = TITLE) -> dict[str, Form]:
+    """The conditions that a spec names. Raises FmdiffError for a form that is none."""
+    named = spec["data"].get("conditions") or {}
+    return {name: Form.of(form, title) for name, form in named.items()}
 
 
 def digest(tensor: Tensor) -> str:

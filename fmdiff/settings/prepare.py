@@ -21,6 +21,8 @@ from fmdiff.settings.compose import Composer, config_folders, groups
 from fmdiff.settings.sentences import choices_of, key_of
 
 PLANNED = "fmdiff-plan-"  # prefix of the folder of a sweep that leaves nothing
+# the network of data whose samples have so many axes, where none is chosen
+USUAL = {1: "mlp", 2: "unet_1d", 3: "unet"}
 CHECKED_JOBS = 200  # jobs of a sweep that are checked before the first starts
 
 
@@ -52,30 +54,30 @@ def counterpart(
     choices = choices_of(cfg.hydra)
     if not (choices.get("data") and choices.get("model")):
         return None
-    points, flat = _points(cfg), _flat(cfg)
-    if points is None or flat is None or points == flat or (flat and "model" in keys):
+    axes, taken = _axes(cfg), _taken(cfg)
+    if axes is None or taken is None or axes == taken or (taken == 1 and "model" in keys):
         return None
     if "data" in keys:
-        return "model=mlp" if points else "model=unet"
+        return f"model={USUAL[axes]}"
     from fmdiff.data.files import available
 
     return "data=mnist" if available("mnist") else "data=digits"
 
 
-def _points(cfg: DictConfig) -> bool | None:
-    """Whether the data are points rather than images; None if their class does not tell."""
+def _axes(cfg: DictConfig) -> int | None:
+    """How many axes a sample of the data has; None if their class does not tell."""
     from fmdiff.data.base import Data
 
     data = kind_of(cfg, "data")
-    return data.points if issubclass(data, Data) else None
+    return data.axes_of(cfg.data) if issubclass(data, Data) else None
 
 
-def _flat(cfg: DictConfig) -> bool | None:
-    """Whether the model is for points rather than images; None if its class does not tell."""
+def _taken(cfg: DictConfig) -> int | None:
+    """How many axes a sample of the model has; None if its class does not tell."""
     from fmdiff.models.network import Network
 
     model = kind_of(cfg, "model")
-    return model.flat if issubclass(model, Network) else None
+    return model.axes if issubclass(model, Network) else None
 
 
 def saved_overrides(overrides: list[str], folders: Sequence[Path] = ()) -> list[str]:

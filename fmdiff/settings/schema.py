@@ -245,6 +245,7 @@ RULES: dict[str, Rule] = {
     "trainer.power_ema": WIDTHS,
     "trainer.snapshot_every": or_null(integer(1)),
     "trainer.label_dropout": FRACTION,
+    "trainer.condition_dropout": FRACTION,
     "trainer.precision": one_of(*PRECISIONS),
     "trainer.compile": or_null(FLAG),
     "trainer.channels_last": or_null(FLAG),

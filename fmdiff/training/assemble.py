@@ -54,6 +54,7 @@ def assemble(
     context["coupled"] = not coupling.independent
     objective = build(settings["objective"], base=Objective, **context)
     objective.data_mean, objective.classes = data.centre, data.classes
+    objective.conditions, objective.codec = data.conditions, data.codec
     torch.manual_seed(key(settings["seed"], "init"))
     context = {"shape": data.shape, "classes": data.classes, **objective.inputs}
     check_inputs(settings, objective)
@@ -77,7 +78,7 @@ def assemble(
         build(settings["time"], path=path),
         coupling,
         settings["seed"],
-        0.0 if objective.logits else options.label_dropout,
+        (0.0, 0.0) if objective.logits else (options.label_dropout, options.condition_dropout),
         options.accumulate,
         options.max_steps,
         pairs,
@@ -140,6 +141,12 @@ def check_inputs(settings: dict[str, Any], objective: Objective) -> None:
     target, choices = locate(settings["model"]["_target_"]), settings["choices"]
     for keyword in objective.inputs:
         if not takes(target, keyword):
+            if keyword == "conditions":
+                raise FmdiffError(
+                    f"model={choices['model']} takes no conditions, and data={choices['data']} "
+                    f"has {', '.join(objective.conditions)}; choose model=mlp for points, "
+                    "model=unet_1d for series, model=unet for images"
+                )
             raise FmdiffError(
                 f"model={choices['model']} cannot be trained with objective="
                 f"{choices['objective']}: {target.__name__} takes no {keyword}, as networks of "

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fmdiff.condition import LABEL, Given, chosen, label, named, null
 from fmdiff.coupling import Coupling, Pairs, transport_cost
 from fmdiff.data.base import Data, concatenate
 from fmdiff.machine.ahead import Ahead
@@ -13,8 +14,8 @@ from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
 
-Terms = tuple[Tensor | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
-Coupled = tuple[Tensor, Tensor | None, Tensor, Tensor | None]  # x, y, eps, augmentation
+Terms = tuple[Given | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
+Coupled = tuple[Tensor, Given | None, Tensor, Tensor | None]  # x, y, eps, augmentation
 Draws = tuple[Any, ...]  # x, y, eps, t and what else the objective draws, augmentation
 Match = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
 POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
@@ -25,9 +26,10 @@ class Batches:
 
     Everything is drawn for the global batch, and a device takes its `rows` of it. x and y come
     from the data, eps from the source in the order of the coupling, and t from the time law.
-    Labels are dropped at the rate `label_dropout`, for classifier-free guidance. The coupling does
-    not depend on the weights, so threads compute it in advance, during the steps before. `steps`
-    is the number of steps of the whole training. With `pairs` x, y and eps are theirs.
+    Labels and the other conditions are dropped at the two rates of `dropout`, for classifier-free
+    guidance. The coupling does not depend on the weights, so threads compute it in advance, during
+    the steps before. `steps` is the number of steps of the whole training. With `pairs` x, y and
+    eps are theirs.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class Batches:
         time: Callable[[int, Generator], Tensor],
         coupling: Coupling,
         seed: int,
-        label_dropout: float = 0.0,
+        dropout: tuple[float, float] = (0.0, 0.0),
         accumulate: int = 1,
         steps: int = 1,
         pairs: Pairs | None = None,
     ) -> None:
         self.data, self.objective, self.time, self.coupling = data, objective, time, coupling
-        self.seed, self.label_dropout, self.accumulate = seed, label_dropout, accumulate
+        self.seed, self.accumulate = seed, accumulate
+        self.label_dropout, self.condition_dropout = dropout
         self.source, self.steps, self.pairs = objective.source, steps, pairs
         self.device = torch.device("cpu")
         self.tally = Tally()
@@ -70,8 +73,8 @@ class Batches:
     def draw(self, steps: range, rows: slice) -> Draws:
         """x, y, eps, times and the augmentation's labels of these rows, one step after another."""
         x, y, eps, augmentation = self.couple(steps, rows)
-        if y is not None and self.label_dropout:
-            y = self.drop_labels(y, steps, rows)
+        if y is not None:
+            y = self.drop(y, steps, rows)
         times = zip(*(self.times(k) for k in steps), strict=True)
         columns = (concatenate([part[rows] for part in column]) for column in times)
         return x, y, eps, *columns, augmentation
@@ -101,12 +104,19 @@ class Batches:
         draws = generator(self.seed, "eps", k, device=device)
         return self.source.batch(torch.randn(size, device=device, generator=draws), self.seed, k)
 
-    def drop_labels(self, y: Tensor, steps: range, rows: slice) -> Tensor:
-        """Replace some of the labels y of these steps and rows by the null label."""
+    def drop(self, y: Given, steps: range, rows: slice) -> Given:
+        """Drop some of the labels and conditions y of these steps and rows, each on its own."""
+        for name in [*([] if label(y) is None else [LABEL]), *named(y)]:
+            if rate := self.label_dropout if name == LABEL else self.condition_dropout:
+                y = self._drop(y, name, rate, steps, rows)
+        return y
+
+    def _drop(self, y: Given, name: str, rate: float, steps: range, rows: slice) -> Given:
+        purpose = "label_dropout" if name == LABEL else f"condition_dropout {name}"
         size = self.data.batch_size
-        u = [torch.rand(size, generator=generator(self.seed, "label_dropout", k)) for k in steps]
-        drop = concatenate([v[rows] for v in u]) < self.label_dropout
-        return torch.where(drop.to(y.device), torch.full_like(y, self.data.classes), y)
+        u = [torch.rand(size, generator=generator(self.seed, purpose, k)) for k in steps]
+        drop = concatenate([v[rows] for v in u]) < rate
+        return chosen(drop, null(y, self.data.classes, [name]), y)
 
     def pair(self, k: int, eps: Tensor) -> Tensor:
         """Put eps of the global batch of step k in the coupling's order; count its cost once."""
@@ -124,7 +134,8 @@ class Batches:
         steps = range(block * self.block, (block + 1) * self.block)
         x, y, _ = self.data.batches(self.seed, steps, device=self.device)
         xs = x.split(self.data.batch_size)
-        ys = [None] * len(xs) if y is None else y.split(self.data.batch_size)
+        labels = label(y)
+        ys = [None] * len(xs) if labels is None else labels.split(self.data.batch_size)
         index, costs = [], []
         for k, x, y in zip(steps, xs, ys, strict=True):
             eps = self.noise(k)

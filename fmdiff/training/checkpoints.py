@@ -44,6 +44,10 @@ def spec(module: Training) -> dict[str, Any]:
     }
     if data.names:
         parts["data"]["names"] = list(data.names)
+    if conditions := module.objective.conditions:
+        parts["data"]["conditions"] = {name: form.spec() for name, form in conditions.items()}
+    if (codec := module.objective.codec) is not None:
+        parts["data"]["codec"] = codec.spec()
     if files := data.fingerprint():
         parts["data"]["files"] = files
     return parts
@@ -61,8 +65,9 @@ def content(module: Training) -> dict[str, Any]:
         training["pairs"] = module.batches.pairs.teacher
     if module.teacher is not None:
         training["teacher"] = module.teacher.about
-    weights = module.averages.named(module.net)
-    return Checkpoint(module.step, spec(module), weights, training).content()
+    weights, codec = module.averages.named(module.net), module.objective.codec
+    state = None if codec is None else codec.state_dict()
+    return Checkpoint(module.step, spec(module), weights, training, state).content()
 
 
 def resume(module: Training, stored: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning import pytorch as pl
 from torch import Tensor
 
+from fmdiff.condition import Given, label
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
@@ -93,8 +94,8 @@ class SampleMetrics(Hooks):
         images = len(module.data.shape) == 3
         judge.clear()
 
-        def receive(x: Tensor, y: Tensor | None) -> None:
-            judge.add(to_uint8(x) if images else x, y)
+        def receive(x: Tensor, y: Given | None) -> None:
+            judge.add(to_uint8(x) if images else x, label(y))
 
         field = module.field()
         generate(field, self.n, steps=preview_steps(field), device=module.device, receive=receive)

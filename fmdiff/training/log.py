@@ -14,6 +14,7 @@ import torch
 from lightning import pytorch as pl
 from torch import Generator, Tensor
 
+from fmdiff.condition import Given, label
 from fmdiff.machine.clock import PARTS
 from fmdiff.machine.cost import peak
 from fmdiff.machine.progress import Activity, note
@@ -208,16 +209,17 @@ class Log(Hooks):
         The times t are those of equal shares of [0, 1], in increasing order.
         """
         batches, data = module.batches, module.data
+        y: Given | None
         if batches.pairs is not None:
             x, y, eps = batches.pairs.held_out(module.device)
         else:
             x, y = data.held_out(2000 if len(data.shape) == 1 else 200, module.device)
             draws, size = generator(0, "validation"), data.batch_size
             eps = batches.source.sample(torch.randn(x.shape, generator=draws).to(x), 0, 0)
-            index = []
+            index, known = [], label(y)
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
-                labels = None if y is None else y[part]
+                labels = None if known is None else known[part]
                 index.append(start + batches.coupling(x[part], eps[part], labels, 0, 0))
             eps = eps[torch.cat(index)]
 

@@ -24,6 +24,7 @@ class TrainerOptions:
     power_ema: list[float]
     snapshot_every: int | None
     label_dropout: float
+    condition_dropout: float
     precision: str
     compile: bool | None
     channels_last: bool | None

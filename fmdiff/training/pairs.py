@@ -68,12 +68,12 @@ class Recipe:
     @property
     def n(self) -> int:
         """The number of pairs to train on."""
-        return self.coupling.n or (POINTS if self.data.points else IMAGES)
+        return self.coupling.n or (POINTS if self.data.axes == 1 else IMAGES)
 
     @property
     def total(self) -> int:
         """The number of all pairs."""
-        return self.n + (HELD_OUT_POINTS if self.data.points else HELD_OUT_IMAGES)
+        return self.n + (HELD_OUT_POINTS if self.data.axes == 1 else HELD_OUT_IMAGES)
 
     @property
     def shape(self) -> tuple[int, ...]:

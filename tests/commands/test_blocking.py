@@ -206,7 +206,7 @@ from fmdiff.models.network import Network
 
 
 class Faulty(Network):
-    flat = True
+    axes = 1
 
     def __init__(self, *, shape, classes, how):
         super().__init__()

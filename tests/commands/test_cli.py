@@ -37,8 +37,8 @@ USER_FILES = {
         "from torch import nn\nfrom fmdiff.data.base import Data\n"
         "from fmdiff.models.network import Network\n\n"
         "class Net(nn.Module): ...\n"
-        "class Flat(Network): flat = True\n"
-        "class Wide(Network): flat = False\n"
+        "class Flat(Network): axes = 1\n"
+        "class Wide(Network): axes = 3\n"
         "class Heart(Data): shape = (2,)\n"
         "class Faces(Data): shape = (3, 8, 8)\n"
     ),

@@ -41,7 +41,7 @@ def test_draw_alone_is_a_data_set():
     heart = Heart()
     x, y = heart.batch(0, 0)
     assert x.shape == (256, 2) and x.dtype == torch.float32 and y is None
-    assert heart.points and heart.classes == 0 and heart.mixture() is None
+    assert heart.axes == 1 and heart.classes == 0 and heart.mixture() is None
     assert torch.equal(heart.sample(0, 200, 1)[0][70:150], heart.sample(70, 150, 1)[0])
     many = heart.sample(0, 50_000, 0)[0]
     assert heart.std == pytest.approx(
@@ -80,7 +80,7 @@ def test_labels_of_another_integer_type_are_taken():
 
 def test_read_alone_is_a_data_set_of_images():
     data = Noise(conditional=True, only=[1])
-    assert not data.points and data.classes == 2 and data.training_size == 10
+    assert data.axes == 3 and data.classes == 2 and data.training_size == 10
     assert Noise(batch_size=5).batch(0, 0)[0].shape == (5, 1, 4, 4)
     data = Noise()
     data.dtype = torch.int64
@@ -91,7 +91,7 @@ def test_read_alone_is_a_data_set_of_images():
 @pytest.mark.parametrize("name", [*TOYS, *IMAGES])
 def test_traits_stand_in_the_class(name):
     data = make(name, **({"root": "images"} if name == "folder" else {}))
-    assert isinstance(data, Data) and type(data).points == data.points == (name in TOYS)
+    assert isinstance(data, Data) and type(data).axes == data.axes == (1 if name in TOYS else 3)
     assert data.splits == (() if name in TOYS else ("train", "test"))
     assert data.flip is (name == "cifar10")
     downloaded = {"mnist", "fashion_mnist", "cifar10", "folder"}

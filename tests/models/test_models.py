@@ -223,7 +223,7 @@ def test_new_networks_have_bounded_features_of_time_and_old_ones_keep_theirs(nam
     keys = {k: v for k, v in settings.items() if k not in ("_target_", "time_frequency")}
     with torch.device("meta"):
         new, old = (
-            kind(shape=(2,) if kind.flat else (3, 32, 32), classes=3, **keys, **more)
+            kind(shape=(2,) if kind.axes == 1 else (3, 32, 32), classes=3, **keys, **more)
             for more in ({"time_frequency": 50}, {})
         )
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (new, old)]

@@ -28,7 +28,7 @@ precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 
 def network(name, classes=3, seed=0, **keys):
     """The network of a YAML, made small, at its initialisation."""
-    shape = (2,) if CLASSES[name].flat else (1, 8, 8)
+    shape = (2,) if CLASSES[name].axes == 1 else (1, 8, 8)
     torch.manual_seed(seed)
     small = {**SMALL[CLASSES[name].__name__], **keys}
     return named("model", name, **small, shape=shape, classes=classes).eval()
@@ -47,7 +47,7 @@ def trained(net, seed=3):
 def inputs(name, n=4, dtype=torch.float32):
     """x_t, t, y, s > t and w > 1."""
     draws = torch.Generator().manual_seed(1)
-    shape = (2,) if CLASSES[name].flat else (1, 8, 8)
+    shape = (2,) if CLASSES[name].axes == 1 else (1, 8, 8)
     x = torch.randn(n, *shape, generator=draws, dtype=dtype)
     t, gap, w = torch.rand(3, n, generator=draws, dtype=dtype)
     return x, 500 * t, torch.arange(n) % 4, 500 * t + 500 * gap, 1 + 5 * w

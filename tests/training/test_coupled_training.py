@@ -47,7 +47,9 @@ def batches(
         source=named("source", source, **(source_keys or {})),
         coupled=not pairs.independent,
     )
-    return Batches(data, objective, named("time", "uniform"), pairs, 0, label_dropout, accumulate)
+    return Batches(
+        data, objective, named("time", "uniform"), pairs, 0, (label_dropout, 0.0), accumulate
+    )
 
 
 # The draws of a step

@@ -62,7 +62,7 @@ def module(data=None, path="condot", model=None, objective=None, optim=None, **t
         named("time", "uniform"),
         named("coupling", "independent"),
         settings["seed"],
-        options.label_dropout,
+        (options.label_dropout, 0.0),
         options.accumulate,
     )
     return Training(settings, options, net, objective, batches)
