@@ -114,6 +114,11 @@ def info(cfg: DictConfig) -> None:
     assert field.net is not None
     parameters = sum(p.numel() for p in field.net.parameters())
     of_field: dict[str, object] = {}
+    if forms := data.get("conditions"):
+        shapes = (f"{name} of shape {tuple(form['shape'])}" for name, form in forms.items())
+        of_field["conditions"] = ", ".join(shapes)
+    if codec := data.get("codec"):
+        of_field["codec"] = f"{summary(codec)} decodes the samples"
     if not isinstance(field, Classifier):
         of_field["interval"] = "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
         if field.two_times:

@@ -7,6 +7,8 @@ The metadata are JSON under the one key `fmdiff`:
     weights    the name of the average, or raw
     spec       as in a checkpoint, everything needed to rebuild the field
     sha256     of all this and of every tensor's SHA-256 (`content.digest`), see `_sha256`
+
+The tensors of what decodes the samples stand beside the weights, under names with `codec:`.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.runs.content import FORMAT, Checkpoint, Damaged, digest
 
 SUFFIX, VERSION = ".safetensors", 1
+CODEC = "codec:"  # prefix of the tensors of what decodes the samples
 
 
 def write(
@@ -48,6 +51,9 @@ def write(
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     if half:
         tensors = {key: _half(key, value) for key, value in tensors.items()}
+    tensors |= {
+        CODEC + key: value.cpu().clone() for key, value in (checkpoint.codec or {}).items()
+    }
     about = {"version": VERSION, "step": checkpoint.step, "weights": name}
     about["spec"] = checkpoint.spec
     about["sha256"] = _sha256(about, tensors)
@@ -96,7 +102,9 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         key: (value.float() if value.dtype == torch.float16 else value).to(map_location)
         for key, value in tensors.items()
     }
-    return about | {"format": FORMAT, "weights": {name: weights}}
+    codec = {key.removeprefix(CODEC): weights.pop(key) for key in tensors if key.startswith(CODEC)}
+    content = about | {"format": FORMAT, "weights": {name: weights}}
+    return content | {"codec": codec} if codec else content
 
 
 def _half(key: str, value: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import fmdiff
 from fmdiff import files
+from fmdiff.codec import Standard
 from fmdiff.errors import FmdiffError
 from fmdiff.runs import checkpoint, safetensors
+from fmdiff.runs.content import Checkpoint
 
 
 @pytest.fixture
@@ -163,3 +165,20 @@ def test_files_of_others(tmp_path, command, capfd):
     with pytest.raises(FmdiffError, match="cannot be opened"):
         checkpoint.read(tmp_path / "absent.safetensors")
     assert command("train", *PLAIN, *POINTS, f"init={path}", "out=run") == 2
+
+
+def test_the_codec_travels_with_the_weights_unrounded(moons_run, tmp_path):
+    codec = Standard.of((2,), torch.tensor([1e6, 0.1]), torch.tensor([3.0, 1e-3]))
+    content = checkpoint.read(moons_run / "last.ckpt")
+    content["spec"]["data"]["codec"] = codec.spec()
+    content["codec"] = codec.state_dict()
+    checkpoint.write(tmp_path / "coded.ckpt", content)
+    field = fmdiff.load(tmp_path / "coded.ckpt")
+    stored = Checkpoint.of(checkpoint.read(tmp_path / "coded.ckpt"))
+    state = stored.weights["raw"]
+    safetensors.write(tmp_path / "m.safetensors", stored, "raw", state, False, half=True)
+    exported = fmdiff.load(tmp_path / "m.safetensors", weights="raw")
+    for loaded in (field, exported):
+        assert torch.equal(loaded.codec.mean, codec.mean)
+        assert torch.equal(loaded.codec.scale, codec.scale)
+    assert (fmdiff.generate(exported, n=20, steps=3).x[:, 0] > 9e5).all()
