@@ -51,9 +51,8 @@ def write(
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     if half:
         tensors = {key: _half(key, value) for key, value in tensors.items()}
-    tensors |= {
-        CODEC + key: value.cpu().clone() for key, value in (checkpoint.codec or {}).items()
-    }
+    codec = checkpoint.codec or {}
+    tensors |= {CODEC + key: value.cpu().contiguous().clone() for key, value in codec.items()}
     about = {"version": VERSION, "step": checkpoint.step, "weights": name}
     about["spec"] = checkpoint.spec
     about["sha256"] = _sha256(about, tensors)
