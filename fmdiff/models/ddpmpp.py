@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fmdiff.condition import Given
+from fmdiff.condition import Given, label
+from fmdiff.models.condition import Forms, channels_of, embedded
 from fmdiff.models.layers import (
     Attention,
     Augmentation,
@@ -70,7 +71,8 @@ class DDPMpp(Network):
     Levels below an odd map, or with a map below 4x4, are left out. `attention` lists the levels (0
     is the full image, -1 the lowest map) with attention: in every block on the way down and in the
     last on the way up. The middle always has it. The label and the `augment` labels of an
-    augmentation, (B, augment) or None for zeros, are added to the features of time.
+    augmentation, (B, augment) or None for zeros, are added to the features of time, as are the
+    `conditions` that are vectors. Pictures are further channels of x_t.
 
     Raises FmdiffError for points, for a level that does not exist and for a size below 1.
     Source: Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364.
@@ -92,6 +94,7 @@ class DDPMpp(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         levels, attentive = plan("ddpmpp", shape, multipliers, attention)
@@ -107,7 +110,9 @@ class DDPMpp(Network):
         self.augment = Augmentation(augment, channels) if augment else None
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
         self.map = MapInputs(channels, width, second_time, guided)
-        self.first, self.down = nn.Conv2d(shape[0], channels, 3, padding=1), nn.ModuleList()
+        self.embedded = embedded(conditions, channels)
+        self.channels, inputs = channels_of(conditions, shape, "ddpmpp")
+        self.first, self.down = nn.Conv2d(inputs, channels, 3, padding=1), nn.ModuleList()
         skips = [current := channels]
         for level, wide in enumerate(widths):
             if level:
@@ -145,10 +150,13 @@ class DDPMpp(Network):
     ) -> Tensor:
         features = self.time(t)
         if self.label is not None:
-            features = features + self.label(y)
+            features = features + self.label(label(y))
+        if self.embedded is not None:
+            features = features + self.embedded(y, features)
         if self.augment is not None:
             features = features + self.augment(augment, t)
         embedding = self.map(self.embed(features), t, s, w)
+        x_t = x_t if self.channels is None else self.channels(x_t, y)
         skips = [h := self.first(x_t)]
         for block in self.down:
             skips.append(h := block(h, embedding))

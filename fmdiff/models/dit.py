@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
+from fmdiff.models.condition import Forms, channels_of
 from fmdiff.models.layers import Conditioning, attend, zeroed
 from fmdiff.models.network import Network, sizes
 
@@ -170,7 +171,8 @@ class DiT(Network):
     is the null label) or None when classes == 0 -> (B, C, H, W), zero at initialisation. An image
     becomes (H / patch) (W / patch) tokens of `width` channels for `depth` blocks with `heads`
     heads. The MLP has 4 width hidden units. The labels of an augmentation are `augment`,
-    (B, augment) or None for zeros.
+    (B, augment) or None for zeros. The `conditions` that are vectors are added to the vector of
+    time, and pictures are further channels of x_t.
 
     Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
     not a multiple of 4 heads and for a size below 1. Source: Peebles & Xie 2023, arXiv:2212.09748.
@@ -193,15 +195,17 @@ class DiT(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
         sizes(depth=depth)
         sizes(0, augment=augment)
         self.conditioning = Conditioning(
-            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided
+            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided, conditions
         )
-        self.patch, self.first = patch, nn.Linear(shape[0] * patch**2, width)
+        self.channels, inputs = channels_of(conditions, shape, "dit")
+        self.patch, self.first = patch, nn.Linear(inputs * patch**2, width)
         self.register_buffer("places", positions(*grid, width), persistent=False)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
@@ -224,6 +228,7 @@ class DiT(Network):
         w: Tensor | None = None,
     ) -> Tensor:
         condition = self.conditioning(t, y, augment, s, w)
+        x_t = x_t if self.channels is None else self.channels(x_t, y)
         h = self.first(tokens(x_t, self.patch)) + self.places
         for block in self.blocks:
             h = block(h, condition)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmdiff.condition import Given
+from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError
+from fmdiff.models.condition import Forms, channels_of
 from fmdiff.models.dit import (
     MLP_RATIO,
     TIME_FEATURES,
@@ -98,7 +99,7 @@ class JiT(Network):
     is pressed through `bottleneck` channels. From block `start` on (0 is the first) there are
     `label_tokens` copies of the label's vector before the patches, each with a learned place.
     Without classes there are none. The labels of an augmentation are `augment`, (B, augment) or
-    None for zeros.
+    None for zeros. The `conditions` are taken as by DiT.
 
     Raises FmdiffError for points, for a patch that does not divide the image, for a width that is
     not a multiple of 4 heads, for a block that does not exist and for a size below 1.
@@ -126,6 +127,7 @@ class JiT(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         grid = patch_grid(shape, patch, width, heads)
@@ -138,10 +140,10 @@ class JiT(Network):
             )
         self.start, self.patch = start, patch
         self.conditioning = Conditioning(
-            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided
+            TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided, conditions
         )
-        pixels = shape[0] * patch**2
-        self.press = nn.Linear(pixels, bottleneck, bias=False)
+        self.channels, inputs = channels_of(conditions, shape, "jit")
+        self.press = nn.Linear(inputs * patch**2, bottleneck, bias=False)
         self.first = nn.Linear(bottleneck, width)
         still = label_tokens if classes else 0
         self.label_places = nn.Parameter(0.02 * torch.randn(still, width)) if still else None
@@ -165,11 +167,12 @@ class JiT(Network):
         w: Tensor | None = None,
     ) -> Tensor:
         condition = self.conditioning(t, y, augment, s, w)
+        x_t = x_t if self.channels is None else self.channels(x_t, y)
         h = self.first(self.press(tokens(x_t, self.patch))) + self.places
-        label = self.conditioning.label
+        table = self.conditioning.label
         for i, block in enumerate(self.blocks):
-            if i == self.start and label is not None and self.label_places is not None:
-                h = torch.cat([label(y)[:, None] + self.label_places, h], dim=1)
+            if i == self.start and table is not None and self.label_places is not None:
+                h = torch.cat([table(label(y))[:, None] + self.label_places, h], dim=1)
             h = block(h, condition, self.turn[:, -h.shape[1] :])
         out: Tensor = self.final(h[:, -len(self.places) :], condition)
         return out

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 
 from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError
+from fmdiff.models.condition import Forms, embedded
 from fmdiff.models.network import require
 from fmdiff.randomness import generator
 
@@ -149,12 +150,14 @@ class Augmentation(nn.Linear):
 
 
 class Conditioning(nn.Module):
-    """One vector for time, label and augmentation: MLP(sinusoid(t)) + table[y] + W a.
+    """One vector for time, label, vectors and augmentation: MLP(sinusoid(t)) + table[y] + e + W a.
 
+    e is the sum of the embeddings of those `conditions` that are vectors, see models/condition.py.
     `frequency` is the highest of the sinusoids, or None.
 
-    t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the null label) or None when
-    classes == 0, a (B, augment) or None for zeros -> (B, width). `MapInputs` adds s and w.
+    t (B,) in [0, 1000], y with labels (B,) in 0..classes (`classes` is the null label) or None
+    without classes and conditions, a (B, augment) or None for zeros -> (B, width). `MapInputs`
+    adds s and w.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class Conditioning(nn.Module):
         frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         self.time = nn.Sequential(
@@ -177,6 +181,7 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.augment = Augmentation(augment, width) if augment else None
         self.map = MapInputs(features, width, second_time, guided)
+        self.embedded = embedded(conditions, width)
 
     def forward(
         self,
@@ -189,6 +194,8 @@ class Conditioning(nn.Module):
         embedding: Tensor = self.map(self.time(t), t, s, w)
         if self.label is not None:
             embedding = embedding + self.label(label(y))
+        if self.embedded is not None:
+            embedding = embedding + self.embedded(y, embedding)
         return embedding if self.augment is None else embedding + self.augment(augment, t)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError, nearest
+from fmdiff.models.condition import Forms, channels_of, embedded
 from fmdiff.models.layers import MapInputs, Sinusoid, zeroed
 from fmdiff.models.network import Network, flags, require, sizes
 from fmdiff.randomness import generator
@@ -21,13 +22,13 @@ class MLP(Network):
 
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
     null label) or None when classes == 0 -> (B, D), zero at initialisation. F (D, frequencies) has
-    fixed entries from N(0, scale^2) and is stored with the weights. The label's vector is added in
-    the first layer. With `skip` a multiple of x_t, linear in sinusoid(t), is added to the output,
-    since far from the data every quantity of a path is linear in x_t. A map adds `MapInputs` to
-    the first layer and to that multiple.
+    fixed entries from N(0, scale^2) and is stored with the weights. The label's vector and those
+    of the `conditions` are added in the first layer. With `skip` a multiple of x_t, linear in
+    sinusoid(t), is added to the output, since far from the data every quantity of a path is linear
+    in x_t. A map adds `MapInputs` to the first layer and to that multiple.
 
-    Raises FmdiffError for images, an unknown activation and a size below 1. Source: Tancik et al.
-    2020 (Fourier features).
+    Raises FmdiffError for images, for conditions that are no vectors, for an unknown activation
+    and for a size below 1. Source: Tancik et al. 2020 (Fourier features).
     """
 
     axes = 1
@@ -48,6 +49,7 @@ class MLP(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         if activation not in list(ACTIVATIONS):
@@ -78,6 +80,8 @@ class MLP(Network):
         act = ACTIVATIONS[activation]
         rest = [part for _ in range(layers - 1) for part in (act(), nn.Linear(hidden, hidden))]
         self.rest = nn.Sequential(*rest, act(), zeroed(nn.Linear(hidden, size)))
+        channels_of(conditions, shape, "mlp")
+        self.embedded = embedded(conditions, hidden)
 
     def forward(
         self,
@@ -92,7 +96,11 @@ class MLP(Network):
             angles = x_t @ self.fourier
             features += [angles.cos(), angles.sin()]
         h = self.map(self.first(torch.cat([*features, time], dim=1)), t, s, w)
-        out: Tensor = self.rest(h if self.label is None else h + self.label(label(y)))
+        if self.label is not None:
+            h = h + self.label(label(y))
+        if self.embedded is not None:
+            h = h + self.embedded(y, h)
+        out: Tensor = self.rest(h)
         if self.skip is None:
             return out
         factor: Tensor = self.skip_map(self.skip(time), t, s, w)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
+from fmdiff.models.condition import Forms, channels_of
 from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
 from fmdiff.models.network import Network, even, flags, integers, require, share, sizes
 
@@ -111,7 +112,8 @@ class UNet(Network):
     with attention: 0 is the full image, -1 the lowest map. The middle always has it. Time has
     `time_features` features (as many as channels when None), and its vector has 4 times as many.
     Without conv_resample a map is only halved by its mean and doubled by repetition. The labels of
-    an augmentation are `augment`, (B, augment) or None for zeros.
+    an augmentation are `augment`, (B, augment) or None for zeros. The `conditions` that are
+    vectors are added to the vector of time, and pictures are further channels of x_t.
 
     Raises FmdiffError for points, for a level that does not exist and for a size below 1.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
@@ -137,6 +139,7 @@ class UNet(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         levels, attentive = plan("unet", shape, multipliers, attention)
@@ -159,9 +162,10 @@ class UNet(Network):
 
         stages = Stages(block, widths, blocks, attentive, conv_resample)
         self.conditioning = Conditioning(
-            features, embedding, classes, augment, time_frequency, second_time, guided
+            features, embedding, classes, augment, time_frequency, second_time, guided, conditions
         )
-        self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
+        self.channels, inputs = channels_of(conditions, shape, "unet")
+        self.first = nn.Conv2d(inputs, channels, 3, padding=1)
         self.down, self.shrink, skips = stages.down(channels)
         lowest = skips[-1]
         self.middle = nn.ModuleList([block(lowest, lowest, True), block(lowest, lowest, False)])
@@ -180,6 +184,7 @@ class UNet(Network):
         w: Tensor | None = None,
     ) -> Tensor:
         embedding = self.conditioning(t, y, augment, s, w)
+        x_t = x_t if self.channels is None else self.channels(x_t, y)
         skips = [h := self.first(x_t)]
         for level, stage in enumerate(self.down):
             if level:
