@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CAPTION = "#333333"  # under the tiles of a grid
 GRID_WIDTH, TILE_WIDTH = 768, 160  # the largest widths of a magnified grid and of its tiles
+NAME = 24  # letters of the name of a column along an axis
 LINES = 300  # trajectories drawn in a fan; more of them hide each other
 
 Box = tuple[np.ndarray, np.ndarray]  # the lowest and the highest corner
@@ -89,6 +90,12 @@ def caption(text: str, width: int, height: int, font_size: int) -> Image.Image:
     start = max(0.0, (width - font.getlength(text)) / 2)
     ImageDraw.Draw(strip).text((start, height / 2), text, fill=CAPTION, font=font, anchor="lm")
     return strip
+
+
+def shortened(name: str, letters: int = NAME) -> str:
+    """A name from a file on one line, cut after so many letters."""
+    text = printable(name)
+    return text if len(text) <= letters else f"{text[: letters - 1]}\u2026"
 
 
 def scatter(
@@ -255,9 +262,13 @@ def histogram(
     high: np.ndarray,
     data: np.ndarray | None,
     orientation: Literal["vertical", "horizontal"] = "vertical",
+    edges: np.ndarray | None = None,
 ) -> None:
-    """Draw the histogram of points (N, 1), over that of the data (M, 1) if given."""
-    edges = bins(points, low, high)
+    """Draw the histogram of points (N, 1), over that of the data (M, 1) if given.
+
+    edges: those of the bars, by default `bins`.
+    """
+    edges = bins(points, low, high) if edges is None else edges
 
     def draw(values: np.ndarray, **look) -> None:
         ax.hist(edges[:-1], bins=list(edges), weights=density(values, edges), **look)

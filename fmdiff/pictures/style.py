@@ -33,8 +33,9 @@ def panels(
     columns: int = 1,
     ratios: Sequence[float] | None = None,
     see: str = "",
+    rows: int = 1,
 ) -> tuple["Figure", list["Axes"]]:
-    """A white figure of width x height inches with a row of quiet axes.
+    """A white figure of width x height inches with a row of quiet axes, or row after row of them.
 
     see: a sentence below the axes that says what to see, for which the figure grows.
     """
@@ -43,7 +44,8 @@ def panels(
     lines = textwrap.wrap(see, int(width * LETTERS))
     size = (width, height + len(lines) * LEADING)
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, gridspec_kw={"width_ratios": ratios})[0]
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": ratios})
+    axes = list(grid.flat)
     for ax in axes:
         ax.tick_params(length=2.5, width=THIN, color=FRAME, labelcolor=INK, labelsize=TICK)
         ax.locator_params(nbins=5)
@@ -51,7 +53,7 @@ def panels(
             spine.set(color=FRAME, linewidth=THIN)
     if lines:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=TICK, color=DATA)
-    return figure, list(axes)
+    return figure, axes
 
 
 def entitle(ax: "Axes", title: str, x: str = "", y: str = "", legend: bool = False) -> None:
