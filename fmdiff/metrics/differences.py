@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,11 @@ def largest(
         f"the largest difference is that of {name(worst)}; in standard errors it is that of "
         f"{name(top)}, {in_errors[top].item():.2g} of them"
     )
-    extra = {"standard_errors": in_errors[top].item(), "worst": name(worst), "note": note}
+    extra: dict[str, Any] = {
+        "standard_errors": in_errors[top].item(),
+        "worst": name(worst),
+        "note": note,
+    }
     if len(gap) <= LISTED:
         lists = {"samples": first, "real": second, "errors": se}
         extra |= {key: values.tolist() for key, values in lists.items()}
