@@ -247,3 +247,21 @@ def in_turn(
             yield name, torch.full((len(rows), *form.shape), math.nan)
         else:
             yield name, value[index % len(value)]
+
+
+def alike(ones: Mapping[str, Form], others: Mapping[str, Form]) -> bool:
+    """Whether these are conditions of the same names, shapes and levels, in any order."""
+    first, second = (
+        {name: (form.shape, form.levels) for name, form in forms.items()}
+        for forms in (ones, others)
+    )
+    return first == second
+
+
+def described(forms: Mapping[str, Form]) -> str:
+    """The names of conditions in words, with their shapes and levels."""
+    if not forms:
+        return "no conditions"
+    levels = {n: f" ({', '.join(form.levels)})" * bool(form.levels) for n, form in forms.items()}
+    words = (f"{name} {list(forms[name].shape)}{levels[name]}" for name in sorted(forms))
+    return f"the conditions {', '.join(words)}"

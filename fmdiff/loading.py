@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from fmdiff.build import CONTRACTS, build, contract, locate, vouch
 from fmdiff.classifier import Classifier
 from fmdiff.codec import Codec, frozen
+from fmdiff.condition import alike, described
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.field import Field, NetField
@@ -184,8 +185,8 @@ def teacher(ckpt: str | Path, spec: Mapping[str, Any], trust: tuple[str, ...] = 
     """The field of the run that teaches another one, with its first average as weights.
 
     spec: describes the run that is taught, as its checkpoints do. Raises FmdiffError as `load`
-    does, and for a teacher whose data have another shape or other classes, or whose flow is
-    another because its source or its coupling is.
+    does, and for a teacher whose data have another shape, other classes or conditions, or whose
+    flow is another because its source or its coupling is.
     """
     option = f"objective.teacher={ckpt}"
     file = find(ckpt, option="objective.teacher")
@@ -198,6 +199,12 @@ def teacher(ckpt: str | Path, spec: Mapping[str, Any], trust: tuple[str, ...] = 
         raise FmdiffError(
             f"{option} is a model of shape {theirs['shape']} with {theirs['classes']} classes; "
             f"the data of this run have shape {ours['shape']} and {ours['classes']} classes"
+        )
+    known, needed = (forms(part, content.title) for part in (content.spec, spec))
+    if not alike(known, needed):
+        raise FmdiffError(
+            f"{option} is a model of {described(known)}, and the data of this run have "
+            f"{described(needed)}"
         )
     names = theirs.get("names"), ours.get("names")
     if None not in names and names[0] != names[1]:

@@ -90,7 +90,8 @@ def how_to_sample(field: NetField, spelling: str = "") -> str:
     name, keys = usual_solver(field)
     words = [f"solver={name}", *(f"solver.{k}={v:g}" for k, v in keys.items() if v)]
     words.append(f"steps={zoo.steps(spelling) or named('solver', name).default_steps}")
-    if field.classes:
+    words += [f"cond.{name}=data:test" for name in field.conditions]
+    if field.classes or field.conditions:
         lo, hi = field.scales or (2.0, 2.0)
         words.append(f"guidance=cfg guidance.w={min(max(2.0, lo), hi):g}")
     return " ".join(words)

@@ -29,13 +29,15 @@ def plan(cfg: DictConfig) -> None:
     coupling = module.batches.coupling
     judge_of(module, device)  # raises for metrics that it cannot judge
     options, data, net = module.options, module.data, module.net
-    work = cost.operations(net, data.shape, data.classes)
+    forms = data.conditions
+    work = cost.operations(net, data.shape, data.classes, forms)
     micro, half = _micro(options, data), options.precision in ("bf16", "fp16")
-    needed = cost.memory(net, data.shape, data.classes, micro, len(module.averages), half)
+    copies = len(module.averages)
+    needed = cost.memory(net, data.shape, data.classes, micro, copies, half, forms)
     speed = steps_per_second(module, device)
     with torch.no_grad():  # as many at once as validation and pictures take
         at_once = 100 if len(data.shape) == 3 else 2000
-        module.field().net(*cost.example(data.shape, data.classes, at_once, device))
+        module.field().net(*cost.example(data.shape, data.classes, at_once, device, forms))
     if module.teacher is not None and module.teacher.field.net is not None:
         needed += sum(4 * p.numel() for p in module.teacher.field.net.parameters())
     needed += _size(data)

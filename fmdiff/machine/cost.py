@@ -3,10 +3,15 @@
 import contextlib
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from fmdiff.condition import Form, Given, given
+
+Forms = Mapping[str, Form] | None
 
 # dense peak rates in 10^12 operations a second, by part of the device's name: 16-bit formats with
 # float32 sums, tf32, fp32. Source: the makers' data sheets, without sparsity.
@@ -41,14 +46,23 @@ def peak(device: torch.device, precision: str) -> float | None:
 
 
 def example(
-    shape: tuple[int, ...], classes: int, n: int, device: torch.device | str
-) -> tuple[Tensor, ...]:
-    """Arguments of a network: x_t (n, *shape), t (n,) and, with classes, y (n,)."""
+    shape: tuple[int, ...],
+    classes: int,
+    n: int,
+    device: torch.device | str,
+    conditions: Forms = None,
+) -> tuple[Given, ...]:
+    """Arguments of a network: x_t (n, *shape), t (n,) and, with classes or conditions, y."""
     x_t, t = torch.zeros(n, *shape, device=device), torch.zeros(n, device=device)
-    return (x_t, t, torch.zeros(n, dtype=torch.long, device=device)) if classes else (x_t, t)
+    label = torch.zeros(n, dtype=torch.long, device=device) if classes else None
+    forms = (conditions or {}).items()
+    y = given(label, {name: torch.zeros(n, *form.shape, device=device) for name, form in forms})
+    return (x_t, t) if y is None else (x_t, t, y)
 
 
-def operations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
+def operations(
+    net: nn.Module, shape: tuple[int, ...], classes: int, conditions: Forms = None
+) -> int:
     """The additions and multiplications of one sample's forward pass in products and convolutions.
 
     A training step takes three times as many, as the backward pass takes two more. The tensors are
@@ -58,11 +72,13 @@ def operations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
 
     hollow = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        hollow(*example(shape, classes, 1, "meta"))
+        hollow(*example(shape, classes, 1, "meta", conditions))
     return counter.get_total_flops()
 
 
-def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
+def activations(
+    net: nn.Module, shape: tuple[int, ...], classes: int, conditions: Forms = None
+) -> int:
     """The bytes that one sample's forward pass keeps for the backward pass, in its precision."""
     hollow = copy.deepcopy(net).to("meta").train()
     own = {p.untyped_storage()._cdata for p in hollow.parameters()}
@@ -77,14 +93,20 @@ def activations(net: nn.Module, shape: tuple[int, ...], classes: int) -> int:
     def sizes(n: int) -> int:
         storages.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hollow(*example(shape, classes, n, "meta"))
+            hollow(*example(shape, classes, n, "meta", conditions))
         return sum(storage.nbytes() for storage in storages.values())
 
     return sizes(2) - sizes(1)
 
 
 def memory(
-    net: nn.Module, shape: tuple[int, ...], classes: int, samples: int, copies: int, half: bool
+    net: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    samples: int,
+    copies: int,
+    half: bool,
+    conditions: Forms = None,
 ) -> int:
     """The estimated bytes of a training step, without the data, Python and its packages.
 
@@ -95,7 +117,7 @@ def memory(
     U-Nets on a CPU, less of transformers', and 30 MB.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
-    inner = activations(net, shape, classes) * samples
+    inner = activations(net, shape, classes, conditions) * samples
     inner = inner * 6 // 10 if half else inner
     return weights * (4 + max(1, copies)) + inner * 3 // 2 + WORKSPACE
 

@@ -155,7 +155,7 @@ class FlowMap(FlowMatching):
         if self.target == "eulerian":
             jumps = int(self.velocity != "data")
             passes = 1 if self.finite else 2 + (self.direction < 1)
-        guided = int(self.guidance is not None and self.classes > 0)
+        guided = int(self.guidance is not None and bool(self.classes or self.conditions))
         taught = jumps * (1 + guided) if self.velocity == "teacher" else 0
         own = passes + (jumps if self.velocity == "network" else 0)
         off = 1 - self.diagonal
@@ -332,7 +332,7 @@ class FlowMap(FlowMatching):
             raise FmdiffError(f"objective.velocity={self.velocity}: set `{name}`, a field, first")
         s = s if other.two_times else None
         x_t, t = self.inside(other, x_t, t) if s is None else (x_t, t)
-        if field.y is None or not other.classes:
+        if field.y is None or not (other.classes or other.conditions):
             return other.predict(x_t, t, "straight", s)
         u = other.bind(field.y).predict(x_t, t, "straight", s)
         if not (isinstance(field, NetField) and field.w is not None):

@@ -88,6 +88,14 @@ def _classifies(cfg: Any) -> bool:
     return issubclass(objective, Objective) and objective.logits
 
 
+def _conditions(cfg: Any) -> bool:
+    """Whether the data may have conditions besides the label: their class defines some."""
+    from fmdiff.data.base import Data
+
+    data = kind_of(cfg, "data")
+    return issubclass(data, Data) and data.conditions is not Data.conditions
+
+
 def _source_out_of_reach(cfg: Any) -> bool:
     """Whether the path never reaches a source that is not normal: alpha(0) / beta(0) is not 0."""
     if _normal(cfg):
@@ -155,6 +163,7 @@ TRAIN = (
         lambda c: (
             bool(c.objective.get("guidance"))
             and not (c.data.get("conditional") and c.trainer.get("label_dropout"))
+            and not (_conditions(c) and c.trainer.get("condition_dropout"))
         ),
         "objective.guidance={objective.guidance} needs classes, and samples without label: data "
         "with labels, data.conditional=true and trainer.label_dropout=0.1",

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fmdiff.build import build, locate
-from fmdiff.coupling import Reflow
+from fmdiff.coupling import Coupling, Reflow
 from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
@@ -57,6 +57,7 @@ def assemble(
     objective.conditions, objective.codec = data.conditions, data.codec
     torch.manual_seed(key(settings["seed"], "init"))
     context = {"shape": data.shape, "classes": data.classes, **objective.inputs}
+    check_conditions(settings, objective, coupling)
     check_inputs(settings, objective)
     with bounded(settings["model"], state, title):
         net = build(settings["model"], **context)
@@ -152,6 +153,40 @@ def check_inputs(settings: dict[str, Any], objective: Objective) -> None:
                 f"{choices['objective']}: {target.__name__} takes no {keyword}, as networks of "
                 "flow maps do; choose model=mlp for points, model=unet for images"
             )
+
+
+def check_conditions(settings: dict[str, Any], objective: Objective, coupling: Coupling) -> None:
+    """Raise FmdiffError for conditions besides the label with what cannot regard them."""
+    choices, forms = settings["choices"], objective.conditions
+    if objective.guidance is not None and not (objective.classes or forms):
+        raise FmdiffError(
+            f"objective.guidance={objective.guidance} needs classes or conditions, and data="
+            f"{choices['data']} has none; set objective.guidance=null"
+        )
+    if not forms:
+        return
+    what = f"data={choices['data']} has the condition{'s' * (len(forms) > 1)} {', '.join(forms)}"
+    if objective.logits:
+        raise FmdiffError(
+            f"objective={choices['objective']} learns p(label | x) alone, and {what}: choose data "
+            "without conditions besides the label"
+        )
+    if isinstance(coupling, Reflow):
+        raise FmdiffError(
+            f"coupling={choices['coupling']} knows of class labels alone, and {what}: choose "
+            "coupling=independent, or objective=lsd with objective.teacher=RUN for few steps"
+        )
+    if not coupling.independent:
+        raise FmdiffError(
+            f"coupling={choices['coupling']} pairs noise with x whatever its conditions, so that "
+            f"the noise would tell them, and {what}: choose coupling=independent"
+        )
+    maps = [name for name, form in forms.items() if len(form.shape) > 1]
+    if settings["data"].get("augment") and maps:
+        raise FmdiffError(
+            f"data.augment={settings['data']['augment']} changes images and not the conditions "
+            f"that belong to them ({', '.join(maps)}): set data.augment=0"
+        )
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:

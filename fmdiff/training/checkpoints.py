@@ -10,12 +10,13 @@ import torch
 from lightning import pytorch as pl
 
 from fmdiff.build import build, locate
+from fmdiff.condition import alike, described
 from fmdiff.errors import Failed, FmdiffError
 from fmdiff.models.network import takes
 from fmdiff.objectives.flow_map import FlowMap
 from fmdiff.runs import averages, checkpoint
 from fmdiff.runs.config import changes_text, differences
-from fmdiff.runs.content import Checkpoint, data_mean
+from fmdiff.runs.content import Checkpoint, data_mean, forms
 from fmdiff.runs.folder import gone, place
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
@@ -76,11 +77,13 @@ def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
     Logs a warning if the files of the data differ. Raises FmdiffError if the weights do not fit
     or the classes have other names, and for a checkpoint of weights alone.
     """
+    check_conditions(module, stored["spec"], path)
     _load(module, stored, path)
     check_data(stored["spec"]["data"], spec(module)["data"])
     # as the weights were trained with them; runs of earlier versions did not centre their data
     module.objective.data_std = stored["spec"]["data"]["std"]
     module.objective.data_mean = data_mean(stored["spec"])
+    module.objective.conditions = forms(stored["spec"])
     module.step = stored["step"]
     training = stored.get("training") or {}
     if lack := [name for name in ("optimizer", "sums") if name not in training]:
@@ -145,6 +148,7 @@ def init(module: Training, stored: dict[str, Any], path: Path) -> None:
     not fit this network, or predict another quantity than its objective.
     """
     check_meaning(module, stored["spec"], path)
+    check_conditions(module, stored["spec"], path)
     weights = Checkpoint.of(stored, path).weights
     own, held = module.net.state_dict(), next(iter(weights.values())).keys()
     for keyword, what in MAP_INPUTS.items() if held != own.keys() else ():
@@ -182,6 +186,19 @@ def check_meaning(module: Training, saved: Mapping[str, Any], path: Path) -> Non
             "its weights are far off at first",
             path,
             changes_text(changes),
+        )
+
+
+def check_conditions(module: Training, saved: Mapping[str, Any], path: Path) -> None:
+    """Raise FmdiffError unless weights know the conditions of a run, by name, shape and levels.
+
+    saved: the spec of the checkpoint at `path`. Their means and spreads are those of the weights.
+    """
+    before, now = forms(saved), module.objective.conditions
+    if not alike(before, now):
+        raise FmdiffError(
+            f"checkpoint {path}: its weights are of {described(before)}, and the data of this run "
+            f"have {described(now)}: choose data of the same ones"
         )
 
 

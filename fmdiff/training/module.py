@@ -90,9 +90,10 @@ class Training(pl.LightningModule):
         """
         data, taught = self.data, 0
         without, differentiated, by_teacher = self.objective.evaluations
-        own = cost.operations(self.net, data.shape, data.classes)
+        of_sample = data.shape, data.classes, data.conditions
+        own = cost.operations(self.net, *of_sample)
         if self.teacher is not None and self.teacher.field.net is not None:
-            taught = cost.operations(self.teacher.field.net, data.shape, data.classes)
+            taught = cost.operations(self.teacher.field.net, *of_sample)
         return round((without + 3 * differentiated) * own + by_teacher * taught)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
