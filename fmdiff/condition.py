@@ -265,3 +265,9 @@ def described(forms: Mapping[str, Form]) -> str:
     levels = {n: f" ({', '.join(form.levels)})" * bool(form.levels) for n, form in forms.items()}
     words = (f"{name} {list(forms[name].shape)}{levels[name]}" for name in sorted(forms))
     return f"the conditions {', '.join(words)}"
+
+
+def within(y: Given | None, classes: int, forms: Mapping[str, Form]) -> Given | None:
+    """What of y a model takes that has these classes, if any, and conditions of these forms."""
+    parts = {name: part for name, part in named(y).items() if name in forms}
+    return given(label(y) if classes else None, parts)

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from fmdiff.along import Around, along, of_estimate
 from fmdiff.build import Described, of_class
-from fmdiff.classifier import Classifier
-from fmdiff.condition import Given, join, label, null
+from fmdiff.classifier import Classifier, Tilted
+from fmdiff.condition import LABEL, Given, given, join, label, named, null, within
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
-from fmdiff.field import EDGE, Classes, Field, NetField, classes_in_turn
+from fmdiff.field import Classes, Field, NetField, classes_in_turn
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 
@@ -59,16 +59,22 @@ class Unguided(Described):
 class CFG(Unguided):
     """guidance=cfg, interval and rescale: the guide is the null label's branch (see Guided).
 
-    A constant w alone is an input of a network that was trained with such scales, at one branch.
+    The guide knows nothing of y or, with `on`, all but the conditions of these names, among which
+    `label` is the class. A constant w alone is an input of a network that was trained with such
+    scales, at one branch.
 
     Raises FmdiffError for an option out of range and, when called, for a model without classes and
-    for a w that its network was not trained with.
+    conditions or without those of `on`, and for a w that its network was not trained with.
     """
 
     def __init__(
-        self, w: float | str, interval: list[float] | None = None, phi: float = 0.0
+        self,
+        w: float | str,
+        interval: list[float] | None = None,
+        phi: float = 0.0,
+        on: list[str] | None = None,
     ) -> None:
-        self.w, self.interval, self.phi = Strength(w), interval, phi
+        self.w, self.interval, self.phi, self.on = Strength(w), interval, phi, on
         if interval is not None and not (
             len(interval) == 2
             and all(isinstance(r, Real) for r in interval)
@@ -79,6 +85,12 @@ class CFG(Unguided):
             )
         if not 0 <= phi <= 1:
             raise FmdiffError(f"guidance.phi={phi}: a number from 0 to 1 is needed")
+        if on is not None and not (
+            isinstance(on, list) and on and all(isinstance(name, str) for name in on)
+        ):
+            raise FmdiffError(
+                f"guidance.on={on}: null or a list of names of conditions, like [label], is needed"
+            )
 
     def __call__(self, field: Field, y: Given | None) -> Field:
         if y is None:
@@ -91,10 +103,16 @@ class CFG(Unguided):
                 f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
                 "its pixels, and these data are points; choose guidance=cfg or interval"
             )
+        names = [LABEL] * (label(y) is not None) + [*named(y)]
+        if self.on is not None and not {*self.on} <= {*names}:
+            raise FmdiffError(
+                f"guidance.on=[{','.join(self.on)}]: the conditions of this model are "
+                f"{', '.join(names)}"
+            )
         w = self.w.value
         if w == 1:
             return field.bind(y)
-        alone = self.interval is None and not self.phi
+        alone = self.interval is None and not self.phi and self.on is None
         if alone and isinstance(w, float) and isinstance(field, NetField) and field.scales:
             lo, hi = field.scales
             if not lo <= w <= hi:
@@ -103,7 +121,7 @@ class CFG(Unguided):
                     f"w from {lo:g} to {hi:g}"
                 )
             return field.bind(y).at_scale(torch.tensor(w))
-        return Guided(field, y, self.w, self.interval, self.phi)
+        return Guided(field, y, self.w, self.interval, self.phi, on=self.on)
 
 
 class Autoguidance(Unguided):
@@ -165,9 +183,10 @@ class ByClassifier(Unguided):
     def labels(
         self, field: Field, classes: Classes, start: int, stop: int, seed: int
     ) -> Given | None:
-        if field.classes or field.conditions:
+        if field.classes:
             return field.labels(classes, start, stop, seed)
-        return classes_in_turn(classes, self.classifier, field.only, start, stop)
+        labels = classes_in_turn(classes, self.classifier, field.only, start, stop)
+        return given(labels, named(field.labels(None, start, stop, seed)))
 
     def need_maps(self) -> None:
         raise FmdiffError(
@@ -185,9 +204,8 @@ class ByClassifier(Unguided):
             )
         need_gaussian(field, "guidance=classifier")
         guide.to(*_place(field))
-        labels = label(y)
-        assert labels is not None
-        return Tilted(field, labels, self.w, guide)
+        assert y is not None
+        return Tilted(field, y, self.w, guide)
 
 
 def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
@@ -200,11 +218,11 @@ class Guided(Around):
     """The guided field guide + w (v(x_t, y) - guide).
 
     The guide is another field or, in classifier-free guidance (Ho & Salimans 2022,
-    arXiv:2207.12598), the same field with the null label. If r lies outside `interval` = [lo, hi],
-    only the conditional branch is computed (Kynkaanniemi et al. 2024, arXiv:2404.07724; their
-    noise levels are (1 - r) / r). With phi > 0 the estimate of x becomes
-    phi x std(conditional) / std(x) + (1 - phi) x, where std is taken over each sample (Lin et al.
-    2023, arXiv:2305.08891, section 3.4).
+    arXiv:2207.12598), the same field without the label and conditions of y, or without those of
+    `on`. If r lies outside `interval` = [lo, hi], only the conditional branch is computed
+    (Kynkaanniemi et al. 2024, arXiv:2404.07724; their noise levels are (1 - r) / r). With phi > 0
+    the estimate of x becomes phi x std(conditional) / std(x) + (1 - phi) x, where std is taken
+    over each sample (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     """
 
     evaluations = 0  # rows evaluated by either network
@@ -217,9 +235,10 @@ class Guided(Around):
         interval: list[float] | None = None,
         phi: float = 0.0,
         guide: Field | None = None,
+        on: list[str] | None = None,
     ) -> None:
         super().__init__(field)
-        self.branches, self.y, self.w, self.guide = 2, y, w, guide
+        self.branches, self.y, self.w, self.guide, self.on = 2, y, w, guide, on
         self.gaussian = field.gaussian and (guide is None or guide.gaussian)
         self.ends, self.phi = interval, phi
 
@@ -268,11 +287,13 @@ class Guided(Around):
             assert y is not None
             twice, ends = (torch.cat([a, a]) if a is not None and a.ndim else a for a in (t, s))
             assert twice is not None
-            both = join([null(y, self.classes), y])
+            both = join([null(y, self.classes, self.on), y])
             answer = self._ask(self.field, torch.cat([x_t, x_t]), twice, both, kind, ends)
             guide, conditional = answer.chunk(2)
         else:
-            guide = self._ask(self.guide, x_t, t, y if self.guide.classes else None, kind, s)
+            guide = self._ask(
+                self.guide, x_t, t, within(y, self.guide.classes, self.guide.conditions), kind, s
+            )
             conditional = self._conditional(x_t, t, y, kind, s)
         value = torch.lerp(guide, conditional, self.w(self.path, x_t, t))
         if self.phi:
@@ -313,64 +334,3 @@ class Guided(Around):
 
     def _branch(self) -> Field:
         return self.field if self.y is None else self.field.bind(self.y)
-
-
-class Tilted(Around):
-    """score + k grad log p(y | x_t), in any kind (Dhariwal & Nichol 2021, arXiv:2105.05233).
-
-    k is w for a field without classes, and w - 1 for the conditional branch of a field with
-    classes, so that both aim at p(x_t) p(y | x_t)^w. At alpha = 0 nothing of x is left for the
-    classifier to see, so the field's interval begins at r = 0.01.
-    """
-
-    evaluations = 0  # rows evaluated by the model and by the classifier
-    y: Tensor
-
-    def __init__(self, field: Field, y: Tensor, w: Strength, classifier: Classifier) -> None:
-        super().__init__(field)
-        self.y, self.w, self.classifier = y, w, classifier
-        self.base, self.offset = (field.bind(y), 1) if field.classes else (field, 0)
-        self.branches = 1 if w == self.offset else 2
-
-    def select(self, rows: Tensor) -> "Tilted":
-        part = copy.copy(self)
-        part.y, part.base = self.y[rows], self.base.select(rows)
-        return part
-
-    def reset(self) -> None:
-        self.evaluations = 0
-
-    def price(self, t: Tensor) -> int:
-        return self.branches
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        before = self.base.evaluations
-        value = self.base.predict(x_t, t, kind, s)
-        self.evaluations += self.base.evaluations - before
-        if self.branches == 1:
-            return value
-        score = (self.w(self.path, x_t, t) - self.offset) * self.gradient(x_t, t)
-        self.evaluations += len(x_t)
-        # every kind is affine in the score, so a change of the score enters by the slope alone
-        return value + self.path.convert(score, torch.zeros_like(x_t), t, "score", kind)
-
-    def gradient(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """grad log p(y | x_t) (B, *shape), whatever the classifier's own path is."""
-        path, theirs = self.path, self.classifier.path
-        u = theirs.time_of_r(path.r(t))
-        scale = (theirs.alpha(u) + theirs.beta(u)) / (path.alpha(t) + path.beta(t))
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
-            log_p = self.classifier.log_prob(expand(scale, x).to(x) * x, u, self.y)
-            (gradient,) = torch.autograd.grad(log_p.sum(), x)
-        return gradient
-
-    def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        lo, hi = self.base.interval(kind)
-        if self.branches == 1:
-            return lo, hi
-        edge = torch.tensor(EDGE, dtype=torch.float64)
-        return max(lo, self.path.time_of_r(edge).item()), hi
-
-    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self.base.start(eps, t, first, seed)

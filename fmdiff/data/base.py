@@ -147,6 +147,13 @@ class Data(ABC):
         """
         return None
 
+    def joint(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The mixture of x and, if there is a condition `c`, of its numbers after those of x.
+
+        As in `mixture`, which is that of x alone.
+        """
+        return self.mixture()
+
     def off_support(self, x: Tensor) -> Tensor | None:
         """Which of x (B, *shape) lie where there are (almost) no real samples: bool (B,).
 
@@ -235,6 +242,11 @@ class Toy(Data):
 
     shape = (2,)
 
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The shape of a row of `draw`: that of x, or more if conditions follow its numbers."""
+        return self.shape
+
     @abstractmethod
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor] | Tensor:
         """Draw n i.i.d. points with the generator: x (n, *shape) and label (n,).
@@ -262,7 +274,7 @@ class Toy(Data):
         self, n: int, x: Any, label: Any, method: str = "draw"
     ) -> tuple[Tensor, Tensor]:
         """x as float32 and label as int64. Raises FmdiffError if they are not n points."""
-        shape, where = (n, *self.shape), f"data: {type(self).__name__}.{method} of {n} points"
+        shape, where = (n, *self.drawn), f"data: {type(self).__name__}.{method} of {n} points"
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != shape:
             hint = "; points of another dimension d need shape = (d,) in the class"
             raise FmdiffError(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.data.base import Toy, far
+from fmdiff.condition import Form
+from fmdiff.data.base import Batch, Device, Toy, far
 from fmdiff.errors import FmdiffError
 
 LARGEST = 2**27  # numbers in the covariances of a mixture: 1 GB
@@ -26,10 +27,10 @@ class GaussianMixture(Toy):
 
     @abstractmethod
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """w (K,), m (K, d) and C (K, d, d) of every label, float64."""
+        """w (K,), m (K, D) and C (K, D, D) of every label, float64: D numbers for `draw`."""
 
-    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The exact density: weights (K,), means (K, d) and covariances (K, d, d), float64.
+    def joint(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact density of what `draw` returns, float64.
 
         Component k has label k. Labels that `only` leaves out have weight 0.
         """
@@ -37,6 +38,11 @@ class GaussianMixture(Toy):
         own = self.label_numbers
         weights = torch.zeros_like(weights).index_copy(0, own, weights[own])
         return weights / weights.sum(), means, covs
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The exact density of x: w (K,), means (K, d) and covariances (K, d, d), float64."""
+        (weights, means, covs), d = self.joint(), self.shape[0]
+        return weights, means[:, :d], covs[:, :d, :d]
 
     @cached_property
     def moments(self) -> tuple[Tensor | None, float]:
@@ -54,15 +60,15 @@ class GaussianMixture(Toy):
 
     @cached_property
     def _factors(self) -> Tensor:
-        """L_k with C_k = L_k L_k^T: (K, d, d), or (K, 1) factors if all C_k are multiples of I."""
+        """L_k with C_k = L_k L_k^T: (K, D, D), or (K, 1) factors if all C_k are multiples of I."""
         factors = torch.linalg.cholesky(self.components()[2])
         stds = factors[:, 0, 0]
-        round_ones = torch.equal(factors, stds[:, None, None] * torch.eye(*self.shape))
+        round_ones = torch.equal(factors, stds[:, None, None] * torch.eye(*self.drawn))
         return (stds[:, None] if round_ones else factors).float()
 
     def draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
         label = self.draw_labels(n, generator)
-        eps = torch.randn(n, *self.shape, generator=generator)
+        eps = torch.randn(n, *self.drawn, generator=generator)
         if self._factors.ndim == 2:
             return self._means[label] + self._factors[label] * eps, label
         offsets = torch.einsum("kde,ne->nkd", self._factors, eps)
@@ -74,15 +80,16 @@ class GaussianMixture(Toy):
         Draws of distant components do with probability P(chi^2_d > 16): 0.034 % in the plane,
         0.006 % on the line, and 100 % in hundreds of dimensions.
         """
-        own = self.label_numbers
-        means, factors = self._means[own].to(x), self._factors[own].to(x)
+        own, d = self.label_numbers, self.shape[0]
+        means, factors = self._means[own, :d].to(x), self._factors[own].to(x)
         near = []
         for part in x.split(1024):
             offset = part - means[:, None]  # (K, B, d)
             if factors.ndim == 2:
                 offset = offset / factors[:, None]
             else:
-                offset = torch.linalg.solve_triangular(factors, offset.mT, upper=False).mT
+                part_of_x = factors[:, :d, :d]  # the factor of the covariance of x
+                offset = torch.linalg.solve_triangular(part_of_x, offset.mT, upper=False).mT
             near.append(offset.norm(dim=-1).amin(0))
         return torch.cat(near) > 4
 
@@ -91,21 +98,47 @@ class GaussianMixture(Toy):
 class GMM(GaussianMixture):
     """The mixture of any `means`, `weights` and `cov`, in any dimension: see mixture.components.
 
+    It is that of (x, c), where the condition c is the last `given` coordinates and x the others.
     Raises FmdiffError if the keys do not describe a mixture.
     """
 
     means: list[list[float]]
     weights: list[float] | None
     cov: float | list
+    given: int = 0  # checkpoints of 0.1.0 lack it
 
     def __post_init__(self) -> None:
         self._components = components(self.means, self.weights, self.cov)
-        self.labels, dimension = self._components[1].shape
-        self.shape = (dimension,)
+        self.labels, width = self._components[1].shape
+        self.require("given", int, "an integer >= 0", lambda v: v >= 0)
+        if self.given >= width:
+            raise FmdiffError(
+                f"data.given={self.given} must be below {width}, the number of coordinates in "
+                "data.means: those that are not given are x"
+            )
+        self.shape = (width - self.given,)
         super().__post_init__()
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._components
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        return (self.shape[0] + self.given,)
+
+    @cached_property
+    def conditions(self) -> dict[str, Form]:  # type: ignore[override]  # computed once
+        if not self.given:
+            return {}
+        (weights, means, covs), d = self.joint(), self.shape[0]
+        mean, spread = weights @ means[:, d:], covs.diagonal(dim1=1, dim2=2)[:, d:]
+        std = (weights @ ((means[:, d:] - mean).square() + spread)).sqrt()
+        return {"c": Form((self.given,), tuple(mean.tolist()), tuple(std.tolist()))}
+
+    def with_labels(self, x: Tensor, label: Tensor, device: Device, **parts: Tensor) -> Batch:
+        if self.given:
+            x, parts["c"] = (p.contiguous() for p in x.tensor_split([self.shape[0]], dim=1))
+        return super().with_labels(x, label, device, **parts)
 
     @cached_property
     def _weights(self) -> Tensor:

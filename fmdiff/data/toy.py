@@ -174,11 +174,11 @@ class Embedded(Toy):
     ambient_dim: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.of, Toy) or self.of.shape != (2,):
+        if not isinstance(self.of, Toy) or self.of.shape != (2,) or self.of.conditions:
             name = self.of if isinstance(self.of, str) else type(self.of).__name__
             raise FmdiffError(
-                f"data.of={name} must be a data set of points in the plane; choose one by its "
-                "name, data.of.name=swissroll"
+                f"data.of={name} must be a data set of points in the plane alone; choose one by "
+                "its name, data.of.name=swissroll"
             )
         self.require("ambient_dim", int, "an integer >= 2", lambda v: v >= 2)
         self.shape, self.labels = (self.ambient_dim,), self.of.labels

@@ -218,6 +218,12 @@ RULES: dict[str, Rule] = {
             "two numbers from 0 to 1, the lower first, like [0.2,0.8]",
         )
     ),
+    "guidance.on": or_null(
+        Rule(
+            lambda v: bool(v) and _is_list(v, TEXT.passes),
+            "a list of names of conditions like [label,c]",
+        )
+    ),
     "guidance.ckpt": or_null(PATH),
     "guidance.weights": WEIGHTS,
     "schedule.p": number(above=0),

@@ -7,11 +7,11 @@ from test_guidance import KINDS, MEANS, SOLVERS, STD, WEIGHTS, Answers, Y, at, m
 
 from fmdiff import load
 from fmdiff.build import named
-from fmdiff.classifier import Classifier
+from fmdiff.classifier import Classifier, Tilted
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
-from fmdiff.guidance import ByClassifier, Strength, Tilted
+from fmdiff.guidance import ByClassifier, Strength
 from fmdiff.loading import load_classifier
 from fmdiff.path import VP, CondOT, Cosine
 from fmdiff.runs import checkpoint

@@ -235,9 +235,9 @@ def test_empirical_does_not_depend_on_how_rows_are_split():
 
 
 class Toy:
-    classes, shape, only = 3, (2,), None
+    classes, shape, only, codec, conditions = 3, (2,), None, None, {}
 
-    def mixture(self):
+    def joint(self):
         return WEIGHTS, MEANS, COVS
 
     def sample(self, start, stop, seed):
