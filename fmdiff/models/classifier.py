@@ -46,7 +46,7 @@ class ImageClassifier(Network):
         even(channels=channels)
         sizes(blocks=blocks)
         share(dropout=dropout)
-        levels = len(resolutions(shape[1], shape[2], len(multipliers)))
+        levels = len(resolutions(shape[1:], len(multipliers)))
         embedding, current = 4 * channels, channels
         self.conditioning = Conditioning(channels, embedding, 0, frequency=time_frequency)
         self.first = nn.Conv2d(shape[0], channels, 3, padding=1)

@@ -34,6 +34,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels // 4, channels), channels)
 
 
+def convolution(axes: int) -> type[nn.Conv1d] | type[nn.Conv2d]:
+    """The convolution of maps (B, C, L) of one axis, or (B, C, H, W) of two."""
+    return nn.Conv1d if axes == 1 else nn.Conv2d
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V, each (B, heads, T, d) and contiguous.
 
@@ -202,16 +207,17 @@ class Conditioning(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the places of a map: h + W softmax(Q K^T / sqrt(d)) V.
 
-    (B, C, H, W) -> the same. Heads have d = gcd(head_channels, C) channels. The layer starts as
-    the identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
+    (B, C, H, W), or (B, C, L) with axes = 1 -> the same. Heads have d = gcd(head_channels, C)
+    channels. The layer starts as the identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
     """
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int, axes: int = 2) -> None:
         super().__init__()
+        conv = convolution(axes)
         self.heads = channels // math.gcd(head_channels, channels)
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = conv(channels, 3 * channels, 1)
+        self.out = zeroed(conv(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         heads = self.qkv(self.norm(h)).unflatten(1, (3, self.heads, -1)).flatten(4)
@@ -223,8 +229,8 @@ class Attention(nn.Module):
 class ResBlock(nn.Module):
     """conv(SiLU(norm(.))) twice around a shortcut, conditioned in between, then attention.
 
-    h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W). The embedding
-    shifts the map before the second norm. With scale_shift it scales and shifts the map after the
+    h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W), or (B, C, L) with
+    axes = 1. The embedding shifts the map before the second norm. With scale_shift it scales and shifts the map after the
     norm: norm(h) (1 + a) + b. `resample`, a layer without weights, halves or doubles the map
     before the first convolution and on the shortcut (Ho et al. 2020; Dhariwal & Nichol 2021).
     """
@@ -238,22 +244,24 @@ class ResBlock(nn.Module):
         scale_shift: bool,
         attention: nn.Module | None = None,
         resample: nn.Module | None = None,
+        axes: int = 2,
     ) -> None:
         super().__init__()
+        conv = convolution(axes)
         self.norm_in, self.resample = group_norm(channels_in), resample or nn.Identity()
-        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_in = conv(channels_in, channels_out, 3, padding=1)
         self.scale_shift = scale_shift
         self.embed = nn.Linear(width, channels_out * (2 if scale_shift else 1))
         self.norm_out = group_norm(channels_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.conv_out = zeroed(conv(channels_out, channels_out, 3, padding=1))
         same = channels_in == channels_out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = nn.Identity() if same else conv(channels_in, channels_out, 1)
         self.attention = attention or nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         residual = self.conv_in(self.resample(F.silu(self.norm_in(h))))
-        condition = self.embed(F.silu(embedding))[:, :, None, None]
+        condition = self.embed(F.silu(embedding))[(..., *[None] * (h.ndim - 2))]
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)
             residual = torch.addcmul(shift, self.norm_out(residual), 1 + scale)

@@ -34,6 +34,20 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+# by the axes of a sample: what it is, and the usual network
+KINDS = {1: ("points", "mlp"), 2: ("series", "unet_1d"), 3: ("images", "unet")}
+
+
+def need_axes(name: str, shape: Sequence[int], axes: int) -> None:
+    """Raises FmdiffError unless samples of this shape have so many axes, as model=name takes."""
+    if len(shape) != axes:
+        kind, usual = KINDS.get(len(shape), ("this shape", "a network of your own"))
+        raise FmdiffError(
+            f"model={name} takes {KINDS[axes][0]}, but the data has shape {tuple(shape)}; "
+            f"choose model={usual} for {kind}"
+        )
+
+
 def require(allowed: str, test: Callable[[Any], bool], **values: object) -> None:
     """Raises FmdiffError for a key of the model whose value does not pass the test."""
     for key, value in values.items():

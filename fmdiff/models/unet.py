@@ -1,4 +1,4 @@
-"""The U-Net for images, from digits of 8x8 on two CPU cores to CIFAR-10's usual network."""
+"""The U-Net: for images from digits of 8x8 to CIFAR-10's usual network, and for series."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,18 +11,42 @@ from torch import Tensor, nn
 from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.condition import Forms, channels_of
-from fmdiff.models.layers import Attention, Conditioning, ResBlock, group_norm, zeroed
-from fmdiff.models.network import Network, even, flags, integers, require, share, sizes
+from fmdiff.models.layers import (
+    Attention,
+    Conditioning,
+    ResBlock,
+    convolution,
+    group_norm,
+    zeroed,
+)
+from fmdiff.models.network import (
+    Network,
+    even,
+    flags,
+    integers,
+    need_axes,
+    require,
+    share,
+    sizes,
+)
 
-SMALLEST = 4  # a map is not halved below this many pixels a side
+SMALLEST = 4  # a map is not halved below this many places a side
 
 
-def resolutions(height: int, width: int, levels: int) -> list[tuple[int, int]]:
-    """The sizes of at most `levels` maps: halved while both sides are even and halves are >= 4."""
-    sizes = [(height, width)]
-    while len(sizes) < levels and all(n % 2 == 0 and n // 2 >= SMALLEST for n in sizes[-1]):
-        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
-    return sizes
+def resolutions(size: Sequence[int], levels: int) -> list[tuple[int, ...]]:
+    """The sizes of at most `levels` maps, each half as large as the one before, and >= 4.
+
+    size (H, W) of images, which are halved while both sides are even, or (L,) of series, of which
+    half an odd length is rounded up.
+    """
+    maps = [tuple(size)]
+    while len(maps) < levels:
+        halves = tuple(-(-n // 2) for n in maps[-1])
+        even_sides = len(size) == 1 or all(n % 2 == 0 for n in maps[-1])
+        if not even_sides or min(halves) < SMALLEST:
+            break
+        maps.append(halves)
+    return maps
 
 
 def multiples(multipliers: Sequence[int]) -> None:
@@ -32,20 +56,21 @@ def multiples(multipliers: Sequence[int]) -> None:
 
 
 def plan(
-    name: str, shape: Sequence[int], multipliers: Sequence[int], attention: Sequence[int]
+    name: str,
+    shape: Sequence[int],
+    multipliers: Sequence[int],
+    attention: Sequence[int],
+    axes: int = 3,
 ) -> tuple[int, set[int]]:
-    """How many of the levels fit images of this shape, and which of them have attention.
+    """How many of the levels fit samples of this shape, and which of them have attention.
 
-    Raises FmdiffError for points, without levels and for a level that does not exist.
+    Raises FmdiffError for a shape without `axes` axes, without levels and for a level that does
+    not exist.
     """
-    if len(shape) != 3:
-        raise FmdiffError(
-            f"model={name} takes images, but the data has shape {tuple(shape)}; "
-            "choose model=mlp for points"
-        )
+    need_axes(name, shape, axes)
     multiples(multipliers)
     require("a list of levels like [-1]", lambda v: integers(v, -math.inf), attention=attention)
-    levels = len(resolutions(shape[1], shape[2], len(multipliers)))
+    levels = len(resolutions(shape[1:], len(multipliers)))
     absent = [level for level in attention if not -levels <= level < levels]
     if absent:
         raise FmdiffError(
@@ -64,17 +89,17 @@ class Stages:
     blocks: int  # of a level on the way down; one more on the way up
     attentive: set[int]  # the levels with attention
     conv_resample: bool
+    axes: int = 2  # 1 for maps (B, C, L), 2 for (B, C, H, W)
 
     def down(self, channels: int) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
         """Stages and halvings from a map of `channels`, and the channels of every map."""
-        stages, shrink = nn.ModuleList(), nn.ModuleList()
+        stages, shrink, conv = nn.ModuleList(), nn.ModuleList(), convolution(self.axes)
+        pool = nn.AvgPool2d(2) if self.axes == 2 else nn.AvgPool1d(2, ceil_mode=True)
         skips = [current := channels]
         for level, width in enumerate(self.widths):
             if level:
                 shrink.append(
-                    nn.Conv2d(current, current, 3, stride=2, padding=1)
-                    if self.conv_resample
-                    else nn.AvgPool2d(2)
+                    conv(current, current, 3, stride=2, padding=1) if self.conv_resample else pool
                 )
                 skips.append(current)
             stage = nn.ModuleList()
@@ -87,10 +112,11 @@ class Stages:
     def up(self, skips: list[int]) -> tuple[nn.ModuleList, nn.ModuleList, int]:
         """Stages and doublings that take the maps `skips` back, and the channels of the last."""
         stages, grow, current = nn.ModuleList(), nn.ModuleList(), skips[-1]
+        conv = convolution(self.axes)
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
                 grow.append(
-                    nn.Conv2d(current, current, 3, padding=1)
+                    conv(current, current, 3, padding=1)
                     if self.conv_resample
                     else nn.Identity()
                 )
@@ -100,6 +126,12 @@ class Stages:
                 current = width
             stages.append(stage)
         return stages, grow, current
+
+
+def doubled(h: Tensor, places: int) -> Tensor:
+    """h (B, C, ..., n), each value repeated along every axis; the last is cut to `places`."""
+    h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+    return h if h.shape[-1] == places else h[..., :places]
 
 
 class UNet(Network):
@@ -115,11 +147,12 @@ class UNet(Network):
     an augmentation are `augment`, (B, augment) or None for zeros. The `conditions` that are
     vectors are added to the vector of time, and pictures are further channels of x_t.
 
-    Raises FmdiffError for points, for a level that does not exist and for a size below 1.
+    Raises FmdiffError for other data, for a level that does not exist and for a size below 1.
     Source: Ho et al. 2020; Dhariwal & Nichol 2021.
     """
 
     axes = 3
+    name = "unet"
 
     def __init__(
         self,
@@ -142,7 +175,9 @@ class UNet(Network):
         conditions: Forms = None,
     ) -> None:
         super().__init__()
-        levels, attentive = plan("unet", shape, multipliers, attention)
+        levels, attentive = plan(self.name, shape, multipliers, attention, self.axes)
+        axes = len(shape) - 1
+        conv = convolution(axes)
         sizes(blocks=blocks, head_channels=head_channels)
         sizes(0, augment=augment)
         share(dropout=dropout)
@@ -157,21 +192,22 @@ class UNet(Network):
         embedding = 4 * features
 
         def block(channels_in: int, channels_out: int, attend: bool) -> ResBlock:
-            heads = Attention(channels_out, head_channels) if attend else None
-            return ResBlock(channels_in, channels_out, embedding, dropout, scale_shift, heads)
+            heads = Attention(channels_out, head_channels, axes) if attend else None
+            ends = channels_in, channels_out
+            return ResBlock(*ends, embedding, dropout, scale_shift, heads, axes=axes)
 
-        stages = Stages(block, widths, blocks, attentive, conv_resample)
+        stages = Stages(block, widths, blocks, attentive, conv_resample, axes)
         self.conditioning = Conditioning(
             features, embedding, classes, augment, time_frequency, second_time, guided, conditions
         )
-        self.channels, inputs = channels_of(conditions, shape, "unet")
-        self.first = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.channels, inputs = channels_of(conditions, shape, self.name)
+        self.first = conv(inputs, channels, 3, padding=1)
         self.down, self.shrink, skips = stages.down(channels)
         lowest = skips[-1]
         self.middle = nn.ModuleList([block(lowest, lowest, True), block(lowest, lowest, False)])
         self.up, self.grow, current = stages.up(skips)
         self.last = nn.Sequential(
-            group_norm(current), nn.SiLU(), zeroed(nn.Conv2d(current, shape[0], 3, padding=1))
+            group_norm(current), nn.SiLU(), zeroed(conv(current, shape[0], 3, padding=1))
         )
 
     def forward(
@@ -195,7 +231,7 @@ class UNet(Network):
             h = block(h, embedding)
         for level, stage in enumerate(self.up):
             if level:
-                h = self.grow[level - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = self.grow[level - 1](doubled(h, skips[-1].shape[-1]))
             for block in stage.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         out: Tensor = self.last(h)

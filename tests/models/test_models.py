@@ -143,7 +143,7 @@ def test_the_null_label_is_one_more_row_than_the_classes(name, shape):
     ],
 )
 def test_levels_fit_the_image(size, levels, expected):
-    assert resolutions(*size, levels) == expected
+    assert resolutions(size, levels) == expected
 
 
 def test_attention_is_where_it_was_asked_for():
