@@ -1,7 +1,8 @@
-"""The diffusion transformer for images (DiT), and the parts JiT shares with it."""
+"""The diffusion transformer (DiT) for images, and its parts, which JiT and series share."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +12,22 @@ from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.models.condition import Forms, channels_of
 from fmdiff.models.layers import Conditioning, attend, zeroed
-from fmdiff.models.network import Network, sizes
+from fmdiff.models.network import Network, need_axes, sizes
 
 TIME_FEATURES = 256
 MLP_RATIO = 4
-LARGEST = 2**26  # numbers in the tokens of one image: 256 MB
+LARGEST = 2**26  # numbers in the tokens of one sample: 256 MB
 
 
-def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tuple[int, int]:
+def patch_grid(
+    name: str, shape: Sequence[int], patch: int, width: int, heads: int
+) -> tuple[int, int]:
     """The number of patches down and across an image of this shape.
 
-    Raises FmdiffError for points, for a patch that does not divide the image, and unless a head
-    has a multiple of 4 channels (for sine and cosine of row and column). Also if the tokens of one
-    image have more than LARGEST numbers.
+    Raises FmdiffError for other data, for a patch that does not divide the image, and as
+    `check_tokens` does.
     """
-    if len(shape) != 3:
-        raise FmdiffError(
-            f"model.patch={patch} cuts images, but the data has shape {tuple(shape)}; "
-            "choose model=mlp for points"
-        )
-    sizes(width=width, heads=heads)
+    need_axes(name, shape, 3)
     _, height, breadth = shape
     valid = [p for p in range(1, min(height, breadth) + 1) if height % p == breadth % p == 0]
     if type(patch) is not int or patch not in valid:
@@ -38,36 +35,63 @@ def patch_grid(shape: Sequence[int], patch: int, width: int, heads: int) -> tupl
             f"model.patch={patch} does not divide images of {height}x{breadth} pixels; "
             f"choose from: {', '.join(map(str, valid))}"
         )
+    rows, columns = height // patch, breadth // patch
+    check_tokens(rows * columns, patch, width, heads)
+    return rows, columns
+
+
+def check_tokens(count: int, patch: int, width: int, heads: int) -> None:
+    """Check the number of tokens and their width.
+
+    Raises FmdiffError unless a head has a multiple of 4 channels (for sine and cosine of row and
+    column), and if the tokens of one sample have more than LARGEST numbers.
+    """
+    sizes(width=width, heads=heads)
     if width % (4 * heads):
         raise FmdiffError(
             f"model.width={width} does not fit model.heads={heads}; "
             f"choose a width that is a multiple of {4 * heads}"
         )
-    rows, columns = height // patch, breadth // patch
-    if rows * columns * width > LARGEST:
+    if count * width > LARGEST:
         raise FmdiffError(
-            f"model.patch={patch} gives {rows * columns:,} tokens of {width:,} channels: choose a "
+            f"model.patch={patch} gives {count:,} tokens of {width:,} channels: choose a "
             f"larger patch, for {LARGEST:,} numbers at most"
         )
-    return rows, columns
 
 
 def tokens(x: Tensor, patch: int) -> Tensor:
     """The patches of an image, (B, C, H, W) -> (B, (H / patch) (W / patch), C patch^2).
 
-    A linear layer on them is the convolution of kernel and stride `patch`.
+    Of a series (B, C, L) -> (B, L / patch, C patch), where the last patch is filled with zeros. A
+    linear layer on them is the convolution of kernel and stride `patch`.
     """
-    return F.pixel_unshuffle(x, patch).flatten(2).mT
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, patch).flatten(2).mT
+    whole = F.pad(x, (0, -x.shape[2] % patch))
+    return whole.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)
 
 
-def positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed features of places (rows columns, width): sin and cos of w_i column, then of w_i row.
+def joined(patches: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+    """The image (B, C, H, W) or series (B, C, L) of which these are the `tokens`.
 
-    w_i = 10000^(-i / quarter), quarter = width / 4. Source: Vaswani et al. 2017; Peebles & Xie.
+    size (H, W) or (L,).
     """
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
+    if len(size) == 2:
+        grid = size[0] // patch, size[1] // patch
+        return F.pixel_shuffle(patches.mT.unflatten(2, grid), patch)
+    return patches.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)[..., : size[0]]
+
+
+def positions(grid: Sequence[int], width: int) -> Tensor:
+    """Fixed features (places, width) of the places of a grid: sin and cos of w_i place by axis.
+
+    The last axis comes first. w_i = 10000^(-i / n), n = width / (2 axes). Source: Vaswani et al.
+    2017; Peebles & Xie.
+    """
+    share = width // (2 * len(grid))
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(share) / share)
+    places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in reversed(places)]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
 
 
@@ -140,23 +164,20 @@ class Block(nn.Module):
 
 
 class Final(nn.Module):
-    """norm(h) (1 + a) + b, then one linear layer from each token to its patch, then the image.
+    """norm(h) (1 + a) + b, then one linear layer from each token to its patch, then the sample.
 
-    h (B, rows columns, width), condition (B, width) -> (B, C, H, W).
+    h (B, places, width), condition (B, width) -> (B, *shape).
     """
 
-    def __init__(
-        self, width: int, norm: nn.Module, channels: int, patch: int, grid: tuple[int, int]
-    ) -> None:
+    def __init__(self, width: int, norm: nn.Module, shape: Sequence[int], patch: int) -> None:
         super().__init__()
-        self.patch, self.grid, self.norm = patch, grid, norm
+        self.patch, self.size, self.norm = patch, tuple(shape[1:]), norm
         self.modulation = nn.Linear(width, 2 * width)
-        self.last = nn.Linear(width, channels * patch**2)
+        self.last = nn.Linear(width, shape[0] * patch ** len(self.size))
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=1)
-        pixels = self.last(modulate(self.norm(h), shift, scale))
-        return F.pixel_shuffle(pixels.mT.unflatten(2, self.grid), self.patch)
+        return joined(self.last(modulate(self.norm(h), shift, scale)), self.patch, self.size)
 
 
 def plain_norm(width: int) -> nn.LayerNorm:
@@ -179,6 +200,7 @@ class DiT(Network):
     """
 
     axes = 3
+    name = "dit"
 
     places: Tensor
 
@@ -187,7 +209,7 @@ class DiT(Network):
         *,
         shape: Sequence[int],
         classes: int,
-        patch: int,
+        patch: int | None,
         width: int,
         depth: int,
         heads: int,
@@ -198,15 +220,15 @@ class DiT(Network):
         conditions: Forms = None,
     ) -> None:
         super().__init__()
-        grid = patch_grid(shape, patch, width, heads)
+        patch, grid = self.cut(shape, patch, width, heads)
         sizes(depth=depth)
         sizes(0, augment=augment)
         self.conditioning = Conditioning(
             TIME_FEATURES, width, classes, augment, time_frequency, second_time, guided, conditions
         )
-        self.channels, inputs = channels_of(conditions, shape, "dit")
-        self.patch, self.first = patch, nn.Linear(inputs * patch**2, width)
-        self.register_buffer("places", positions(*grid, width), persistent=False)
+        self.channels, inputs = channels_of(conditions, shape, self.name)
+        self.patch, self.first = patch, nn.Linear(inputs * patch ** len(grid), width)
+        self.register_buffer("places", positions(grid, width), persistent=False)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
             hidden = MLP_RATIO * width
@@ -215,8 +237,17 @@ class DiT(Network):
             )
             norms = plain_norm(width), plain_norm(width)
             self.blocks.append(Block(width, norms, SelfAttention(width, heads), mlp))
-        self.final = Final(width, plain_norm(width), shape[0], patch, grid)
+        self.final = Final(width, plain_norm(width), shape, patch)
         initialise(self)
+
+    def cut(
+        self, shape: Sequence[int], patch: Any, width: int, heads: int
+    ) -> tuple[int, tuple[int, ...]]:
+        """The side of a patch, and how many there are along each axis.
+
+        Raises FmdiffError as `patch_grid` does.
+        """
+        return patch, patch_grid(self.name, shape, patch, width, heads)
 
     def forward(
         self,

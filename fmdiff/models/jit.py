@@ -130,7 +130,7 @@ class JiT(Network):
         conditions: Forms = None,
     ) -> None:
         super().__init__()
-        grid = patch_grid(shape, patch, width, heads)
+        grid = patch_grid("jit", shape, patch, width, heads)
         sizes(depth=depth, bottleneck=bottleneck)
         sizes(0, label_tokens=label_tokens, augment=augment, start=start)
         if start >= depth:
@@ -147,14 +147,14 @@ class JiT(Network):
         self.first = nn.Linear(bottleneck, width)
         still = label_tokens if classes else 0
         self.label_places = nn.Parameter(0.02 * torch.randn(still, width)) if still else None
-        self.register_buffer("places", positions(*grid, width), persistent=False)
+        self.register_buffer("places", positions(grid, width), persistent=False)
         turn = rotation(*grid, width // heads, still)
         self.register_buffer("turn", turn, persistent=False)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
             norms = RMSNorm(width), RMSNorm(width)
             self.blocks.append(Block(width, norms, RotaryAttention(width, heads), SwiGLU(width)))
-        self.final = Final(width, RMSNorm(width), shape[0], patch, grid)
+        self.final = Final(width, RMSNorm(width), shape, patch)
         initialise(self)
 
     def forward(

@@ -10,7 +10,7 @@ from fmdiff.condition import Given, label
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.models.condition import Forms, channels_of, embedded
 from fmdiff.models.layers import MapInputs, Sinusoid, zeroed
-from fmdiff.models.network import Network, flags, require, sizes
+from fmdiff.models.network import Network, flags, need_axes, require, sizes
 from fmdiff.randomness import generator
 
 TIME_FEATURES = 64
@@ -56,11 +56,7 @@ class MLP(Network):
             raise FmdiffError(
                 f"model.activation={activation} is unknown; {nearest(activation, ACTIVATIONS)}"
             )
-        if len(shape) != 1:
-            raise FmdiffError(
-                f"model=mlp takes points, but the data has shape {tuple(shape)}; "
-                "choose model=unet for images"
-            )
+        need_axes("mlp", shape, 1)
         sizes(hidden=hidden, layers=layers)
         sizes(0, frequencies=frequencies)
         flags(skip=skip)

@@ -171,7 +171,7 @@ def test_tokens_with_a_linear_layer_are_the_convolution():
 
 
 def test_positions_are_the_written_out_waves():
-    found = positions(3, 5, 16)
+    found = positions((3, 5), 16)
     for i in range(3):
         for j in range(5):
             w = [10_000 ** (-k / 4) for k in range(4)]
