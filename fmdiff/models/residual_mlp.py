@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmdiff.condition import Given
 from fmdiff.models.layers import Conditioning, zeroed
 from fmdiff.models.network import Network, need_axes, share, sizes
 
@@ -43,7 +44,6 @@ class ResidualMLP(Network):
     Raises FmdiffError for other data and for a size below 1.
     """
 
-    flat = True
     axes = 1
 
     def __init__(
@@ -75,7 +75,7 @@ class ResidualMLP(Network):
         self,
         x_t: Tensor,
         t: Tensor,
-        y: Tensor | None = None,
+        y: Given | None = None,
         s: Tensor | None = None,
         w: Tensor | None = None,
     ) -> Tensor:
