@@ -25,7 +25,16 @@ CASES = [  # name, shape, classes, overrides
     ("unet", (3, 12, 20), 0, {"channels": 12, "scale_shift": False}),
     ("unet", CIFAR, 10, SMALL),
     ("unet_cifar", CIFAR, 10, SMALL),
+    ("unet_1d", (1, 64), 10, SMALL),
+    ("unet_1d", (3, 37), 0, SMALL),
+    ("unet_1d", (2, 3), 0, SMALL),
+    ("dit_1d", (1, 64), 10, {"width": 32, "depth": 2}),
+    ("dit_1d", (3, 37), 0, {"width": 32, "depth": 2}),
+    ("dit_1d", (2, 1), 0, {"width": 32, "depth": 2}),
+    ("residual_mlp", (7,), 3, {"width": 32}),
+    ("residual_mlp", (1,), 0, {"width": 32, "blocks": 1}),
 ]
+SHAPES = {1: (2,), 2: (3, 32), 3: CIFAR}  # by the axes of a sample
 NETWORKS = sorted(
     file.stem for file in CONFIGS.glob("*.yaml") if "fmdiff.models" in file.read_text()
 )
@@ -140,6 +149,10 @@ def test_the_null_label_is_one_more_row_than_the_classes(name, shape):
         ((32, 32), 2, [(32, 32), (16, 16)]),
         ((12, 20), 4, [(12, 20), (6, 10)]),  # 3 is too small
         ((7, 7), 3, [(7, 7)]),
+        ((64,), 7, [(64,), (32,), (16,), (8,), (4,)]),
+        ((1000,), 4, [(1000,), (500,), (250,), (125,)]),
+        ((37,), 7, [(37,), (19,), (10,), (5,)]),  # half an odd length is rounded up
+        ((3,), 7, [(3,)]),
     ],
 )
 def test_levels_fit_the_image(size, levels, expected):
@@ -223,7 +236,7 @@ def test_new_networks_have_bounded_features_of_time_and_old_ones_keep_theirs(nam
     keys = {k: v for k, v in settings.items() if k not in ("_target_", "time_frequency")}
     with torch.device("meta"):
         new, old = (
-            kind(shape=(2,) if kind.axes == 1 else (3, 32, 32), classes=3, **keys, **more)
+            kind(shape=SHAPES[kind.axes], classes=3, **keys, **more)
             for more in ({"time_frequency": 50}, {})
         )
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (new, old)]
@@ -295,6 +308,11 @@ def test_bfloat16_autocast_stays_close(name, shape):
         ("mlp", (1, 28, 28), {}, ["model=mlp", "(1, 28, 28)", "model=unet"]),
         ("mlp", (2,), {"activation": "rel"}, ["model.activation=rel", "'relu'", "selu, silu"]),
         ("unet", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
+        ("unet", (2, 64), {}, ["model=unet takes images", "(2, 64)", "model=unet_1d for series"]),
+        ("unet_1d", (1, 8, 8), {}, ["model=unet_1d takes series", "model=unet for images"]),
+        ("dit_1d", (2,), {}, ["model=dit_1d takes series", "(2,)", "model=mlp for points"]),
+        ("dit_1d", (1, 8), {"patch": 9}, ["model.patch=9", "1 to 8"]),
+        ("residual_mlp", (1, 8), {}, ["model=residual_mlp takes points", "model=unet_1d"]),
         ("unet_cifar", (2,), {}, ["model=unet", "(2,)", "model=mlp"]),
         ("unet_cifar", (1, 7, 7), {}, ["model.attention=[1]", "level 1", "(1, 7, 7)", "0 to 0"]),
         ("unet", (1, 8, 8), {"attention": [-1, 16]}, ["level 16", "0 to 1"]),

@@ -17,10 +17,14 @@ SMALL = {
     "UNet": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [-1]},
     "DDPMpp": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [-1]},
     "DiT": {"width": 32, "heads": 2, "depth": 2, "patch": 2},
+    "UNet1d": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [-1]},
+    "DiT1d": {"width": 32, "heads": 2, "depth": 2, "patch": 2},
+    "ResidualMLP": {"width": 24, "blocks": 2},
     "JiT": {"width": 32, "heads": 2, "depth": 2, "patch": 2, "label_tokens": 2, "start": 1},
 }
 CLASSES = {name: locate(spec_of("model", name)["_target_"]) for name in NETWORKS}
 MAPS = [name for name in NETWORKS if not CLASSES[name].logits]
+SHAPES = {1: (2,), 2: (1, 9), 3: (1, 8, 8)}  # by the axes of a sample
 MAP = {"second_time": True, "guided": True}
 every_map = pytest.mark.parametrize("name", MAPS)
 precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -28,7 +32,7 @@ precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 
 def network(name, classes=3, seed=0, **keys):
     """The network of a YAML, made small, at its initialisation."""
-    shape = (2,) if CLASSES[name].axes == 1 else (1, 8, 8)
+    shape = SHAPES[CLASSES[name].axes]
     torch.manual_seed(seed)
     small = {**SMALL[CLASSES[name].__name__], **keys}
     return named("model", name, **small, shape=shape, classes=classes).eval()
@@ -47,7 +51,7 @@ def trained(net, seed=3):
 def inputs(name, n=4, dtype=torch.float32):
     """x_t, t, y, s > t and w > 1."""
     draws = torch.Generator().manual_seed(1)
-    shape = (2,) if CLASSES[name].axes == 1 else (1, 8, 8)
+    shape = SHAPES[CLASSES[name].axes]
     x = torch.randn(n, *shape, generator=draws, dtype=dtype)
     t, gap, w = torch.rand(3, n, generator=draws, dtype=dtype)
     return x, 500 * t, torch.arange(n) % 4, 500 * t + 500 * gap, 1 + 5 * w

@@ -7,10 +7,13 @@ from conftest import PLAIN, POINTS
 from fmdiff import build
 from fmdiff.errors import FmdiffError
 
-IMAGES, DIGITS = (1, 8, 8), ("data=digits", "model=unet")
+SERIES, IMAGES, DIGITS = (2, 9), (1, 8, 8), ("data=digits", "model=unet")
 NETWORKS = {  # of configs/model, made small
     "mlp": ((2,), {"hidden": 8, "frequencies": 2}),
     "mlp_classifier": ((2,), {"hidden": 8, "frequencies": 2}),
+    "residual_mlp": ((2,), {"width": 8, "blocks": 1}),
+    "unet_1d": (SERIES, {"channels": 8, "multipliers": [1, 2]}),
+    "dit_1d": (SERIES, {"width": 8, "heads": 2, "depth": 1}),
     "unet": (IMAGES, {"channels": 8, "multipliers": [1, 2]}),
     "unet_flow_matching": (IMAGES, {"channels": 8, "multipliers": [1, 2]}),
     "ddpmpp": (IMAGES, {"channels": 8, "multipliers": [1, 2], "blocks": 1}),
