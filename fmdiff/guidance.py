@@ -101,7 +101,7 @@ class CFG(Unguided):
         if self.phi and len(field.shape) != 3:
             raise FmdiffError(
                 f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
-                "its pixels, and these data are points; choose guidance=cfg or interval"
+                "its pixels, and these data are no images; choose guidance=cfg or interval"
             )
         names = [LABEL] * (label(y) is not None) + [*named(y)]
         if self.on is not None and not {*self.on} <= {*names}:

@@ -111,10 +111,10 @@ def shape_of(field: Field, sampler: Sampler, seed: int, n: int | None = None) ->
     """The shape of the trajectories of samples 0 ... n - 1 of a seed, from noise to data.
 
     `sampler` gives guidance, coordinates, device and the solver, which must take fixed steps. n is
-    by default 2,048 points or 64 images, fewer if they are larger than 64 x 64 pixels.
+    by default 2,048 points or 64 images or series, fewer if they have more than 16,384 elements.
     """
-    images = len(field.shape) == 3
-    n = n or (max(4, min(64, 2**20 // math.prod(field.shape))) if images else 2048)
+    points = len(field.shape) == 1
+    n = n or (2048 if points else max(4, min(64, 2**20 // math.prod(field.shape))))
     field = field.to(sampler.device, sampler.dtype)
     y = sampler.guidance.labels(field, None, 0, n, seed)
     view = sampler.seen(field, None if y is None else y.to(sampler.device))
@@ -131,7 +131,7 @@ def outside(box: list[int], shape: tuple[int, ...]) -> Tensor:
     Raises FmdiffError if the data are not images, or the box is not inside them.
     """
     if len(shape) != 3:
-        raise FmdiffError("inpaint= needs images, and these data are points")
+        raise FmdiffError(f"inpaint= needs images, and these data have shape {list(shape)}")
     top, left, bottom, right = box
     if not (0 <= top < bottom <= shape[1] and 0 <= left < right <= shape[2]):
         raise FmdiffError(

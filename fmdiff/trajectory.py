@@ -11,14 +11,14 @@ from fmdiff.along import Around
 from fmdiff.field import Field
 from fmdiff.path import Kind
 
-IMAGES, POINTS = 20, 2000  # the samples whose trajectory is kept
+IMAGES, POINTS = 20, 2000  # the samples whose trajectory is kept; series count as images
 
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 
 
 def watch_size(shape: tuple[int, ...]) -> int:
     """The number of samples whose trajectory is kept, so that memory does not grow with n."""
-    return IMAGES if len(shape) == 3 else POINTS
+    return POINTS if len(shape) == 1 else IMAGES
 
 
 class Witness(Around):

@@ -98,7 +98,7 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     of = subject(settings, POINTS, IMAGES)
     solver = settings["choices"]["solver"]
-    print(f"{of.quantity}: {of.n} {'dequantised images' if of.images else 'points'}, {solver}")
+    print(f"{of.quantity}: {of.n} {'dequantised ' * of.images}{of.noun}, {solver}")
     x = dequantise(of.x, settings["seed"]) if of.images else of.x
     sampler = of.sampler(solver=build(settings["solver"]), steps=settings["steps"])
     options = {name: settings[name] for name in ("divergence", "probes", "probe", "seed")}

@@ -36,7 +36,7 @@ def plan(cfg: DictConfig) -> None:
     needed = cost.memory(net, data.shape, data.classes, micro, copies, half, forms)
     speed = steps_per_second(module, device)
     with torch.no_grad():  # as many at once as validation and pictures take
-        at_once = 100 if len(data.shape) == 3 else 2000
+        at_once = 2000 if len(data.shape) == 1 else 100
         module.field().net(*cost.example(data.shape, data.classes, at_once, device, forms))
     if module.teacher is not None and module.teacher.field.net is not None:
         needed += sum(4 * p.numel() for p in module.teacher.field.net.parameters())
@@ -186,7 +186,7 @@ def _epochs(data: Data, samples: int) -> str:
 
 
 def _noun(shape: tuple[int, ...]) -> str:
-    return "image" if len(shape) == 3 else "point"
+    return {1: "point", 3: "image"}.get(len(shape), "sample")
 
 
 def _memory(estimate: int, trial: int | None) -> str:

@@ -11,6 +11,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.loading import subject
 from fmdiff.machine import device, processes
+from fmdiff.models.network import KINDS
 from fmdiff.sampling import default_batch_size, usual_solver
 
 
@@ -28,8 +29,13 @@ class Stage:
 
     @property
     def images(self) -> bool:
-        """Whether the samples are images, not points."""
+        """Whether the samples are images, not points or series."""
         return len(self.field.shape) == 3
+
+    @property
+    def noun(self) -> str:
+        """What the samples are: points, series or images."""
+        return KINDS[len(self.field.shape)][0]
 
 
 def set_up(
@@ -37,8 +43,8 @@ def set_up(
 ) -> Stage:
     """Build the stage that settings describe.
 
-    points, images: the default numbers of samples. data: whether the data of images are needed;
-    those of points are always loaded.
+    points, images: the default numbers of samples; series count as images. data: whether the data
+    of images are needed; those of points are always loaded.
 
     A setting solver=null becomes the solver that suits the field. Raises FmdiffError for a model
     or data that cannot be loaded.
@@ -48,7 +54,7 @@ def set_up(
         name, keys = usual_solver(field)
         settings["solver"] = spec_of("solver", name) | keys
         settings["choices"] = settings["choices"] | {"solver": name}
-    n = settings["n"] or (images if len(field.shape) == 3 else points)
+    n = settings["n"] or (points if len(field.shape) == 1 else images)
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
     return Stage(
         settings=settings, where=where, field=field, data=source, about=about, n=n, size=size

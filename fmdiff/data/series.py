@@ -31,7 +31,7 @@ class Series(Toy):
 
     @abstractmethod
     def autocovariance(self, lags: Tensor) -> Tensor:
-        """E[x_i x_{i + k}] for lags k (n,) of integers >= 0: (n,) float64, the same for every i."""
+        """E[x_i x_{i + k}] for integers k >= 0, `lags` (n,): (n,) float64, whatever i is."""
 
     @cached_property
     def moments(self) -> tuple[Tensor | None, float]:
@@ -43,8 +43,7 @@ class Series(Toy):
 class AR1(Series):
     """x_i = phi x_{i-1} + noise e_i, e_i ~ N(0, 1), begun in its stationary law.
 
-    The autocovariance at lag k is phi^k noise^2 / (1 - phi^2). x is one Gaussian, so the exact
-    field is known.
+    The autocovariance at lag k is phi^k noise^2 / (1 - phi^2).
     """
 
     phi: float
@@ -55,13 +54,6 @@ class AR1(Series):
 
     def autocovariance(self, lags: Tensor) -> Tensor:
         return self.noise**2 / (1 - self.phi**2) * self.phi ** lags.double()
-
-    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One Gaussian of mean 0: weights (1,), means (1, L), covariances (1, L, L), float64."""
-        places = torch.arange(self.length)
-        covariance = self.autocovariance((places[:, None] - places).abs())
-        one = torch.ones(1, dtype=torch.float64)
-        return one, one.new_zeros(1, self.length), covariance[None]
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """n series (n, 1, L) float32.
@@ -116,5 +108,7 @@ class TwoTone(Series):
         turns, u = torch.rand(2, n, 1, 2, generator=generator, dtype=torch.float64)
         angles = 2 * math.pi * (f * torch.arange(self.length)[:, None] + turns)  # (n, L, 2)
         loudness = a * (1 + self.spread * (2 * u - 1))
-        x = (loudness * angles.cos()).sum(2) + self.noise * torch.randn(n, self.length, generator=generator)
+        x = (loudness * angles.cos()).sum(2) + self.noise * torch.randn(
+            n, self.length, generator=generator
+        )
         return x[:, None].float()

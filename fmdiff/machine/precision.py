@@ -73,14 +73,15 @@ def compiles(choice: bool | None, device: torch.device, group: str = "") -> bool
 
 
 def by_pixel(choice: bool | None, net: nn.Module, device: torch.device) -> bool:
-    """Whether convolutions use the channels-last layout. null uses it on CUDA.
+    """Whether convolutions of images use the channels-last layout. null uses it on CUDA.
 
-    On CPUs the speed differs by less than 10 %. Raises FmdiffError for true without convolutions.
+    On CPUs the speed differs by less than 10 %. Raises FmdiffError for true without any.
     """
     convolves = any(isinstance(part, nn.Conv2d) for part in net.modules())
     if choice and not convolves:
         raise FmdiffError(
-            f"trainer.channels_last=true: {type(net).__name__} has no convolutions; leave it null"
+            f"trainer.channels_last=true: {type(net).__name__} has no convolutions of images; "
+            "leave it null"
         )
     return convolves and (device.type == "cuda" if choice is None else choice)
 

@@ -208,7 +208,8 @@ class Attention(nn.Module):
     """Residual self-attention over the places of a map: h + W softmax(Q K^T / sqrt(d)) V.
 
     (B, C, H, W), or (B, C, L) with axes = 1 -> the same. Heads have d = gcd(head_channels, C)
-    channels. The layer starts as the identity. Source: Vaswani et al. 2017; Dhariwal & Nichol 2021.
+    channels. The layer starts as the identity. Source: Vaswani et al. 2017; Dhariwal & Nichol
+    2021.
     """
 
     def __init__(self, channels: int, head_channels: int, axes: int = 2) -> None:
@@ -230,9 +231,10 @@ class ResBlock(nn.Module):
     """conv(SiLU(norm(.))) twice around a shortcut, conditioned in between, then attention.
 
     h (B, channels_in, H, W), embedding (B, width) -> (B, channels_out, H, W), or (B, C, L) with
-    axes = 1. The embedding shifts the map before the second norm. With scale_shift it scales and shifts the map after the
-    norm: norm(h) (1 + a) + b. `resample`, a layer without weights, halves or doubles the map
-    before the first convolution and on the shortcut (Ho et al. 2020; Dhariwal & Nichol 2021).
+    axes = 1. The embedding shifts the map before the second norm. With scale_shift it scales and
+    shifts the map after the norm: norm(h) (1 + a) + b. `resample`, a layer without weights, halves
+    or doubles the map before the first convolution and on the shortcut (Ho et al. 2020; Dhariwal &
+    Nichol 2021).
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmdiff.condition import Given
+from fmdiff.models.condition import Forms, channels_of
 from fmdiff.models.layers import Conditioning, zeroed
 from fmdiff.models.network import Network, need_axes, share, sizes
 
@@ -39,9 +40,9 @@ class ResidualMLP(Network):
     x_t (B, D) of about unit variance, t (B,) in [0, 1000], y (B,) in 0..classes (`classes` is the
     null label) or None when classes == 0 -> (B, D), zero at initialisation. A multiple of x_t for
     each coordinate, by time and label, is added to the output, since far from the data every
-    quantity of a path is linear in x_t.
+    quantity of a path is linear in x_t. The `conditions` are vectors, added to the vector of time.
 
-    Raises FmdiffError for other data and for a size below 1.
+    Raises FmdiffError for other data, for conditions that are no vectors and for a size below 1.
     """
 
     axes = 1
@@ -57,14 +58,16 @@ class ResidualMLP(Network):
         time_frequency: float | None = None,
         second_time: bool = False,
         guided: bool = False,
+        conditions: Forms = None,
     ) -> None:
         super().__init__()
         need_axes("residual_mlp", shape, 1)
+        channels_of(conditions, shape, "residual_mlp")
         sizes(width=width, blocks=blocks)
         share(dropout=dropout)
         (size,) = shape
         self.conditioning = Conditioning(
-            TIME_FEATURES, width, classes, 0, time_frequency, second_time, guided
+            TIME_FEATURES, width, classes, 0, time_frequency, second_time, guided, conditions
         )
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(blocks))

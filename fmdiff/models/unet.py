@@ -116,9 +116,7 @@ class Stages:
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
                 grow.append(
-                    conv(current, current, 3, padding=1)
-                    if self.conv_resample
-                    else nn.Identity()
+                    conv(current, current, 3, padding=1) if self.conv_resample else nn.Identity()
                 )
             stage = nn.ModuleList()
             for _ in range(self.blocks + 1):

@@ -21,8 +21,6 @@ from fmdiff.settings.compose import Composer, config_folders, groups
 from fmdiff.settings.sentences import choices_of, key_of
 
 PLANNED = "fmdiff-plan-"  # prefix of the folder of a sweep that leaves nothing
-# the network of data whose samples have so many axes, where none is chosen
-USUAL = {1: "mlp", 2: "unet_1d", 3: "unet"}
 CHECKED_JOBS = 200  # jobs of a sweep that are checked before the first starts
 
 
@@ -45,7 +43,8 @@ def counterpart(
     """The override that fits data to the chosen model, or the model to the chosen data.
 
     cfg: the config of the groups alone, if it has been composed. None if data and model fit, if
-    both or neither were chosen, or if a class does not tell whether it is for points or images.
+    both or neither were chosen, or if a class does not tell how many axes a sample has. Points of
+    a file are a table, and get residual blocks unless an experiment has chosen the model.
     """
     keys = {key_of(override) for override in overrides}
     if ("data" in keys) == ("model" in keys):
@@ -55,13 +54,24 @@ def counterpart(
     if not (choices.get("data") and choices.get("model")):
         return None
     axes, taken = _axes(cfg), _taken(cfg)
-    if axes is None or taken is None or axes == taken or (taken == 1 and "model" in keys):
+    if axes is None or taken is None:
         return None
     if "data" in keys:
-        return f"model={USUAL[axes]}"
+        table = axes == 1 and kind_of(cfg, "data").axes is None and "experiment" not in keys
+        return None if axes == taken and not table else f"model={_usual(axes, table)}"
+    if axes == taken or taken == 1:
+        return None
     from fmdiff.data.files import available
 
-    return "data=mnist" if available("mnist") else "data=digits"
+    images = "data=mnist" if available("mnist") else "data=digits"
+    return images if taken == 3 else "data=ar1"
+
+
+def _usual(axes: int, table: bool) -> str:
+    """The network for data of so many axes. table: whether they are points read from a file."""
+    from fmdiff.models.network import KINDS
+
+    return "residual_mlp" if table else KINDS[axes][1]
 
 
 def _axes(cfg: DictConfig) -> int | None:

@@ -151,7 +151,8 @@ def check_inputs(settings: dict[str, Any], objective: Objective) -> None:
             raise FmdiffError(
                 f"model={choices['model']} cannot be trained with objective="
                 f"{choices['objective']}: {target.__name__} takes no {keyword}, as networks of "
-                "flow maps do; choose model=mlp for points, model=unet for images"
+                "flow maps do; choose model=mlp for points, model=unet_1d for series, model=unet "
+                "for images"
             )
 
 

@@ -72,9 +72,7 @@ def test_every_place_of_a_series_reaches_every_other():
 def test_the_last_patch_of_a_series_is_filled_with_zeros_and_cut_off():
     x = torch.arange(1.0, 15).view(1, 2, 7)
     cut = tokens(x, 3)
-    assert cut.tolist() == [
-        [[1, 2, 3, 8, 9, 10], [4, 5, 6, 11, 12, 13], [7, 0, 0, 14, 0, 0]]
-    ]
+    assert cut.tolist() == [[[1, 2, 3, 8, 9, 10], [4, 5, 6, 11, 12, 13], [7, 0, 0, 14, 0, 0]]]
     assert torch.equal(joined(cut, 3, (7,)), x)
 
 
@@ -114,7 +112,8 @@ def test_the_residual_network_is_the_written_out_formula():
         return h / (1 + torch.exp(-h))
 
     def norm(h):
-        return (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        centred = h - h.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
 
     embedding = net.conditioning(t, None)
     h = linear("first", x)
