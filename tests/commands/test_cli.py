@@ -41,11 +41,16 @@ USER_FILES = {
         "class Wide(Network): axes = 3\n"
         "class Heart(Data): shape = (2,)\n"
         "class Faces(Data): shape = (3, 8, 8)\n"
+        "class Table(Data):\n"
+        "    axes = None\n"
+        "    @classmethod\n"
+        "    def axes_of(cls, settings): return settings['axes']\n"
     ),
     "model/flat.yaml": "_target_: mine.Flat\n",
     "model/wide.yaml": "_target_: mine.Wide\n",
     "data/heart.yaml": "_target_: mine.Heart\n",
     "data/faces.yaml": "_target_: mine.Faces\n",
+    "data/table.yaml": "_target_: mine.Table\naxes: 1\n",
     "model/mine.yaml": "_target_: mine.Net\nwidth: 8\nrate: 0.5\nflag: true\nsizes: [1, 2]\n",
     "model/ideal.yaml": "_target_: fmdiff.exact.Mixture\n",
     "optim/mine.yaml": "_target_: mine.Optimiser\nlr: 0.01\n",
@@ -387,6 +392,13 @@ def test_seconds_refuses(given):
         ("data=heart", "heart", "mlp"),
         ("data=heart model=unet", "heart", "unet"),
         ("data=faces", "faces", "unet"),
+        ("data=ar1", "ar1", "unet_1d"),
+        ("model=dit_1d", "ar1", "dit_1d"),
+        ("model=residual_mlp", "moons", "residual_mlp"),
+        ("data=table", "table", "residual_mlp"),
+        ("data=table data.axes=2", "table", "unet_1d"),
+        ("data=table model=mlp", "table", "mlp"),
+        ("experiment=mine data=table", "table", "mine"),
         ("experiment=mine", "rings", "mine"),
         ("experiment=mine data=digits", "digits", "mine"),
     ],
@@ -397,7 +409,17 @@ def test_data_and_model_fit(fmdiff, calls, words, data, model):
     assert (code, choices.data, choices.model) == (0, data, model)
     assert calls[0][1].name == f"{data}-{choices.path}-{model}"
     assert ("is not given: taking" in err) == (
-        words in ("data=digits", "model=unet", "model=wide", "data=faces")
+        words
+        in (
+            "data=digits",
+            "model=unet",
+            "model=wide",
+            "data=faces",
+            "data=ar1",
+            "model=dit_1d",
+            "data=table",
+            "data=table data.axes=2",
+        )
     )
 
 

@@ -30,6 +30,9 @@ LARGE += ["mnist_unet", "mnist_cond", "mnist_dit", "mnist_jit"]
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
+    "residual_mlp": ("model.width=16",),
+    "unet_1d": ("model.channels=8", "model.multipliers=[1,2]"),
+    "dit_1d": ("model.width=32", "model.depth=2"),
     "unet": IMAGES[3:],
     "unet_cifar": ("model.channels=32",),
     "unet_flow_matching": ("model.channels=32", "model.blocks=1"),
@@ -39,7 +42,8 @@ SMALL = {
     **dict.fromkeys(("jit_mnist", "jit_cifar10", "jit_b"), (*TRANSFORMER, *LABELLED)),
 }
 OWN = "own_images"  # a folder
-OF_POINTS = ("mlp", "mlp_classifier")
+OF_POINTS = ("mlp", "mlp_classifier", "residual_mlp")
+OF_SERIES = ("unet_1d", "dit_1d")
 CLASSIFY = {"objective": "classification", "data.conditional": "true"}
 
 
@@ -73,8 +77,13 @@ FILES = {
 }
 
 
-def of_images(data):
-    return data == "folder" or len(build(spec("data", data)).shape) == 3
+def axes_of(data):
+    return 3 if data == "folder" else len(build(spec("data", data)).shape)
+
+
+def data_for(model):
+    """A data set that a network takes."""
+    return "moons" if model in OF_POINTS else "ar1" if model in OF_SERIES else "digits"
 
 
 @pytest.fixture
@@ -111,8 +120,9 @@ def of_network(model):
 
 def every_choice():
     """Words of runs that make every choice of training, what goes together in one run."""
-    images = [data for data in named("data") if of_images(data)]
-    points = [data for data in named("data") if data not in images]
+    images, series, points = (
+        [data for data in named("data") if axes_of(data) == axes] for axes in (3, 2, 1)
+    )
     along = {
         group: cycle([name for name in named(group) if name not in TAUGHT])
         for group in ("path", "time", "coupling", "optim")
@@ -122,8 +132,13 @@ def every_choice():
     runs += [{"data": "moons", "source": s} for s in named("source") if s != "normal"]
     runs += [{"data": data, "model": "unet"} for data in images]
     runs += [
-        {"data": "moons" if model in OF_POINTS else "digits", "model": model}
-        for model in filter(of_network, named("model"))
+        {"data": data, "model": "unet_1d", group: name}
+        for data in series
+        for group, name in (("path", "vp"), ("coupling", "ot"), ("source", "hypersphere"))
+    ]
+    runs += [{"data": "ar1", "model": "unet_1d", "objective": "lsd"}]
+    runs += [
+        {"data": data_for(model), "model": model} for model in filter(of_network, named("model"))
     ]
     assert named("trainer") == ["default"]  # which is in every run, as is the usual objective
     usual = (*TAUGHT, "flow_matching")

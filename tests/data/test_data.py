@@ -28,6 +28,7 @@ TOYS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in (*IMAGES, *CONDITIONED)
 )
 LABELS = {"8gaussians": 8, "gmm4": 4, "two_modes": 2, "moons": 2, "rings": 4, "spirals": 2}
+LABELS |= {"ar1": 1, "two_tone": 1}
 LABELS |= {"checkerboard": 8, "pinwheel": 5, "swissroll": 1, "gmm": 2, "embedded": 1}
 MIXTURES = ["8gaussians", "gmm", "gmm4", "two_modes"]
 
