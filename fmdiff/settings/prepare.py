@@ -53,12 +53,13 @@ def counterpart(
     choices = choices_of(cfg.hydra)
     if not (choices.get("data") and choices.get("model")):
         return None
-    axes, taken = _axes(cfg), _taken(cfg)
+    axes, taken = _axes(composer, overrides, cfg), _taken(cfg)
     if axes is None or taken is None:
         return None
     if "data" in keys:
-        table = axes == 1 and kind_of(cfg, "data").axes is None and "experiment" not in keys
-        return None if axes == taken and not table else f"model={_usual(axes, table)}"
+        if axes == taken and ("experiment" in keys or not _table(cfg, axes)):
+            return None
+        return f"model={_usual(cfg, axes)}"
     if axes == taken or taken == 1:
         return None
     from fmdiff.data.files import available
@@ -67,19 +68,32 @@ def counterpart(
     return images if taken == 3 else "data=ar1"
 
 
-def _usual(axes: int, table: bool) -> str:
-    """The network for data of so many axes. table: whether they are points read from a file."""
+def _usual(cfg: DictConfig, axes: int) -> str:
+    """The network for data of so many axes; of more than images have, that of images."""
     from fmdiff.models.network import KINDS
 
-    return "residual_mlp" if table else KINDS[axes][1]
+    return "residual_mlp" if _table(cfg, axes) else KINDS[min(axes, max(KINDS))][1]
 
 
-def _axes(cfg: DictConfig) -> int | None:
-    """How many axes a sample of the data has; None if their class does not tell."""
+def _table(cfg: DictConfig, axes: int) -> bool:
+    """Whether the data are points read from a file, as their class alone does not tell."""
     from fmdiff.data.base import Data
 
     data = kind_of(cfg, "data")
-    return data.axes_of(cfg.data) if issubclass(data, Data) else None
+    return axes == 1 and issubclass(data, Data) and not isinstance(data.axes, int)
+
+
+def _axes(composer: Composer, overrides: list[str], cfg: DictConfig) -> int | None:
+    """How many axes a sample of the data has; None if their class and settings do not tell."""
+    from fmdiff.data.base import Data
+
+    data = kind_of(cfg, "data")
+    if not issubclass(data, Data):
+        return None
+    if not isinstance(data.axes, int):  # the settings tell, such as the name of a file
+        own = [override for override in overrides if key_of(override).startswith("data.")]
+        cfg = composer.compose(groups(overrides) + own)
+    return data.axes_of(cfg.data)
 
 
 def _taken(cfg: DictConfig) -> int | None:
