@@ -21,7 +21,7 @@ class Series(Toy):
     length: int
     noise: float
 
-    shape = (1, 64)
+    shape = (1, 64)  # type: ignore[assignment]  # that of points in the base class
 
     def __post_init__(self) -> None:
         self.require("length", int, "an integer >= 2", lambda v: v >= 2)

@@ -68,10 +68,10 @@ def tokens(x: Tensor, patch: int) -> Tensor:
     if x.ndim == 4:
         return F.pixel_unshuffle(x, patch).flatten(2).mT
     whole = F.pad(x, (0, -x.shape[2] % patch))
-    return whole.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)
+    return whole.view(*x.shape[:2], -1, patch).transpose(1, 2).flatten(2)
 
 
-def joined(patches: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+def joined(patches: Any, patch: int, size: Sequence[int]) -> Tensor:
     """The image (B, C, H, W) or series (B, C, L) of which these are the `tokens`.
 
     size (H, W) or (L,).
@@ -79,7 +79,8 @@ def joined(patches: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     if len(size) == 2:
         grid = size[0] // patch, size[1] // patch
         return F.pixel_shuffle(patches.mT.unflatten(2, grid), patch)
-    return patches.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)[..., : size[0]]
+    series: Tensor = patches.unflatten(2, (-1, patch)).transpose(1, 2).flatten(2)[..., : size[0]]
+    return series
 
 
 def positions(grid: Sequence[int], width: int) -> Tensor:
