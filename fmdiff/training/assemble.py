@@ -64,9 +64,7 @@ def assemble(
     check_network(settings, net)
     check_pair(settings, net, objective)
     if where.type == "cpu":
-        parameters = sum(p.numel() for p in net.parameters())
-        rule = device.threads(parameters, data.batch_size, data.shape) // options.devices
-        cfg.threads = settings["threads"] = settings["threads"] or max(1, rule)
+        cfg.threads = settings["threads"] = settings["threads"] or threads(net, data, options)
         torch.set_num_threads(settings["threads"])
     pairs = None
     if isinstance(coupling, Reflow):
@@ -100,6 +98,13 @@ def place(name: str, options: TrainerOptions) -> torch.device:
     precision.precise(options.precision, where, "trainer.")
     precision.compiles(options.compile, where, "trainer.")
     return where
+
+
+def threads(net: nn.Module, data: Data, options: TrainerOptions) -> int:
+    """The number of threads for each process that trains a network on the CPU."""
+    parameters = sum(p.numel() for p in net.parameters())
+    rule = device.threads(parameters, data.batch_size, data.shape) // options.devices
+    return max(1, rule)
 
 
 def check_sizes(data: Data, options: TrainerOptions) -> None:
