@@ -91,6 +91,11 @@ def topic_of(settings: dict[str, Any]) -> Topic:
     if not (settings["ckpt"] or settings["model"]):
         return Topic("Fields, flows and random paths", "model=exact data=8gaussians", OUTPUTS)
     field, data, about = subject(settings)
+    if field.conditions:
+        raise FmdiffError(
+            f"a page plays models of class labels alone, and this one has the conditions "
+            f"{', '.join(field.conditions)}: show its samples by fmdiff sample cond.NAME=VALUE"
+        )
     source = shlex.join(words())
     if about is None:
         name = f"the field of model={choices['model']} data={choices['data']}"

@@ -283,6 +283,20 @@ def test_weights_of_other_conditions_are_refused(own, refused, tmp_path):
     assert "are of the conditions c [2], d [1], and the data of this run have no cond" in text
 
 
+def test_pages_say_that_they_cannot_and_info_says_how_to_sample(own, command, tmp_path, capfd):
+    own("run", *SMALL, "data.conditional=true", "trainer.max_steps=1")
+    words = (f"ckpt={tmp_path / 'run'}", "trust=[conditional_data]")
+    assert command("page", *words) == 2
+    text = capfd.readouterr().err
+    assert (
+        "a page plays models of class labels alone, and this one has the conditions c, d" in text
+    )
+    assert command("info", *words) == 0
+    text = capfd.readouterr().out
+    assert "c of shape (2,), d of shape (1,)" in text
+    assert "cond.c=data:test cond.d=data:test guidance=cfg guidance.w=2" in text
+
+
 # What it costs
 
 
