@@ -1,17 +1,13 @@
 """Loads a field from a checkpoint, or builds it from data; needs torch alone."""
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as registry
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from fmdiff.build import CONTRACTS, build, contract, locate, vouch
+from fmdiff.build import CONTRACTS, build, locate, vouch
 from fmdiff.classifier import Classifier
 from fmdiff.codec import Codec, frozen
 from fmdiff.condition import alike, described
@@ -19,25 +15,15 @@ from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.field import Field, NetField
 from fmdiff.guidance import Unguided
-from fmdiff.runs import averages, checkpoint, zoo
-from fmdiff.runs.content import TITLE, Checkpoint, data_mean, forms, identity
+from fmdiff.models.autoencoder import Latent
+from fmdiff.models.diffusers_vae import VAE, DiffusersVAE, renamed
+from fmdiff.runs import averages, checkpoint, vae_folder, zoo
+from fmdiff.runs.bounded import bounded
+from fmdiff.runs.content import Checkpoint, data_mean, forms, identity
 from fmdiff.runs.find import find
 from fmdiff.times import Discrete
 
-REGISTRATIONS = (
-    registry.register_module_parameter_registration_hook,
-    registry.register_module_buffer_registration_hook,
-    registry.register_module_module_registration_hook,
-)
-FACTORIES = (
-    torch.empty,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.rand,
-    torch.randn,
-    torch.arange,
-)
+Model = NetField | Classifier | Latent  # what a checkpoint may hold
 # defaults for checkpoints that were written before these parts could be chosen
 USUAL = {"source": "fmdiff.source.Normal", "coupling": "fmdiff.coupling.Independent"}
 
@@ -72,7 +58,7 @@ def load_classifier(
     model = restore(Checkpoint.of(checkpoint.read(file), file), weights, trust, file.parent)
     if not isinstance(model, Classifier):
         raise FmdiffError(
-            f"guidance.ckpt={ckpt} holds a model that samples, and a classifier is needed: "
+            f"guidance.ckpt={ckpt} holds no classifier, and one is needed: "
             "train one with objective=classification"
         )
     return model
@@ -102,7 +88,68 @@ def guidance(spec: Mapping[str, Any], trust: tuple[str, ...] | None = None) -> U
     return build(keys, trust=trust, **{leader: model}, origin=f"guidance.ckpt={ckpt}")
 
 
-def _sampling(model: NetField | Classifier, title: str) -> NetField:
+def load_codec(
+    ckpt: str | Path,
+    weights: str | float = "ema",
+    trust: tuple[str, ...] = (),
+    option: str = "ckpt",
+    shape: tuple[int, ...] = (),
+) -> Latent:
+    """The autoencoder that a checkpoint of objective=autoencoder holds; see `load`.
+
+    ckpt: as there, or diffusers:FOLDER with an AutoencoderKL, built for samples of `shape`.
+    option: the setting that names it, for messages. Raises FmdiffError as `load` and
+    `vae_folder.read` do, and for a checkpoint of another objective.
+    """
+    if str(ckpt).startswith(vae_folder.PREFIX):
+        return _diffusers(str(ckpt), option, shape)
+    file = find(ckpt, option=option)
+    model = restore(Checkpoint.of(checkpoint.read(file), file), weights, trust, file.parent)
+    if not isinstance(model, Latent):
+        raise FmdiffError(
+            f"{option}={ckpt} holds no autoencoder: train one with objective=autoencoder "
+            "model=autoencoder"
+        )
+    return model
+
+
+def _diffusers(ckpt: str, option: str, shape: tuple[int, ...]) -> Latent:
+    """The AutoencoderKL in a folder of the diffusers library."""
+    folder, title = Path(ckpt.removeprefix(vae_folder.PREFIX)).expanduser(), f"{option}={ckpt}"
+    config, weights = vae_folder.read(folder, option)
+    spec: dict[str, Any] = {"_target_": VAE, "shape": list(shape), "config": config}
+    state = renamed(weights)
+    try:
+        with bounded(spec, state, title):
+            codec: DiffusersVAE = build(spec, trust=())
+        codec.load_state_dict(state | codec.standard.state_dict(prefix="standard."))
+    except (FmdiffError, MemoryError):
+        raise
+    except Exception as error:  # a forged config raises many kinds of exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FmdiffError(f"{title} is no AutoencoderKL: {reason:.300}") from error
+    codec.sha256 = identity(codec.spec(), state)
+    frozen(codec)
+    return codec
+
+
+class Encodes(FmdiffError):
+    """A checkpoint holds an autoencoder, where a model that samples is needed."""
+
+    data: Any = None  # the data set, as a user knows it
+    about: dict[str, Any]  # as in `Subject`
+
+    def __init__(self, title: str, codec: Latent) -> None:
+        self.codec = codec
+        super().__init__(
+            f"{title} holds an autoencoder, which cannot be sampled; train a model in its latent "
+            "space with data=latent data.autoencoder=RUN"
+        )
+
+
+def _sampling(model: Model, title: str) -> NetField:
+    if isinstance(model, Latent):
+        raise Encodes(title, model)
     if isinstance(model, Classifier):
         raise FmdiffError(
             f"{title} holds a classifier, which cannot be sampled; it leads another model "
@@ -116,7 +163,7 @@ def restore(
     weights: str | float = "ema",
     trust: tuple[str, ...] = (),
     run: Path | None = None,
-) -> NetField | Classifier:
+) -> Model:
     """The model that the content of a checkpoint describes.
 
     run: the folder of the checkpoint, which holds the snapshots of its power averages. Raises
@@ -192,8 +239,9 @@ def teacher(ckpt: str | Path, spec: Mapping[str, Any], trust: tuple[str, ...] = 
     file = find(ckpt, option="objective.teacher")
     content = Checkpoint.of(checkpoint.read(file), file)
     field = restore(content, "ema", trust, file.parent)
-    if isinstance(field, Classifier):
-        raise FmdiffError(f"{option} holds a classifier, and a teacher is a model that samples")
+    if not isinstance(field, NetField):
+        kind = "a classifier" if isinstance(field, Classifier) else "an autoencoder"
+        raise FmdiffError(f"{option} holds {kind}, and a teacher is a model that samples")
     ours, theirs = spec["data"], content.spec["data"]
     if (theirs["shape"], theirs["classes"]) != (ours["shape"], ours["classes"]):
         raise FmdiffError(
@@ -222,56 +270,6 @@ def teacher(ckpt: str | Path, spec: Mapping[str, Any], trust: tuple[str, ...] = 
 def _listed(spec: Mapping[str, Any]) -> str:
     """A part of a spec in words."""
     return " ".join(f"{name}={value}" for name, value in spec.items())
-
-
-@contextlib.contextmanager
-def bounded(
-    spec: Mapping[str, Any], state: Mapping[str, Tensor] | None, title: str = TITLE
-) -> Iterator[None]:
-    """Within the block, building a network stops where it outgrows the weights of its file.
-
-    spec: describes the network. It is not bounded if its class is the user's own, nor without a
-    state. title: what a message calls the checkpoint. Raises FmdiffError in the block, before the
-    memory is taken.
-    """
-    if state is None or contract(str(spec["_target_"]).rpartition(".")[0]) is None:
-        yield
-        return
-    size = sum(value.numel() for value in state.values())
-    left = {"parts": 1000 + 20 * len(state), "numbers": 2**20 + 2 * size}
-
-    def take(numbers: int, parts: int) -> None:
-        left["numbers"] -= numbers
-        left["parts"] -= parts
-        if min(left.values()) < 0:
-            raise FmdiffError(
-                f"{title} asks for a model that is far larger than the {size:,} numbers it holds"
-            )
-
-    def count(module: nn.Module, name: str, part: Any) -> None:
-        take(part.numel() if isinstance(part, Tensor) else 0, 1)
-
-    with contextlib.ExitStack() as stack:
-        for register in REGISTRATIONS:
-            stack.callback(register(count).remove)
-        stack.enter_context(_Sizes(lambda numbers: take(max(0, numbers - left["numbers"]), 0)))
-        yield
-
-
-class _Sizes(TorchFunctionMode):
-    """Tells `receive` how many numbers a new tensor will have, before it is made."""
-
-    def __init__(self, receive: Callable[[int], None]) -> None:
-        super().__init__()
-        self.receive = receive
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in FACTORIES:
-            sizes = args[0] if args and isinstance(args[0], tuple | list) else args
-            self.receive(math.prod(n for n in sizes if isinstance(n, int)))
-        return func(*args, **(kwargs or {}))
 
 
 def _atoms(content: Checkpoint, objective: Any) -> Tensor | None:
@@ -306,11 +304,17 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
         file = find(settings["ckpt"])
         content = Checkpoint.of(checkpoint.read(file), file)
         trust, weights = tuple(settings["trust"]), settings["weights"]
-        field = _sampling(restore(content, weights, trust, file.parent), content.title)
+        model = restore(content, weights, trust, file.parent)
         about = {"path": zoo.spelling(file), "step": content.step, "weights": weights}
-        about |= {"average": content.name_of(weights), "sha256": field.sha256}
-        needed = data or len(field.shape) == 1
-        source = _data(content, trust) if needed else None
+        about |= {"average": content.name_of(weights), "sha256": model.sha256}
+        try:
+            field = _sampling(model, content.title)
+        except Encodes as error:
+            error.about = about
+            error.data = _data(content, trust, error.codec.outer) if data else None
+            raise
+        needed = data or len(field.outer) == 1
+        source = _data(content, trust, field.outer) if needed else None
         return Subject(field, source, about)
     source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
     source.prepare()
@@ -320,15 +324,18 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     return Subject(field, source, None)
 
 
-def _data(content: Checkpoint, trust: tuple[str, ...]) -> Any:
-    """The data set that a checkpoint names. Raises FmdiffError if it has another shape."""
+def _data(content: Checkpoint, trust: tuple[str, ...], outer: tuple[int, ...]) -> Any:
+    """The data set that a checkpoint names, as a user knows it. outer: the shape of a sample.
+
+    Raises FmdiffError for points of another shape.
+    """
     about = content.spec["data"]
     vouch({"data": about["source"]}, trust, content.title)
-    source = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
+    source: Any = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     # images of a folder that is gone have no shape, and need none to be sampled
-    points = len(about["shape"]) == 1
-    if points and not (source.axes == 1 and list(source.shape) == about["shape"]):
+    user = source.user
+    if len(outer) == 1 and not (user.axes in (1, None) and tuple(user.shape) == outer):
         raise FmdiffError(
-            f"{content.title} is of samples of shape {about['shape']}, and its data are others"
+            f"{content.title} is of samples of shape {list(outer)}, and its data are others"
         )
-    return source
+    return user

@@ -11,6 +11,7 @@ from fmdiff.metrics import results
 from fmdiff.metrics.images import ImageMetrics
 from fmdiff.metrics.judge import Judge
 from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.reconstruction import Reconstructions
 from fmdiff.pictures import plots
 
 NEIGHBOURS = 8  # samples shown with their nearest training images
@@ -20,7 +21,7 @@ def conclude(
     folder: Path,
     command: str,
     settings: dict[str, Any],
-    judge: Judge,
+    judge: Judge | Reconstructions,
     metrics: dict[str, Metric],
     pixels: Tensor | None = None,
     **more: Any,

@@ -17,11 +17,13 @@ from fmdiff.commands.conclude import compare, conclude
 from fmdiff.commands.field_errors import field_errors
 from fmdiff.commands.grid import Cell, Draw, Row
 from fmdiff.commands.origin import origin
+from fmdiff.commands.reconstructions import bound, reconstructions
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.condition import Given, label
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
+from fmdiff.loading import Encodes
 from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
 from fmdiff.metrics import results
@@ -106,10 +108,13 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     """Judge samples of ckpt= or model=. The metrics of a grid are those of its first cell."""
     devices = settings["devices"]
     with processes.after_rank_0():
-        stage = set_up(settings, where, POINTS, IMAGES)
+        try:
+            stage = set_up(settings, where, POINTS, IMAGES)
+        except Encodes as error:
+            return reconstructions(error, settings, where, folder, IMAGES)
         processes.divisible(stage.n, stage.size, devices)
         arguments.use_threads(stage, devices)
-        about = stage.data, stage.field.shape, stage.field.classes, settings["seed"]
+        about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
         jury = judge(settings, *about, where, spread=True)
         jury.check(stage.n)
     evaluation = Evaluation(stage, jury, folder)
@@ -122,6 +127,8 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
         return
     more: dict[str, Any] = {"checkpoint": stage.about, "nfe_counted": first.nfe}
     jury.warnings[:0] = _warnings(stage)
+    if (limit := bound(stage, jury, where)) is not None:
+        more["reconstruction"] = {name: metric.as_dict() for name, metric in limit.items()}
     if len(evaluation.cells) > 1:
         more["grid"] = [row.as_dict() for row in rows]
         grid.conclude(rows, folder)

@@ -14,6 +14,7 @@ from fmdiff.ema import POWER, gamma
 from fmdiff.errors import word
 from fmdiff.field import NetField
 from fmdiff.loading import restore
+from fmdiff.models.autoencoder import Latent
 from fmdiff.runs import averages, checkpoint, safetensors, zoo
 from fmdiff.runs.content import Checkpoint
 from fmdiff.runs.find import find
@@ -97,6 +98,14 @@ def how_to_sample(field: NetField, spelling: str = "") -> str:
     return " ".join(words)
 
 
+def how_to_use(model: Classifier | Latent, data: str, spelling: str) -> str:
+    """A command that uses the classifier or the autoencoder of ckpt=spelling."""
+    if isinstance(model, Latent):
+        return f"fmdiff train data=latent data.of={data} {word('data.autoencoder', spelling)}"
+    words = f"guidance=classifier {word('guidance.ckpt', spelling)} guidance.w=2"
+    return f"fmdiff sample ckpt=RUN {words}"
+
+
 def info(cfg: DictConfig) -> None:
     """Print what the checkpoint of `ckpt=` holds and how to sample it, or write export=."""
     path = find(cfg.ckpt)
@@ -112,15 +121,18 @@ def info(cfg: DictConfig) -> None:
     field = restore(content, trust=tuple(cfg.trust), run=path.parent)
     spec, data = content.spec, content.spec["data"]
     spelling = zoo.spelling(path)
-    assert field.net is not None
-    parameters = sum(p.numel() for p in field.net.parameters())
+    net = field if isinstance(field, Latent) else field.net
+    assert net is not None
+    parameters = sum(p.numel() for p in net.parameters())
     of_field: dict[str, object] = {}
     if forms := data.get("conditions"):
         shapes = (f"{name} of shape {tuple(form['shape'])}" for name, form in forms.items())
         of_field["conditions"] = ", ".join(shapes)
     if codec := data.get("codec"):
         of_field["codec"] = f"{summary(codec)} decodes the samples"
-    if not isinstance(field, Classifier):
+    if isinstance(field, Latent):
+        of_field["latent"] = f"shape {field.latent}"
+    if isinstance(field, NetField):
         of_field["interval"] = "t in [{:.4g}, {:.4g}]".format(*field.interval("straight"))
         if field.two_times:
             of_field["flow map"] = map_text(field)
@@ -141,9 +153,8 @@ def info(cfg: DictConfig) -> None:
     if of_averages := average_rows(content, path.parent):
         print("\naverages, as weights=")
         _print(of_averages, "  ")
-    if isinstance(field, Classifier):
-        words = f"guidance=classifier {word('guidance.ckpt', spelling)} guidance.w=2"
-        print(f"\nfmdiff sample ckpt=RUN {words}")
+    if not isinstance(field, NetField):
+        print(f"\n{how_to_use(field, data['name'], spelling)}")
         return
     if data["classes"]:
         print("\nguidance.w=w, off at 1, is elsewhere")

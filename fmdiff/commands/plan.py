@@ -37,7 +37,7 @@ def plan(cfg: DictConfig) -> None:
     speed = steps_per_second(module, device)
     with torch.no_grad():  # as many at once as validation and pictures take
         at_once = 2000 if len(data.shape) == 1 else 100
-        module.field().net(*cost.example(data.shape, data.classes, at_once, device, forms))
+        module.average()(*cost.example(data.shape, data.classes, at_once, device, forms))
     if module.teacher is not None and module.teacher.field.net is not None:
         needed += sum(4 * p.numel() for p in module.teacher.field.net.parameters())
     needed += _size(data)
@@ -133,7 +133,7 @@ def _slips_of_data(module: Training, options: TrainerOptions) -> Iterator[str]:
     per_class = data.batch_size // max(1, data.classes)
     if data.flip and choices["data"] in ("mnist", "digits"):
         yield "data.flip=true mirrors digits, and a mirrored 2 is none"
-    if data.classes and not module.classifies and not options.label_dropout:
+    if data.classes and module.samples and not options.label_dropout:
         yield "trainer.label_dropout=0: guidance will have no unconditional branch"
     if module.batches.coupling.permutes and data.classes and per_class < 8:
         yield (

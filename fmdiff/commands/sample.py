@@ -53,7 +53,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
         if settings["metrics"]:
             from fmdiff.metrics import judge as judges
 
-            about = stage.data, stage.field.shape, stage.field.classes
+            about = stage.data, stage.field.outer, stage.field.classes
             judge = judges.judge(settings, *about, settings["seed"], where, spread=True)
             judge.check(stage.n)
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])

@@ -30,12 +30,12 @@ class Stage:
     @property
     def images(self) -> bool:
         """Whether the samples are images, not points or series."""
-        return len(self.field.shape) == 3
+        return len(self.field.outer) == 3
 
     @property
     def noun(self) -> str:
         """What the samples are: points, series or images."""
-        return KINDS[len(self.field.shape)][0]
+        return KINDS[len(self.field.outer)][0]
 
 
 def set_up(
@@ -54,7 +54,7 @@ def set_up(
         name, keys = usual_solver(field)
         settings["solver"] = spec_of("solver", name) | keys
         settings["choices"] = settings["choices"] | {"solver": name}
-    n = settings["n"] or (points if len(field.shape) == 1 else images)
+    n = settings["n"] or (points if len(field.outer) == 1 else images)
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
     return Stage(
         settings=settings, where=where, field=field, data=source, about=about, n=n, size=size

@@ -109,6 +109,9 @@ def passes(module: Training) -> str:
 
 def next_command(module: Training, folder: Path) -> str:
     """The command that shows the result. A classifier is shown guiding another MODEL."""
+    if module.autoencodes:
+        of = module.settings["choices"]["data"]
+        return f"fmdiff train data=latent data.of={of} {word('data.autoencoder', folder)}"
     words = [word("ckpt", folder)]
     if module.classifies:
         words = ["ckpt=MODEL", "guidance=classifier", word("guidance.ckpt", folder)]

@@ -117,6 +117,11 @@ class Data(ABC):
         """What translates between the samples of `sample` and those of `batch`; None: nothing."""
         return None
 
+    @property
+    def user(self) -> "Data":
+        """The data set as a user knows it: itself, or the one whose latents it consists of."""
+        return self
+
     def comparable(self, x: Tensor) -> Tensor:
         """Samples x (B, ...) as a user knows them, scaled so that distances mean something."""
         return x

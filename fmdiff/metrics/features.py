@@ -116,12 +116,17 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, widths[-1]) and logits (B, classes) of images (B, C, H, W) in [-1, 1]."""
-        h = self.whiten(x).relu()
+        features = self.maps(x)[-1].mean((2, 3))
+        return features, self.head(features)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The maps (B, widths[i], H_i, W_i) of images (B, C, H, W) in [-1, 1], finest first."""
+        h, maps = self.whiten(x).relu(), list[Tensor]()
         for down, same in zip(self.down, self.same, strict=True):
             h = down(h)
             h = h + same(h)
-        features = h.mean((2, 3))
-        return features, self.head(features)
+            maps.append(h)
+        return maps
 
     @torch.no_grad()
     def whitened(self, x: Tensor) -> "Network":
@@ -180,6 +185,10 @@ class Classifier(Features):
         x, (_, *own) = from_uint8(on(self.device, pixels)), EMBEDDED[self.data]
         with exactly():
             return self.net(resized(x, *own))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The maps of the network for images (B, C, H, W) in [-1, 1], with their gradients."""
+        return self.net.maps(resized(x, *EMBEDDED[self.data][1:]))
 
     def for_shape(self, shape: tuple[int, ...]) -> "Classifier":
         """Take images of a shape (C, H, W) from now on. Returns itself.

@@ -16,6 +16,8 @@ and, where they apply:
                  of everything that the samples are compared with
     nfe_counted  network evaluations per sample
     grid         [{settings, nfe_counted, seconds, metrics}], one for each setting
+    reconstruction
+                 of a model in a latent space: metrics of real samples, encoded and decoded
     samples      the file or folder of samples=
     samples_sha256
                  of its content
@@ -40,7 +42,7 @@ from fmdiff.metrics.metric import Metric, Metrics
 NAME, FORMAT = "results.json", 1
 EXACT = "the exact field"  # the reference of against=exact
 # metrics for which more is better; for the others less is better
-MORE = ("is", "precision", "recall", "agreement", "confidence")
+MORE = ("is", "precision", "recall", "agreement", "confidence", "psnr")
 UNORDERED = ("nll",)  # below its value for real samples less is not better
 PACKAGES = ("fmdiff", "torch", "numpy", "scipy", "safetensors", "torch-fidelity")
 
@@ -128,6 +130,7 @@ def write(
     checkpoint: dict[str, Any] | None = None,
     nfe_counted: float | None = None,
     grid: list[dict[str, Any]] | None = None,
+    reconstruction: dict[str, Any] | None = None,
     samples: str | None = None,
     samples_sha256: str | None = None,
     reference_sha256: str | None = None,
@@ -142,6 +145,7 @@ def write(
         "checkpoint": checkpoint,
         "nfe_counted": nfe_counted,
         "grid": grid,
+        "reconstruction": reconstruction,
         "samples": samples,
         "samples_sha256": samples_sha256,
         "reference_sha256": reference_sha256,

@@ -30,6 +30,7 @@ class Objective(Described):
     """
 
     logits = False  # whether its networks return logits, not a quantity of the path
+    autoencodes = False  # whether its networks are codecs, as those of models/autoencoder.py
     prediction: Kind = "v"  # the quantity that the network predicts, for `field`
     precondition = False  # see field.NetField
     two_times = False  # whether its networks take a second time s, for jumps from t to s
@@ -94,6 +95,11 @@ class Objective(Described):
         )
         field.conditions, field.codec = self.conditions, self.codec
         return field
+
+    @property
+    def samples(self) -> bool:
+        """Whether its networks are fields, which can be sampled."""
+        return not (self.logits or self.autoencodes)
 
     @property
     def inputs(self) -> dict[str, Any]:

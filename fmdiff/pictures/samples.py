@@ -14,6 +14,7 @@ from fmdiff.data.images import to_uint8
 from fmdiff.pictures import animate, plots
 
 GRID = 100  # images in the grid
+COLUMNS = 16  # images in a row above their counterparts
 SINGLES = "png"  # the folder of single images, which holds nothing else
 REAL = 2000  # points of the data behind an animation
 TITLES = {"trajectory": "samples", "x_hat": "estimates of x"}
@@ -27,6 +28,13 @@ def captions(labels: Tensor | None, names: Sequence[str]) -> list[object] | None
     if labels is None:
         return None
     return [names[y] if names else y for y in labels.tolist()]
+
+
+def in_pairs(x: Tensor, x_hat: Tensor) -> Image.Image:
+    """A grid with rows of images x (n, C, H, W) in [-1, 1], each above its own of x_hat."""
+    rows = zip(x.split(COLUMNS), x_hat.split(COLUMNS), strict=True)
+    pixels = to_uint8(torch.cat([torch.cat(row) for row in rows]).cpu())
+    return plots.grid(pixels.numpy(), columns=min(COLUMNS, len(x)))
 
 
 def image_files(

@@ -96,6 +96,13 @@ def _conditions(cfg: Any) -> bool:
     return issubclass(data, Data) and data.conditions is not Data.conditions
 
 
+def _autoencodes(cfg: Any) -> bool:
+    from fmdiff.objectives.objective import Objective
+
+    objective = kind_of(cfg, "objective")
+    return issubclass(objective, Objective) and objective.autoencodes
+
+
 def _source_out_of_reach(cfg: Any) -> bool:
     """Whether the path never reaches a source that is not normal: alpha(0) / beta(0) is not 0."""
     if _normal(cfg):
@@ -143,6 +150,11 @@ TRAIN = (
         lambda c: _classifies(c) and not _gaussian(c),
         "objective=classification needs source=normal and coupling=independent, as the guidance "
         "it serves; not source={choices[source]} coupling={choices[coupling]}",
+    ),
+    Refusal(
+        lambda c: _autoencodes(c) and not _gaussian(c),
+        "objective=autoencoder takes its noise from source=normal and coupling=independent, not "
+        "source={choices[source]} coupling={choices[coupling]}",
     ),
     Refusal(
         lambda c: bool(c.data.get("augment")) and not c.model.get("augment"),

@@ -13,11 +13,14 @@ from fmdiff.coupling import Coupling, Reflow
 from fmdiff.custom import from_spec
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
-from fmdiff.loading import bounded
 from fmdiff.machine import device, precision, processes
+from fmdiff.metrics.features import Classifier, for_data
+from fmdiff.models.autoencoder import Latent
 from fmdiff.models.network import Network, answers_logits, takes
+from fmdiff.objectives.autoencoding import Autoencoding
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import key
+from fmdiff.runs.bounded import bounded
 from fmdiff.runs.content import TITLE
 from fmdiff.training import reflow
 from fmdiff.training.batches import Batches
@@ -35,7 +38,7 @@ def assemble(
     """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
     state, title: the weights of the checkpoint that is resumed and its name in messages; see
-    `loading.bounded`. before: its training part, for `teach` and coupling=reflow.
+    `bounded`. before: its training part, for `teach` and coupling=reflow.
     Raises FmdiffError for settings that do not go together.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -50,11 +53,8 @@ def assemble(
     source = build(settings["source"])
     source.check(data.shape)
     source.prepare()
-    context = {"path": path, "data_std": spread(data), "source": source}
-    context["coupled"] = not coupling.independent
-    objective = build(settings["objective"], base=Objective, **context)
-    objective.data_mean, objective.classes = data.centre, data.classes
-    objective.conditions, objective.codec = data.conditions, data.codec
+    run = {"path": path, "source": source, "coupled": not coupling.independent}
+    objective = objective_of(settings["objective"], data, where, run)
     torch.manual_seed(key(settings["seed"], "init"))
     context = {"shape": data.shape, "classes": data.classes, **objective.inputs}
     check_conditions(settings, objective, coupling)
@@ -77,7 +77,7 @@ def assemble(
         build(settings["time"], path=path),
         coupling,
         settings["seed"],
-        (0.0, 0.0) if objective.logits else (options.label_dropout, options.condition_dropout),
+        (options.label_dropout, options.condition_dropout) if objective.samples else (0.0, 0.0),
         options.accumulate,
         options.max_steps,
         pairs,
@@ -85,6 +85,37 @@ def assemble(
     module = Training(settings, options, net, objective, batches)
     teach(module, where, before)
     return module, where
+
+
+def objective_of(
+    spec: dict[str, Any], data: Data, where: torch.device, run: dict[str, Any]
+) -> Objective:
+    """The objective that a YAML describes, with what it knows of the data. run: other arguments.
+
+    Raises FmdiffError for data without spread, and as `give_maps` does.
+    """
+    objective = build(spec, base=Objective, data_std=spread(data), **run)
+    objective.data_mean, objective.classes = data.centre, data.classes
+    objective.conditions, objective.codec = data.conditions, data.codec
+    give_maps(objective, data, where)
+    return objective
+
+
+def give_maps(objective: Objective, data: Data, where: torch.device) -> None:
+    """Give a perceptual loss the maps of a classifier of the package.
+
+    It is the one that the objective names, or else the one for the data's metrics. Raises
+    FmdiffError for data that none of them takes.
+    """
+    if not (isinstance(objective, Autoencoding) and objective.perceptual_weight):
+        return
+    choice = objective.features or for_data(data.name, data.shape)
+    if choice is None or len(data.shape) != 3:
+        raise FmdiffError(
+            "objective.perceptual_weight needs images of 1 or 3 channels, as its features are of "
+            f"such, and the data has shape {list(data.shape)}"
+        )
+    objective.maps = Classifier(choice).for_shape(data.shape).to(where).maps
 
 
 def place(name: str, options: TrainerOptions) -> torch.device:
@@ -196,7 +227,13 @@ def check_conditions(settings: dict[str, Any], objective: Objective, coupling: C
 
 
 def check_pair(settings: dict[str, Any], net: nn.Module, objective: Objective) -> None:
-    """Raise FmdiffError for a classifier with regression, or classification without one."""
+    """Raise FmdiffError for a network of another kind than the objective trains."""
+    if isinstance(net, Latent) != objective.autoencodes:
+        raise FmdiffError(
+            f"objective={settings['choices']['objective']} does not go with "
+            f"model={settings['choices']['model']}: objective=autoencoder takes model=autoencoder "
+            "(images) or linear_autoencoder, and these no other objective"
+        )
     if answers_logits(net) != objective.logits:
         raise FmdiffError(
             f"objective={settings['choices']['objective']} does not go with "

@@ -13,6 +13,8 @@ from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.machine import processes
 from fmdiff.metrics.judge import Judge, judge
+from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.reconstruction import Reconstructions
 from fmdiff.metrics.results import MORE
 from fmdiff.runs import checkpoint
 from fmdiff.runs.rows import rows_up_to
@@ -25,18 +27,23 @@ from fmdiff.training.trainer import Hooks
 log = logging.getLogger("fmdiff")
 
 
-def judge_of(module: Training, device: torch.device) -> Judge | None:
+def judge_of(module: Training, device: torch.device) -> Judge | Reconstructions | None:
     """The judge for `trainer.metrics=`; None without metrics, and on all ranks but rank 0.
 
     Raises FmdiffError if `trainer.best` is not among the metrics.
     """
     if processes.rank():
         return None
-    options, settings, data, instance = module.options, module.settings, module.data, None
+    options, settings, data = module.options, module.settings, module.data
+    instance: Judge | Reconstructions | None = None
     if options.metrics and not module.classifies:
         keys = {name: settings.get(name) for name in ("features", "against")}
         keys["metrics"] = options.metrics
-        instance = judge(keys, data, data.shape, data.classes, 0, device)
+        user = data.user
+        if module.autoencodes:
+            instance = Reconstructions(options.metrics, keys, user, device)
+        else:
+            instance = judge(keys, user, user.shape, data.classes, 0, device)
         instance.check(options.metrics_n)
     names = instance.columns if instance is not None else ()
     if options.best and options.best not in names:
@@ -53,7 +60,9 @@ class SampleMetrics(Hooks):
     It must come before Log, which takes the values and writes them.
     """
 
-    def __init__(self, folder: Path, options: TrainerOptions, judge: Judge | None) -> None:
+    def __init__(
+        self, folder: Path, options: TrainerOptions, judge: Judge | Reconstructions | None
+    ) -> None:
         self.folder, self.every, self.n = folder, options.metrics_every, options.metrics_n
         self.last, self.judge = options.max_steps, judge
         self.by, self.best = options.best, math.inf
@@ -89,26 +98,33 @@ class SampleMetrics(Hooks):
             except OSError as error:
                 log.warning("best.ckpt was not written, the last one is kept: %s", error)
 
-    def measure(self, module: Training, judge: Judge) -> dict[str, float]:
-        """The metrics of fresh samples, by name. Warns of those that cannot be computed."""
-        images = len(module.data.shape) == 3
-        judge.clear()
-
-        def receive(x: Tensor, y: Given | None) -> None:
-            judge.add(to_uint8(x) if images else x, label(y))
-
-        field = module.field()
-        generate(field, self.n, steps=preview_steps(field), device=module.device, receive=receive)
-        reasons: list[str] = []
-        metrics = judge.results(reasons)
-        for reason in reasons:
-            log.warning("step %d: no %s", module.step, reason)
+    def measure(self, module: Training, judge: Judge | Reconstructions) -> dict[str, float]:
+        """The metrics by name, of fresh samples or of an autoencoder's reconstructions."""
+        if isinstance(judge, Reconstructions):
+            metrics: dict[str, Metric] = judge.results(module.field(), self.n)
+        else:
+            metrics = self.of_samples(module, judge)
         for note in dict.fromkeys(judge.warnings):
             if note not in self.notes:
                 log.info("note: %s", note)
         self.notes |= set(judge.warnings)
         judge.warnings.clear()
         return {name: metric.value for name, metric in metrics.items()}
+
+    def of_samples(self, module: Training, judge: Judge) -> dict[str, Metric]:
+        """The metrics of fresh samples, by name. Warns of those that cannot be computed."""
+        field, reasons = module.field(), list[str]()
+        images = len(field.outer) == 3
+        judge.clear()
+
+        def receive(x: Tensor, y: Given | None) -> None:
+            judge.add(to_uint8(x) if images else x, label(y))
+
+        generate(field, self.n, steps=preview_steps(field), device=module.device, receive=receive)
+        metrics = judge.results(reasons)
+        for reason in reasons:
+            log.warning("step %d: no %s", module.step, reason)
+        return metrics
 
     def take(self) -> dict[str, float]:
         """Return the values since the last call."""

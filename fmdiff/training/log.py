@@ -189,7 +189,7 @@ class Log(Hooks):
         if self.validation is None:
             self.validation = self.draw_validation(module)
         x, y, eps, *times = self.validation
-        losses, squares, net = [], [], module.field().net
+        losses, squares, net = [], [], module.average()
         for start in range(0, len(x), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             labels = None if y is None else y[part]

@@ -57,7 +57,8 @@ class Training(pl.LightningModule):
         self.settings, self.options = settings, options
         self.net, self.objective, self.batches = net, objective, batches
         self.data, self.tally = batches.data, batches.tally
-        self.classifies = objective.logits  # a classifier gives no samples
+        # neither a classifier nor an autoencoder gives samples
+        self.classifies, self.autoencodes = objective.logits, objective.autoencodes
         self.teacher: Teacher | None = None  # of a flow map
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
         # without averages: what `field` copies the network to; some networks cannot be deep-copied
@@ -73,15 +74,21 @@ class Training(pl.LightningModule):
         if options.recompute:
             precision.recompute(net)
 
-    def field(self) -> Any:
-        """The averaged network as a field or, for objective=classification, as a classifier.
+    @property
+    def samples(self) -> bool:
+        """Whether the network is a field, which can be sampled."""
+        return self.objective.samples
 
-        It is the first of several averages. Without averages it is a copy of the network.
-        """
-        if self.twin is not None:
-            self.twin.load_state_dict(self.net.state_dict())
-        net = self.averages[0] if self.twin is None else self.twin
-        return self.objective.field(net, self.data.shape, self.data.classes)
+    def average(self) -> nn.Module:
+        """The averaged network: the first of several averages, or a copy of the network itself."""
+        if self.twin is None:
+            return self.averages[0]
+        self.twin.load_state_dict(self.net.state_dict())
+        return self.twin
+
+    def field(self) -> Any:
+        """The averaged network as a field; as a classifier or a codec if the objective says so."""
+        return self.objective.field(self.average(), self.data.shape, self.data.classes)
 
     def operations(self) -> int:
         """The additions and multiplications of a training step for one sample.

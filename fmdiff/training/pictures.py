@@ -5,19 +5,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import pytorch as pl
+from PIL import Image
 
 from fmdiff import files
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
-from fmdiff.pictures.samples import captions
+from fmdiff.pictures.samples import captions, in_pairs
 from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks, board
 
 log = logging.getLogger("fmdiff")
+
+
+def draw(module: Training) -> Any:
+    """A grid of samples of the averaged weights, or a scatter; of an autoencoder, what it does."""
+    if module.autoencodes:
+        return reconstructions(module)
+    field = module.field()
+    images = len(field.outer) == 3
+    n = 64 if images else 2000
+    samples = generate(field, n, steps=preview_steps(field), device=module.device)
+    if images:
+        y = captions(samples.y, module.data.names)
+        return plots.grid(to_uint8(samples.x).numpy(), y)
+    real = module.data.user.held_out(2000)[0].numpy()
+    return plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
+
+
+@torch.no_grad()
+def reconstructions(module: Training) -> Any:
+    """Rows of held-out images, each above its reconstruction; or a scatter of both."""
+    images = len(module.data.shape) == 3
+    x = module.data.held_out(64 if images else 2000, module.device)[0]
+    x_hat = module.field()(x)
+    if not images:
+        return plots.scatter(x_hat.cpu().numpy(), x.cpu().numpy(), title=f"step {module.step}")
+    return in_pairs(x, x_hat)
 
 
 class Pictures(Hooks):
@@ -32,24 +60,16 @@ class Pictures(Hooks):
         if not (due and trainer.is_global_zero) or module.classifies:
             return
         try:
-            self.picture(trainer, module)
+            self.show(trainer, module, draw(module))
         except (FmdiffError, OSError) as error:  # a failed picture must not end the run
             log.warning("no picture at step %d: %s", module.step, error)
 
-    def picture(self, trainer: pl.Trainer, module: Training) -> None:
-        """Draw samples/step_{step:07d}.png, and the same for TensorBoard."""
-        images = len(module.data.shape) == 3
-        field, n = module.field(), 64 if images else 2000
-        samples = generate(field, n, steps=preview_steps(field), device=module.device)
-        if images:
-            y = captions(samples.y, module.data.names)
-            picture: Any = plots.grid(to_uint8(samples.x).numpy(), y)
-        else:
-            real = module.data.held_out(2000)[0].numpy()
-            picture = plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
+    def show(self, trainer: pl.Trainer, module: Training, picture: Any) -> None:
+        """Write a picture to samples/step_{step:07d}.png, and the same for TensorBoard."""
         files.make_folder(self.folder)
         plots.save(picture, self.folder / f"step_{module.step:07d}.png")
         writer = board(trainer)
         if writer is not None:
-            pixels = np.asarray(picture if images else plots.render(picture))
+            image = isinstance(picture, Image.Image)
+            pixels = np.asarray(picture if image else plots.render(picture))
             writer.add_image("samples", pixels, module.step, dataformats="HWC")

@@ -26,7 +26,7 @@ BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
 LABELLED = ("model.label_tokens=2", "model.start=1", "model.bottleneck=8")
 LARGE = [path.stem for path in (config_folder() / "experiment").glob("cifar10_*.yaml")]
-LARGE += ["mnist_unet", "mnist_cond", "mnist_dit", "mnist_jit"]
+LARGE += ["mnist_unet", "mnist_cond", "mnist_dit", "mnist_jit", "mnist_latent"]
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
@@ -38,12 +38,15 @@ SMALL = {
     "unet_flow_matching": ("model.channels=32", "model.blocks=1"),
     "ddpmpp": ("model.channels=16", "model.blocks=1"),
     "classifier": ("model.channels=8",),
+    "autoencoder": ("model.channels=8",),
+    "linear_autoencoder": (),
     **dict.fromkeys(("dit_s", "dit_b", "dit_l", "dit_cifar10"), TRANSFORMER),
     **dict.fromkeys(("jit_mnist", "jit_cifar10", "jit_b"), (*TRANSFORMER, *LABELLED)),
 }
 OWN = "own_images"  # a folder
-OF_POINTS = ("mlp", "mlp_classifier", "residual_mlp")
+OF_POINTS = ("mlp", "mlp_classifier", "residual_mlp", "linear_autoencoder")
 OF_SERIES = ("unet_1d", "dit_1d")
+AUTOENCODE = {"objective": "autoencoder"}
 CLASSIFY = {"objective": "classification", "data.conditional": "true"}
 
 
@@ -112,6 +115,7 @@ def named(group):
 
 # these need a run that is there: their own tests train with them
 TAUGHT = ("reflow", "distill", "progressive")
+ENCODED = "latent"
 
 
 def of_network(model):
@@ -120,8 +124,9 @@ def of_network(model):
 
 def every_choice():
     """Words of runs that make every choice of training, what goes together in one run."""
+    known = [data for data in named("data") if data != ENCODED]
     images, series, points = (
-        [data for data in named("data") if axes_of(data) == axes] for axes in (3, 2, 1)
+        [data for data in known if axes_of(data) == axes] for axes in (3, 2, 1)
     )
     along = {
         group: cycle([name for name in named(group) if name not in TAUGHT])
@@ -149,8 +154,12 @@ def in_small(words):
     """The words of a run of two steps, all else small."""
     if words.get("objective") == "classification":
         words = words | {"model": "mlp_classifier"}
+    if words.get("objective") == "autoencoder":
+        words = words | {"model": "linear_autoencoder"}
     if "classifier" in words.get("model", ""):
         words = words | CLASSIFY
+    if "autoencoder" in words.get("model", ""):
+        words = words | AUTOENCODE
     if words.get("source") == "data":
         words = words | {"source.data": "8gaussians"}
     own = [f"data.root={OWN}", "data.size=8"] if words["data"] == "folder" else []
@@ -172,7 +181,7 @@ def test_every_choice_of_training_runs(command, few_pictures, own_images, monkey
     words = in_small(choice)
     assert command("train", *PLAIN, *BRIEF, *words, "out=run") == 0
     assert checkpoint.read(find("run"))["step"] == 2
-    if "objective=classification" in words:
+    if {"objective=classification", "objective=autoencoder"} & {*words}:
         assert command("sample", "ckpt=run", "n=3", "out=samples") == 2  # it gives no samples
         return
     samples = fmdiff.generate(fmdiff.load("run"), n=3, steps=2)
@@ -206,6 +215,10 @@ def test_every_experiment_runs(command, few_pictures, group, choice):
         ("[dj]it", "depth=3"),
     ):
         words += [f"model.{small}"] if re.search(f"/model: {model}", text) else []
+    if "/data: latent" in text:  # which needs an autoencoder
+        small = ("data=digits", "model=autoencoder", "model.channels=8", "objective=autoencoder")
+        assert command("train", *PLAIN, *BRIEF, *small, "out=codec") == 0
+        words += ["data.of=digits", "data.autoencoder=codec"]
     if "/objective: distill" in text:  # which needs a teacher
         words += ["objective=lsd"]
     words = [f"experiment={choice}", *PLAIN, *BRIEF, *words, "trainer.precision=fp32", "out=run"]

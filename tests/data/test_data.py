@@ -22,7 +22,7 @@ def make(name, **keys):
     return build(spec | keys)
 
 
-IMAGES = ["digits", "mnist", "fashion_mnist", "cifar10", "folder"]
+IMAGES = ["digits", "mnist", "fashion_mnist", "cifar10", "folder", "latent"]
 CONDITIONED = ["gmm_cond"]  # see test_mixture_conditions.py
 TOYS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in (*IMAGES, *CONDITIONED)
@@ -118,7 +118,8 @@ def test_bad_keys_are_named(key, value):
 def test_configs_are_short_and_build(path):
     folder = path.stem == "folder"  # `_target_` and up to seven keys, of files ten
     assert len(path.read_text().splitlines()) <= (11 if folder else 8)
-    assert make(path.stem, **({"root": "images"} if folder else {})).batch_size > 0
+    needed = {"folder": {"root": "images"}, "latent": {"autoencoder": "run"}}
+    assert make(path.stem, **needed.get(path.stem, {})).batch_size > 0
 
 
 # --- toys ---------------------------------------------------------------------------------------

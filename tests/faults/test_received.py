@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 import fmdiff
 from fmdiff.build import build, config_folder
 from fmdiff.errors import FmdiffError
-from fmdiff.loading import bounded
 from fmdiff.report.read import read_run
 from fmdiff.report.run import repeat, repeat_sweep
 from fmdiff.runs import checkpoint, resume, safetensors
+from fmdiff.runs.bounded import bounded
 from fmdiff.runs.content import Checkpoint
 
 MEMORY = 6 * 2**30  # bytes that a process may take
