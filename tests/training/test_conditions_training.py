@@ -245,6 +245,10 @@ def test_a_teacher_is_asked_for_the_conditions(own, refused, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (
+            ("model=mlp_classifier",),
+            "model=mlp_classifier takes no conditions, and data=linear has c",
+        ),
         (("coupling=ot",), "data=linear has the conditions c, d: choose coupling=independent"),
         (("coupling=sinkhorn",), "coupling=sinkhorn pairs noise with x whatever its conditions"),
         (("coupling=reflow", "coupling.ckpt=run"), "coupling=reflow knows of class labels alone"),
