@@ -1,45 +1,47 @@
 """Encoders of conditions, and the networks that take them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fmdiff.condition import Condition, Form, null
 from fmdiff.errors import FmdiffError
 from fmdiff.models.condition import Channels, Embedded, channels_of, embedded
 from fmdiff.models.ddpmpp import DDPMpp
 from fmdiff.models.dit import DiT
+from fmdiff.models.dit_1d import DiT1d
 from fmdiff.models.jit import JiT
 from fmdiff.models.layers import Conditioning
 from fmdiff.models.mlp import MLP
+from fmdiff.models.residual_mlp import ResidualMLP
 from fmdiff.models.unet import UNet
+from fmdiff.models.unet_1d import UNet1d
 
 NAN = float("nan")
 COLOUR = Form((3,), (1.0, -2.0, 0.0), (2.0, 0.5, 1.0))
 SMALL = Form((1, 4, 4), (0.25,), (0.5,))
 HOLE = Form((3, 8, 8), (0.1, 0.2, 0.3), (1.0, 2.0, 0.5))
 VECTORS = {"colour": COLOUR, "age": Form((1,), (40.0,), (12.0,))}
-ALL = VECTORS | {"small": SMALL, "hole": HOLE}
-IMAGES = {
-    "unet": lambda **keys: UNet(
-        channels=8, multipliers=[1, 2], blocks=1, attention=[-1], head_channels=8, dropout=0.0,
-        scale_shift=True, **keys,
-    ),
-    "ddpmpp": lambda **keys: DDPMpp(
-        channels=8, multipliers=[1, 2], blocks=1, attention=[-1], dropout=0.0, **keys
-    ),
-    "dit": lambda **keys: DiT(patch=2, width=16, depth=2, heads=2, **keys),
-    "jit": lambda **keys: JiT(
-        patch=2, bottleneck=8, width=16, depth=2, heads=2, label_tokens=2, start=1, **keys
-    ),
-}  # fmt: skip
-
-
-def small_mlp(**keys):
-    return MLP(hidden=16, layers=2, frequencies=4, scale=1.0, skip=True, **keys)
+MAPS = {"small": SMALL, "hole": HOLE}
+ALL = VECTORS | MAPS
+STILL = {"dropout": 0.0, "classes": 3}
+SMALL_UNET = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [-1]} | STILL
+SMALL_DIT = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "classes": 3}
+WIDE = {"head_channels": 8, "scale_shift": True}
+POINT, SERIES, IMAGE = (2,), (3, 8), (3, 8, 8)
+MAKERS = {
+    "mlp": (MLP, POINT, {"hidden": 16, "layers": 2, "frequencies": 4, "scale": 1.0, "classes": 3}),
+    "residual_mlp": (ResidualMLP, POINT, {"width": 16, "blocks": 2} | STILL),
+    "unet_1d": (UNet1d, SERIES, SMALL_UNET | WIDE),
+    "dit_1d": (DiT1d, SERIES, SMALL_DIT),
+    "unet": (UNet, IMAGE, SMALL_UNET | WIDE),
+    "ddpmpp": (DDPMpp, IMAGE, SMALL_UNET),
+    "dit": (DiT, IMAGE, SMALL_DIT),
+    "jit": (JiT, IMAGE, SMALL_DIT | {"bottleneck": 8, "label_tokens": 2, "start": 1}),
+}
 
 
 def draw(forms, n, classes=0, seed=0):
@@ -59,14 +61,24 @@ def stirred(net, seed=1):
     return net.eval()
 
 
-def make(name, classes=3, conditions=ALL, **keys):
+def fitting(shape):
+    """The conditions that a network of samples of this shape takes: vectors, and maps of its axes.
+
+    Those of series are the first rows of the pictures.
+    """
+    axes = len(shape)
+    maps = {n: replace(f, shape=f.shape[:axes]) for n, f in MAPS.items()}
+    return VECTORS | (maps if axes > 1 else {})
+
+
+def make(name, backwards=False, bare=False, conditions=None, **keys):
+    """A network without zero weights, the shape of its samples, and its conditions."""
+    target, shape, usual = MAKERS[name]
+    forms = fitting(shape) if conditions is None else conditions
+    forms = {n: Form(form.shape) for n, form in forms.items()} if bare else forms
+    forms = dict(reversed(forms.items())) if backwards else forms
     torch.manual_seed(0)
-    if name == "mlp":
-        vectors = {n: form for n, form in conditions.items() if len(form.shape) == 1}
-        net = small_mlp(shape=(2,), classes=classes, conditions=vectors, **keys)
-        return stirred(net), (2,), vectors
-    net = IMAGES[name](shape=(3, 8, 8), classes=classes, conditions=conditions, **keys)
-    return stirred(net), (3, 8, 8), conditions
+    return stirred(target(shape=shape, conditions=forms, **usual, **keys)), shape, forms
 
 
 def inputs(shape, n, seed=0):
@@ -74,7 +86,7 @@ def inputs(shape, n, seed=0):
     return torch.randn(n, *shape, generator=g), 1000 * torch.rand(n, generator=g)
 
 
-NETWORKS = pytest.mark.parametrize("name", ["mlp", *IMAGES])
+NETWORKS = pytest.mark.parametrize("name", MAKERS)
 
 
 def test_a_vector_is_standardised_and_what_is_not_known_is_zero_with_a_flag():
@@ -160,7 +172,9 @@ def test_each_condition_changes_the_answer_of_each_network(name):
         before = net(x_t, t, y)
         assert before.shape == x_t.shape
         for part in y.parts:
-            for other in (null(y, 3, [part]), Condition(y.parts | {part: 1 - y.parts[part]})):
+            value = y.parts[part]
+            another = (value + 1) % 3 if part == "label" else 1 - value
+            for other in (null(y, 3, [part]), Condition(y.parts | {part: another})):
                 assert (net(x_t, t, other) - before).abs().amax() > 1e-4, part
 
 
@@ -183,7 +197,7 @@ def test_a_missing_condition_a_dropped_one_and_nan_are_the_same(name):
 @NETWORKS
 def test_the_order_of_names_and_the_other_rows_do_not_matter(name):
     net, shape, forms = make(name)
-    backwards, _, _ = make(name, conditions=dict(reversed(ALL.items())))
+    backwards, _, _ = make(name, backwards=True)
     for (key, a), (other, b) in zip(
         net.named_parameters(), backwards.named_parameters(), strict=True
     ):
@@ -203,8 +217,7 @@ def test_the_order_of_names_and_the_other_rows_do_not_matter(name):
 def test_the_statistics_are_those_of_the_weights(name):
     """A network built with other means takes those of the weights that it loads."""
     net, shape, forms = make(name)
-    bare = {n: Form(form.shape) for n, form in ALL.items()}
-    other, _, _ = make(name, conditions=bare)
+    other, _, _ = make(name, bare=True)
     x_t, t = inputs(shape, 2)
     y = draw(forms, 2, 3)
     with torch.no_grad():
@@ -283,22 +296,22 @@ def test_every_weight_has_a_gradient_whatever_is_dropped():
 
 
 @pytest.mark.parametrize(
-    "shape, form, words",
+    ("name", "form", "words"),
     [
-        ((2,), SMALL, "model=mlp: the condition c is a picture of shape [1, 4, 4], and points"),
-        ((2,), Form((1, 9)), "pictures go with images and model=unet"),
-        ((3, 8, 8), Form((1, 9)), "model=unet: the condition c is a series of shape [1, 9]"),
+        ("mlp", SMALL, "model=mlp: the condition c is a picture of shape [1, 4, 4], and points"),
+        ("residual_mlp", Form((1, 9)), "pictures go with images and model=unet"),
+        ("unet", Form((1, 9)), "model=unet: the condition c is a series of shape [1, 9]"),
+        ("dit_1d", SMALL, "model=dit_1d: the condition c is a picture of shape [1, 4, 4]"),
     ],
 )
-def test_conditions_that_do_not_fit_are_refused(shape, form, words):
-    build = small_mlp if len(shape) == 1 else IMAGES["unet"]
+def test_conditions_that_do_not_fit_are_refused(name, form, words):
     with pytest.raises(FmdiffError) as error:
-        build(shape=shape, classes=0, conditions={"v": COLOUR, "c": form})
+        make(name, conditions={"v": COLOUR, "c": form})
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_names_that_modules_use_are_no_trouble():
     forms = {name: COLOUR for name in ("type", "forward", "half", "a.b", "")}
-    net = small_mlp(shape=(2,), classes=0, conditions=forms)
-    x_t, t = inputs((2,), 2)
-    assert isinstance(net.embedded, nn.Module) and net(x_t, t, draw(forms, 2)).shape == (2, 2)
+    net, shape, _ = make("mlp", conditions=forms)
+    x_t, t = inputs(shape, 2)
+    assert net(x_t, t, draw(forms, 2, 3)).shape == (2, 2)
