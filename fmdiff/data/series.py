@@ -43,7 +43,8 @@ class Series(Toy):
 class AR1(Series):
     """x_i = phi x_{i-1} + noise e_i, e_i ~ N(0, 1), begun in its stationary law.
 
-    The autocovariance at lag k is phi^k noise^2 / (1 - phi^2).
+    The autocovariance at lag k is phi^k noise^2 / (1 - phi^2). x is one Gaussian, so its field is
+    known exactly, as model=exact.
     """
 
     phi: float
@@ -54,6 +55,13 @@ class AR1(Series):
 
     def autocovariance(self, lags: Tensor) -> Tensor:
         return self.noise**2 / (1 - self.phi**2) * self.phi ** lags.double()
+
+    def mixture(self) -> tuple[Tensor, Tensor, Tensor]:
+        """One Gaussian of mean 0: weights (1,), means (1, L), covariances (1, L, L), float64."""
+        places = torch.arange(self.length)
+        covariance = self.autocovariance((places[:, None] - places).abs())
+        one = torch.ones(1, dtype=torch.float64)
+        return one, one.new_zeros(1, self.length), covariance[None]
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """n series (n, 1, L) float32.

@@ -12,10 +12,11 @@ from fmdiff.condition import label
 from fmdiff.errors import FmdiffError
 from fmdiff.exact.closed_form import ClosedForm
 from fmdiff.exact.members import Empirical, RealData
-from fmdiff.exact.mixture import ByRows, Mixture
+from fmdiff.exact.mixture import ArrayMixture, ByRows, Mixture
 from fmdiff.path import Path
 
 __all__ = [
+    "ArrayMixture",
     "ByRows",
     "ClosedForm",
     "Empirical",
@@ -35,12 +36,15 @@ def exact(data: Any, path: Path) -> Mixture:
     joint = None if data is None else data.joint()
     if joint is None:
         raise FmdiffError(
-            "the exact field needs data with a closed form (gmm, gmm4, 8gaussians or two_modes), "
-            f"and {'this' if data is None else type(data).__name__} has none"
+            "the exact field needs data with a closed form (gmm, gmm4, 8gaussians, two_modes or "
+            f"ar1), and {'this' if data is None else type(data).__name__} has none"
         )
     weights, means, covs = joint
     labels = torch.arange(len(weights)) if data.classes else None
-    field = Mixture(path, weights, means, covs, labels, conditions=data.conditions)
+    if len(data.shape) == 1:
+        field = Mixture(path, weights, means, covs, labels, conditions=data.conditions)
+    else:
+        field = ArrayMixture(path, weights, means, covs, labels, data.shape)
     field.only = tuple(data.only or ())
     return field
 

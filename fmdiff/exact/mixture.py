@@ -206,6 +206,39 @@ class Mixture(ClosedForm):
         return self
 
 
+class ArrayMixture(Mixture):
+    """A mixture of series or arrays, whose numbers in order are its coordinates.
+
+    shape: that of a sample. There are no conditions but the label.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        weights: Tensor,
+        means: Tensor,
+        covs: Tensor,
+        labels: Tensor | None,
+        shape: Sequence[int],
+    ) -> None:
+        super().__init__(path, weights, means, covs, labels)
+        self.shape = tuple(shape)
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return super().log_prob(x_t.flatten(1), t)
+
+    def expectation(self, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
+        return super().expectation(x_t.flatten(1), t, kind).view_as(x_t)
+
+    def mean(self, z: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        return super().mean(z.flatten(1), r, q).view_as(z)
+
+    def sample(self, start: int, stop: int, seed: int) -> Tensor:
+        """Samples start ... stop - 1 of a seed, (n, *shape) float32: see Mixture.sample."""
+        draws = _draws(start, stop, (self.means.shape[-1],), seed)
+        return self.moved(*draws).view(-1, *self.shape)
+
+
 class ByRows(ClosedForm):
     """A mixture bound to rows that know different coordinates: a field for each kind of row."""
 
