@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from fmdiff.codec import Codec
 from fmdiff.condition import Form, Given, given, join
+from fmdiff.data.shards import Shards
 from fmdiff.errors import FmdiffError, class_number
 from fmdiff.randomness import BLOCK, generator
 
@@ -143,6 +144,11 @@ class Data(ABC):
 
     def fingerprint(self) -> dict[str, Any] | None:
         """The number of files of the data, and a digest of them; None if they cannot change."""
+        return None
+
+    @property
+    def shards(self) -> Shards | None:
+        """What reads the training samples ahead, in windows; None if they fit into the memory."""
         return None
 
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:

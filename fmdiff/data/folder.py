@@ -21,7 +21,9 @@ from torch import Tensor
 
 from fmdiff.data import files
 from fmdiff.data.decode import SUFFIXES, File, pixels_of, reason, walk
+from fmdiff.data.extent import Extent
 from fmdiff.data.images import Images
+from fmdiff.data.shards import Shards
 from fmdiff.errors import FmdiffError
 from fmdiff.files import lock, read_text, sync, write_text
 from fmdiff.machine.progress import Bar
@@ -37,6 +39,7 @@ class Converted(NamedTuple):
     """The array of all images."""
 
     images: Tensor  # uint8 (N, C, H, W), memory-mapped: training images, then held-out ones
+    rows: Extent | None  # where the training images lie
     train: int  # number of training images
     levels: Tensor  # int64 (256,), counts of the training images' levels
     broken: dict[str, str]  # files that were left out, with the reason
@@ -54,6 +57,9 @@ class Folder(Images):
     layout: 1 is that of version 0.1.0, for its checkpoints. Integers are sorted like other names,
     and one image in 10 of all is held out, which may be all of a small class.
 
+    stream: whether `shards` reads the array ahead, in another order than that of `Images`. null:
+    if it is larger than a quarter of the memory. A run keeps what null was when it began.
+
     The array lies in `files.data_root()`/folder, under a hash of the names, sizes and times of the
     files. If it is deleted, or the root is copied, the images are converted again. The folder is
     read when the data are first needed. Raises FmdiffError for images that cannot be read or used.
@@ -64,6 +70,7 @@ class Folder(Images):
     channels: int
     skip_broken: bool
     layout: int = 1  # checkpoints of 0.1.0 lack it
+    stream: bool | None = None  # checkpoints of 0.1.0 lack it
 
     name: ClassVar[str] = "folder"
     undecided: ClassVar[bool] = True
@@ -77,6 +84,8 @@ class Folder(Images):
         self.require("channels", int, "1 or 3", lambda v: v in (1, 3))
         self.require("skip_broken", bool, "true or false")
         self.require("layout", int, "1 or 2", lambda v: v in (1, 2))
+        if self.stream is not None:
+            self.require("stream", bool, "true, false or null")
         super().__post_init__()
 
     def check_labels(self) -> None:
@@ -170,6 +179,13 @@ class Folder(Images):
     @cached_property
     def levels(self) -> Tensor:
         return self.array.levels
+
+    @cached_property
+    def shards(self) -> Shards | None:
+        rows = self.array.rows
+        if rows is None or not (Shards.large(rows.nbytes) if self.stream is None else self.stream):
+            return None
+        return Shards([rows])
 
     @cached_property
     def array(self) -> Converted:
@@ -350,7 +366,9 @@ def load(where: Path) -> Converted | None:
         # "c" is copy on write: the tensor is writable and the file stays as it is
         images = np.load(where / "images.npy", mmap_mode="c", allow_pickle=False)
         levels = torch.tensor(about["levels"])
-        return Converted(torch.from_numpy(images), about["train"], levels, about["broken"])
+        train = about["train"]
+        rows = Extent.of(images[:train])
+        return Converted(torch.from_numpy(images), rows, train, levels, about["broken"])
     except (OSError, ValueError, KeyError):
         return None
 

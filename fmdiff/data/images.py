@@ -107,15 +107,23 @@ class Images(Data):
     def batch(
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batch:
+        pixels, labels = self.pixels(seed, step, rows, device)
+        x = from_uint8(pixels.to(device))
+        if self.flip and not self.augment:
+            draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
+            x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
+        return self.with_labels(x, labels, device)
+
+    def pixels(self, seed: int, step: int, rows: slice, device: Device) -> tuple[Tensor, Tensor]:
+        """The images of `batch` as they are stored, uint8 (B, C, H, W), and their labels."""
+        if self.shards is not None:
+            (part,), numbers = self.shards.take(seed, step, self.batch_size, rows)
+            return torch.as_tensor(part), self.train[1][numbers]
         images, labels = self.train
         if images.nbytes <= self.resident:
             images, labels = self.train = images.to(device), labels.to(device)
         index = positions(seed, step, self.batch_size, len(labels))[rows].to(images.device)
-        x = from_uint8(images[index].to(device))
-        if self.flip and not self.augment:
-            draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
-            x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
-        return self.with_labels(x, labels[index], device)
+        return images[index], labels[index]
 
     def augmented(
         self, x: Tensor, seed: int, step: int, rows: slice = slice(None)

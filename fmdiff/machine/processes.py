@@ -110,17 +110,21 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
+def apart() -> bool:
+    """Whether there are several processes, each of which was started by itself."""
+    return world() > 1 and OURS not in os.environ
+
+
 @contextlib.contextmanager
 def after_rank_0() -> Iterator[None]:
     """Let rank 0 run the block before the others, for instance to download data."""
     from torch import distributed
 
     # processes that are started here come after rank 0 anyway
-    apart = world() > 1 and OURS not in os.environ
-    if apart and rank():
+    if apart() and rank():
         distributed.barrier()
     yield
-    if apart and not rank():
+    if apart() and not rank():
         distributed.barrier()
 
 
@@ -133,6 +137,11 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world()
     distributed.all_gather_object(values, value)
     return values
+
+
+def differ(value: Any) -> bool:
+    """Whether this value is another in another process, where each was started by itself."""
+    return apart() and any(other != value for other in gather(value))
 
 
 def agree(work: Callable[[], T]) -> T:

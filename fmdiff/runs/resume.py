@@ -40,9 +40,9 @@ CHANGEABLE = INCIDENTAL | {
     *(f"trainer.{key}" for key in ("metrics", "metrics_n", "best", "spike")),
 }
 # keys for which null means a rule; config.yaml holds the value that the rule gave
-FILLED_IN = ("threads", "trainer.inner_steps")
+FILLED_IN = ("threads", "trainer.inner_steps", "data.stream")
 # keys of later versions, with what was done before they could be chosen
-FORMER = {"data.layout": 1, "model.time_frequency": None}
+FORMER = {"data.layout": 1, "data.stream": False, "model.time_frequency": None}
 MOST = 10_000  # threads or inner steps that are taken from a file
 
 # files that every command writes by itself; alone they are not results
@@ -150,8 +150,13 @@ def _fill_in(saved: Mapping[Any, Any] | DictConfig, cfg: DictConfig, folder: Pat
         value = values.get(key)
         if OmegaConf.select(cfg, key) is not None or value is None:
             continue
-        if type(value) is not int or not 1 <= value <= MOST:
-            raise FmdiffError(f"{folder}: {key}={value!r:.60} must be an integer from 1 to {MOST}")
+        if key == "data.stream":
+            right, says = isinstance(value, bool), "true or false"
+        else:
+            right = type(value) is int and 1 <= value <= MOST
+            says = f"an integer from 1 to {MOST}"
+        if not right:
+            raise FmdiffError(f"{folder}: {key}={value!r:.60} must be {says}")
         OmegaConf.update(cfg, key, value)
 
 

@@ -35,7 +35,9 @@ def assemble(
     title: str = TITLE,
     before: Mapping[str, Any] | None = None,
 ) -> tuple[Training, torch.device]:
-    """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
+    """Build the module that cfg describes, and choose its device.
+
+    Fills in cfg.threads and cfg.data.stream.
 
     state, title: the weights of the checkpoint that is resumed and its name in messages; see
     `bounded`. before: its training part, for `teach` and coupling=reflow.
@@ -48,6 +50,7 @@ def assemble(
     check_sizes(data, options)
     with processes.after_rank_0():
         data.prepare()
+    settle_stream(cfg, settings, data)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())
     source = build(settings["source"])
@@ -136,6 +139,22 @@ def threads(net: nn.Module, data: Data, options: TrainerOptions) -> int:
     parameters = sum(p.numel() for p in net.parameters())
     rule = device.threads(parameters, data.batch_size, data.shape) // options.devices
     return max(1, rule)
+
+
+def settle_stream(cfg: DictConfig, settings: dict[str, Any], data: Data) -> None:
+    """Store in the settings whether the data are read ahead, as that decides their order.
+
+    Raises FmdiffError if the machines of a run would decide differently.
+    """
+    if "stream" not in settings["data"]:
+        return
+    stream = data.shards is not None
+    if processes.differ(stream):
+        raise FmdiffError(
+            "data.stream=null: the data fit into the memory of some machines of this run and not "
+            "into that of others; choose data.stream=true"
+        )
+    cfg.data.stream = settings["data"]["stream"] = stream
 
 
 def check_sizes(data: Data, options: TrainerOptions) -> None:

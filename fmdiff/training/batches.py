@@ -144,5 +144,7 @@ class Batches:
         return index, torch.stack(costs).view(-1, 2).tolist()
 
     def close(self) -> None:
-        """End the threads of the coupling."""
+        """End the threads of the coupling and of the data."""
         self.ahead.close()
+        if self.data.shards is not None:
+            self.data.shards.close()
