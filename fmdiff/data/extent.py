@@ -88,6 +88,10 @@ class Extent:
         """The error for rows that cannot be read."""
         return FmdiffError(f"{self.path} cannot be read: {reason}")
 
+    def take(self, numbers: np.ndarray) -> np.ndarray | Tensor:
+        """The rows of some numbers, read one by one, so that the memory does not grow."""
+        return self.values(self._pieces(numbers, np.ones_like(numbers)))
+
     @cached_property
     def sample(self) -> tuple[np.ndarray | Tensor, np.ndarray]:
         """Rows that stand for all of them in statistics, and their numbers.
@@ -125,19 +129,28 @@ class Extent:
             firsts = borders[:-1] + (draws.numpy() * free).astype(np.int64)
             lengths = np.full(number, length)
         places = lengths.cumsum() - lengths
+        numbers = np.arange(int(lengths.sum())) + np.repeat(firsts - places, lengths)
+        return self._pieces(firsts, lengths), numbers
+
+    def _pieces(self, firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The bytes of some rows after each of `firsts`, one piece after another."""
+        places = lengths.cumsum() - lengths
         raw = np.empty((int(lengths.sum()), self.row_bytes), np.uint8)
         descriptor = self.open()
         try:
+            if hasattr(os, "posix_fadvise"):  # without it the system reads on after each piece
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             with ThreadPoolExecutor(READERS) as pool:
+                pieces = zip(firsts.tolist(), places.tolist(), lengths.tolist(), strict=True)
                 jobs = [
                     pool.submit(self.read, descriptor, first, raw[place : place + n])
-                    for first, place, n in zip(firsts.tolist(), places, lengths, strict=True)
+                    for first, place, n in pieces
                 ]
                 for job in jobs:
                     job.result()
         finally:
             os.close(descriptor)
-        return raw, np.arange(len(raw)) + np.repeat(firsts - places, lengths)
+        return raw
 
 
 def _origin(array: np.ndarray) -> tuple[Path, int] | None:
