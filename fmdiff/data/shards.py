@@ -48,7 +48,6 @@ class Shards:
     shard: ClassVar[int] = 8 << 20  # the bytes of a shard,
     most: ClassVar[int] = 1 << 16  # and its rows at most
     size: ClassVar[int] = 64  # shards of a window
-    threshold: ClassVar[int | None] = None  # bytes of a large file; None: a quarter of the memory
 
     def __init__(self, extents: Sequence[Extent], out: np.ndarray | None = None) -> None:
         self.extents, n = list(extents), extents[0].count
@@ -66,10 +65,10 @@ class Shards:
         self.descriptors: list[int] = []
         self.pool: ThreadPoolExecutor | None = None
 
-    @classmethod
-    def large(cls, nbytes: int) -> bool:
-        """Whether so many bytes are too many to be kept in memory beside everything else."""
-        return nbytes > (device.memory() // 4 if cls.threshold is None else cls.threshold)
+    @staticmethod
+    def large(nbytes: int) -> bool:
+        """Whether so many bytes are more than a quarter of the memory."""
+        return nbytes > device.memory() // 4
 
     def __len__(self) -> int:
         """The number of rows that an epoch visits."""

@@ -35,9 +35,7 @@ def assemble(
     title: str = TITLE,
     before: Mapping[str, Any] | None = None,
 ) -> tuple[Training, torch.device]:
-    """Build the module that cfg describes, and choose its device.
-
-    Fills in cfg.threads and cfg.data.stream.
+    """Build the module that cfg describes, and choose its device. Fills in cfg.threads.
 
     state, title: the weights of the checkpoint that is resumed and its name in messages; see
     `bounded`. before: its training part, for `teach` and coupling=reflow.
@@ -46,11 +44,7 @@ def assemble(
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     options = TrainerOptions(**settings["trainer"])
     where = place(settings["device"], options)
-    data = build(settings["data"], base=Data)
-    check_sizes(data, options)
-    with processes.after_rank_0():
-        data.prepare()
-    settle_stream(cfg, settings, data)
+    data = ready_data(cfg, settings, options)
     path, coupling = from_spec(settings["path"]), build(settings["coupling"])
     coupling.check(data.batch_size // max(1, data.classes), data.shape, device.memory())
     source = build(settings["source"])
@@ -141,20 +135,25 @@ def threads(net: nn.Module, data: Data, options: TrainerOptions) -> int:
     return max(1, rule)
 
 
-def settle_stream(cfg: DictConfig, settings: dict[str, Any], data: Data) -> None:
-    """Store in the settings whether the data are read ahead, as that decides their order.
+def ready_data(cfg: DictConfig, settings: dict[str, Any], options: TrainerOptions) -> Data:
+    """The data, once their files are there.
 
-    Raises FmdiffError if the machines of a run would decide differently.
+    Fills in cfg.data.stream: whether they are read ahead, as that decides their order. Raises
+    FmdiffError if the machines of a run would decide differently.
     """
-    if "stream" not in settings["data"]:
-        return
-    stream = data.shards is not None
-    if processes.differ(stream):
-        raise FmdiffError(
-            "data.stream=null: the data fit into the memory of some machines of this run and not "
-            "into that of others; choose data.stream=true"
-        )
-    cfg.data.stream = settings["data"]["stream"] = stream
+    data: Data = build(settings["data"], base=Data)
+    check_sizes(data, options)
+    with processes.after_rank_0():
+        data.prepare()
+    if "stream" in settings["data"]:
+        stream = data.shards is not None
+        if processes.differ(stream):
+            raise FmdiffError(
+                "data.stream=null: the data fit into the memory of some machines of this run and "
+                "not into that of others; choose data.stream=true"
+            )
+        cfg.data.stream = settings["data"]["stream"] = stream
+    return data
 
 
 def check_sizes(data: Data, options: TrainerOptions) -> None:

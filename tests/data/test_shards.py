@@ -292,5 +292,3 @@ def test_a_file_that_is_cut_off_during_training_is_said(tmp_path, small, monkeyp
 def test_the_quarter_of_the_memory_decides(monkeypatch):
     monkeypatch.setattr(module.device, "memory", lambda: 8000)
     assert Shards.large(2001) and not Shards.large(2000)
-    monkeypatch.setattr(Shards, "threshold", 10)
-    assert Shards.large(11) and not Shards.large(10)
