@@ -58,7 +58,7 @@ class Extent:
             return torch.from_numpy(raw).view(self.dtype).view(-1, *self.shape)
         return raw.view(self.dtype).reshape(-1, *self.shape)
 
-    def open(self) -> int:
+    def descriptor(self) -> int:
         """A descriptor of the file. Raises FmdiffError if it is missing or has not all rows."""
         try:
             with open_regular(self.path) as file:
@@ -136,7 +136,7 @@ class Extent:
         """The bytes of some rows after each of `firsts`, one piece after another."""
         places = lengths.cumsum() - lengths
         raw = np.empty((int(lengths.sum()), self.row_bytes), np.uint8)
-        descriptor = self.open()
+        descriptor = self.descriptor()
         try:
             if hasattr(os, "posix_fadvise"):  # without it the system reads on after each piece
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)

@@ -145,7 +145,7 @@ class Shards:
 
     def _submit(self, number: int) -> None:
         if self.pool is None:
-            self.descriptors = [extent.open() for extent in self.extents]
+            self.descriptors = [extent.descriptor() for extent in self.extents]
             # beside the readers, two windows may wait for theirs
             self.pool = ThreadPoolExecutor(READERS + 2, "fmdiff-shards")
         memory = self.spare.pop() if self.spare else self._memory()
