@@ -17,10 +17,8 @@ from fmdiff.errors import FmdiffError
 ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 WIDE = "iuf"  # kinds of numpy's types that hold numbers
 # numpy's names of the types of .safetensors; it has none for bfloat16, which is read as bytes
-NUMBERS = {
-    f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IUF" for size in (1, 2, 4, 8)
-}
-NUMBERS |= {"BF16": "V2", "BOOL": "?"}
+NUMBERS = {"U8": "u1", "I8": "i1", "BOOL": "?", "BF16": "V2"}
+NUMBERS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IUF" for n in (2, 4, 8)}
 LOCAL = 30  # bytes of a local header of a .zip, without name and extra
 
 

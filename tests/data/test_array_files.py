@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,6 @@ def parquet(tmp_path, columns):
 
 def test_parquet_columns_of_all_kinds(tmp_path):
     pa = pytest.importorskip("pyarrow")
-    from decimal import Decimal
-
     read = content(
         parquet(
             tmp_path,
@@ -372,5 +371,5 @@ def test_a_cut_file_and_a_bomb(tmp_path):
     bomb(tmp_path / "bomb.npz")
     header = stored.headers(tmp_path / "bomb.npz", f"data.file={tmp_path / 'bomb.npz'}")["x"]
     assert header.shape == (2**21, 1024)
-    with pytest.raises(FmdiffError, match=r"damaged|would unpack to"):
+    with pytest.raises(FmdiffError, match="is refused: it would unpack to 2,147"):
         stored.rows(header, "x", "t")
