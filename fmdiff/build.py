@@ -31,6 +31,7 @@ CONTRACTS = {
     "fmdiff.objectives": "fmdiff.objectives.objective.Objective",
     "fmdiff.models": "torch.nn.Module",
     "fmdiff.data": "fmdiff.data.base.Data",
+    "fmdiff.data.table": "fmdiff.codec.Codec",
     "fmdiff.metrics": "fmdiff.metrics.features.Features",
     "torch.optim": "torch.optim.Optimizer",
 }

@@ -23,17 +23,13 @@ LOCAL = 30  # bytes of a local header of a .zip, without name and extra
 
 
 class Rows:
-    """An array (N, *shape) of which rows are read as tensors; it may be mapped into memory."""
+    """An array (N, *shape) of which rows are read as tensors; it may be mapped into memory.
 
-    def __init__(self, values: np.ndarray | Tensor) -> None:
-        self.values = values
+    last: the channels stand last in `values`, and first in what is read.
+    """
 
-    @staticmethod
-    def _tensor(array: np.ndarray) -> Tensor:
-        """The tensor of an array in this machine's byte order; bfloat16 comes as bytes."""
-        if array.dtype.kind == "V":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+    def __init__(self, values: np.ndarray | Tensor, last: bool = False) -> None:
+        self.values, self.last = values, last
 
     def __len__(self) -> int:
         return len(self.values)
@@ -41,7 +37,8 @@ class Rows:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one row; a number counts as (1,)."""
-        return tuple(self.values.shape[1:]) or (1,)
+        shape = tuple(self.values.shape[1:]) or (1,)
+        return (shape[-1], *shape[:-1]) if self.last else shape
 
     @property
     def nbytes(self) -> int:
@@ -55,21 +52,34 @@ class Rows:
         return "bfloat16" if name == "V2" else name
 
     @property
-    def bytes(self) -> bool:
-        """Whether the numbers are uint8."""
-        return self.values.dtype in (np.uint8, torch.uint8)
+    def floating(self) -> bool:
+        """Whether the numbers may be NaN or infinite."""
+        return not self.dtype.startswith(("int", "uint"))
 
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
+    def __getitem__(self, index: slice | Tensor | np.ndarray) -> Tensor:
         """Rows (B, *shape): uint8 as they are, else float32 or, for wider types, float64."""
         if isinstance(self.values, Tensor):
             part = self.values[index]
         else:
-            array = self.values[index.numpy() if isinstance(index, Tensor) else index]
-            part = self._tensor(np.array(array, array.dtype.newbyteorder("="), order="C"))
-        if part.dtype != torch.uint8:
-            narrow = part.element_size() < 4 or part.dtype == torch.float32
-            part = part.to(torch.float32 if narrow else torch.float64)
-        return part.reshape(-1, *self.shape)
+            part = self.values[index.numpy() if isinstance(index, Tensor) else index]
+        return self.tensor(part)
+
+    def tensor(self, part: np.ndarray | Tensor) -> Tensor:
+        """Rows of the array's own type, such as those of `values`, as `[]` returns them."""
+        x = _native(part) if isinstance(part, np.ndarray) else part
+        if x.dtype != torch.uint8:
+            narrow = x.element_size() < 4 or x.dtype == torch.float32
+            x = x.to(torch.float32 if narrow else torch.float64)
+        x = x.movedim(-1, 1) if self.last else x
+        return x.reshape(-1, *self.shape)
+
+
+def _native(array: np.ndarray) -> Tensor:
+    """A copy of an array in the order of bytes and of axes that tensors have."""
+    copy = np.array(array, array.dtype.newbyteorder("="), order="C")
+    if copy.dtype.kind == "V":  # two bytes of a bfloat16, which numpy lacks
+        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,11 @@ def rows(header: Header, name: str, title: str) -> Rows:
     if 0 in values.shape:
         raise FmdiffError(f"{title}: {name} is empty, of shape {tuple(values.shape)}")
     return Rows(values)
+
+
+def texts(header: Header) -> bool:
+    """Whether an array holds texts, of a fixed length."""
+    return header.dtype.lstrip("<>=|")[:1] in ("U", "S")
 
 
 def _npy(path: Path, title: str) -> dict[str, Header]:
