@@ -1,5 +1,6 @@
 """Loads a field from a checkpoint, or builds it from data; needs torch alone."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from fmdiff.runs.bounded import bounded
 from fmdiff.runs.content import Checkpoint, data_mean, forms, identity
 from fmdiff.runs.find import find
 from fmdiff.times import Discrete
+
+log = logging.getLogger("fmdiff")
 
 Model = NetField | Classifier | Latent  # what a checkpoint may hold
 # defaults for checkpoints that were written before these parts could be chosen
@@ -297,8 +300,9 @@ class Subject(NamedTuple):
 def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     """The field named by `ckpt=`, or by `model=` and `data=`, and the data it stands for.
 
-    data: whether the data of an image checkpoint are needed; sampling does not need them. Raises
-    FmdiffError if the checkpoint, the model or the data cannot be loaded.
+    data: whether the data of a checkpoint are needed. Sampling does not need them: pictures of
+    points show them if their file is there. Raises FmdiffError if the checkpoint, the model or the
+    data cannot be loaded.
     """
     if settings["ckpt"]:
         file = find(settings["ckpt"])
@@ -311,10 +315,10 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
             field = _sampling(model, content.title)
         except Encodes as error:
             error.about = about
-            error.data = _data(content, trust, error.codec.outer) if data else None
+            error.data = _data(content, trust, error.codec.outer, data) if data else None
             raise
         needed = data or len(field.outer) == 1
-        source = _data(content, trust, field.outer) if needed else None
+        source = _data(content, trust, field.outer, data) if needed else None
         return Subject(field, source, about)
     source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
     source.prepare()
@@ -324,17 +328,28 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     return Subject(field, source, None)
 
 
-def _data(content: Checkpoint, trust: tuple[str, ...], outer: tuple[int, ...]) -> Any:
+def _data(
+    content: Checkpoint, trust: tuple[str, ...], outer: tuple[int, ...], needed: bool
+) -> Any:
     """The data set that a checkpoint names, as a user knows it. outer: the shape of a sample.
 
-    Raises FmdiffError for points of another shape.
+    It is None if its file cannot be read and it is not `needed`. Raises FmdiffError for points of
+    another shape.
     """
     about = content.spec["data"]
     vouch({"data": about["source"]}, trust, content.title)
     source: Any = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
-    # images of a folder that is gone have no shape, and need none to be sampled
     user = source.user
-    if len(outer) == 1 and not (user.axes in (1, None) and tuple(user.shape) == outer):
+    if len(outer) > 1:
+        return user  # images of a folder that is gone have no shape, and need none to be sampled
+    try:
+        shape = tuple(user.shape if user.codec is None else user.codec.outer)
+    except FmdiffError as error:
+        if needed:
+            raise
+        log.warning("the data are not shown beside the samples: %s", error)
+        return None
+    if shape != outer:
         raise FmdiffError(
             f"{content.title} is of samples of shape {list(outer)}, and its data are others"
         )

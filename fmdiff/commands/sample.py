@@ -11,11 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fmdiff import __version__, files
+from fmdiff import __version__, files, tables
 from fmdiff.commands import arguments
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.condition import Given, label
 from fmdiff.data.images import to_uint8
+from fmdiff.data.table import rows_of
 from fmdiff.field import Field
 from fmdiff.integration import Plan, law_of
 from fmdiff.machine import processes
@@ -36,7 +37,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     """Draw cfg.n samples of ckpt= or model= into the folder. Prints the cost and the folder.
 
     Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels if there
-    are classes), grid.png or scatter.png, and sample.json. On request it also writes
+    are classes), samples.csv of tables, grid.png or scatter.png, and sample.json. On request it also writes
     png/000000.png ..., animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and
     results.json.
     """
@@ -189,9 +190,14 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
     """Write samples.npz and pictures of samples. Returns the names of the files."""
     settings, samples, labels = stage.settings, output.samples, output.labels
     x = output.x.numpy() if stage.images else output.x.float().numpy()
-    y = {} if labels is None else {"labels": labels.numpy()}
-    files.write_npz(folder / "samples.npz", {"arr_0": x, **y})
+    y = None if labels is None else labels.numpy()
+    files.write_npz(folder / "samples.npz", {"arr_0": x} | ({} if y is None else {"labels": y}))
     names = ["samples.npz"]
+    codec = stage.field.codec
+    if codec is not None and codec.column_names:
+        table = rows_of(codec, x, y, stage.field.names)
+        files.write_text(folder / "samples.csv", tables.as_csv(table))
+        names.append("samples.csv")
     if stage.images:
         classes = stage.field.names
         names += pictures.image_files(x, labels, folder, settings["png"], classes)

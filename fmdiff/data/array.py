@@ -71,7 +71,6 @@ class Array(Data):
     header: bool | None = None
     decimal: str | None = None
 
-    axes: ClassVar[int | None] = None
     undecided: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,6 +122,11 @@ class Array(Data):
         return max(1, len(shape) - 1)
 
     # The files
+
+    @cached_property  # type: ignore[misc]
+    def axes(self) -> int:  # type: ignore[override]
+        """How many axes a sample has."""
+        return len(self.content.x.shape)
 
     @property
     def path(self) -> Path:

@@ -59,10 +59,8 @@ class Rows:
     def __getitem__(self, index: slice | Tensor | np.ndarray) -> Tensor:
         """Rows (B, *shape): uint8 as they are, else float32 or, for wider types, float64."""
         if isinstance(self.values, Tensor):
-            part = self.values[index]
-        else:
-            part = self.values[index.numpy() if isinstance(index, Tensor) else index]
-        return self.tensor(part)
+            return self.tensor(self.values[index])
+        return self.tensor(self.values[index.numpy() if isinstance(index, Tensor) else index])
 
     def tensor(self, part: np.ndarray | Tensor) -> Tensor:
         """Rows of the array's own type, such as those of `values`, as `[]` returns them."""

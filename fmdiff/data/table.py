@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,6 +116,24 @@ class Table(Codec):
             "levels": {name: list(part) for name, part in self.levels.items()},
             "constant": list(self.constant),
         }
+
+
+def rows_of(
+    codec: Codec, x: np.ndarray, labels: np.ndarray | None = None, names: Sequence[str] = ()
+) -> list[list[object]]:
+    """Samples x (n, d) as rows of a table, below a row with the names of the columns.
+
+    Categories are given by name. Class labels (n,) are a further column, `label`; names: theirs.
+    """
+    head: list[object] = list(codec.column_names)
+    columns: list[list[object]] = []
+    for name, values in zip(codec.column_names, x.T, strict=True):
+        levels = codec.levels.get(name)
+        columns.append([v if levels is None else levels[int(v)] for v in values])
+    if labels is not None:
+        head.append("label")
+        columns.append([names[k] if names else k for k in labels.tolist()])
+    return [head, *map(list, zip(*columns, strict=True))]
 
 
 def _texts(values: Any) -> bool:
