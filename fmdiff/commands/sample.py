@@ -37,9 +37,9 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     """Draw cfg.n samples of ckpt= or model= into the folder. Prints the cost and the folder.
 
     Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels if there
-    are classes), samples.csv of tables, grid.png or scatter.png, and sample.json. On request it also writes
-    png/000000.png ..., animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and
-    results.json.
+    are classes), samples.csv of tables, grid.png or scatter.png, and sample.json. On request it
+    also writes png/000000.png ..., animations (trajectory.gif, x_hat.gif and, for 2-D data,
+    field.gif) and results.json.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     devices, judge = settings["devices"], None

@@ -142,15 +142,6 @@ class Array(Data):
     def content(self) -> Content:
         """What the file holds. Raises FmdiffError for what cannot be used."""
         content = self._read(self.path, f"data.file={self.file}", self.split)
-        if len(content.x.shape) > 3:
-            raise FmdiffError(
-                f"{content.title} has samples of shape {content.x.shape}: points (d,), series "
-                "(C, L) or arrays (C, H, W) are needed"
-            )
-        if len(content.x) < 2:
-            raise FmdiffError(
-                f"{content.title} has 1 row, and 2 are needed: one to train on, one held out"
-            )
         self._check(content)
         return content
 
@@ -172,16 +163,22 @@ class Array(Data):
         return content
 
     def _check(self, content: Content) -> None:
-        """Raises FmdiffError for pixels that are none, and labels that the data do not have."""
+        """Raises FmdiffError for samples of too many axes, one row, or pixels that are none."""
+        if len(content.x.shape) > 3:
+            raise FmdiffError(
+                f"{content.title} has samples of shape {content.x.shape}: points (d,), series "
+                "(C, L) or arrays (C, H, W) are needed"
+            )
+        if len(content.x) < 2:
+            raise FmdiffError(
+                f"{content.title} has 1 row, and 2 are needed: one to train on, one held out"
+            )
         if self.pixels and not _pixels(content):
             raise FmdiffError(
                 f"data.pixels=true: {content.title} holds {content.x.dtype} of shape "
                 f"{('N', *content.x.shape)}, and pixels are uint8 (N, 1 or 3, H, W) or "
                 "(N, H, W, 1 or 3)"
             )
-        if self.conditional and content.label is None:
-            raise FmdiffError("data.conditional=true needs data.label=NAME, the column of labels")
-        super().check_labels()
 
     @cached_property
     def bytes(self) -> bool:
@@ -222,6 +219,9 @@ class Array(Data):
     def parts(self) -> tuple[Part, Part]:
         """The rows to train on, and those held out."""
         content, other = self.content, self.held_content
+        if self.conditional and content.label is None:
+            raise FmdiffError("data.conditional=true needs data.label=NAME, the column of labels")
+        super().check_labels()
         kept = self._usable(content)
         if other is not None:
             held, source = self._usable(other), other

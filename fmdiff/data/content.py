@@ -248,7 +248,7 @@ def _column(header: Header, name: str, title: str) -> Column:
     if len(header.shape) != 1 and header.shape[1:] != (1,):
         raise FmdiffError(f"{title}: {name} has the shape {header.shape}, and (N,) is needed")
     if texts(header):
-        values = np.asarray(header.open()).astype(np.str_).reshape(-1)
+        values = np.asarray(header.load()).astype(np.str_).reshape(-1)
         levels, codes = np.unique(values, return_inverse=True)
         return Column(codes.astype(np.int64), tuple(levels.tolist()))
     return Column(rows(header, name, title)[:].double().numpy().reshape(-1))

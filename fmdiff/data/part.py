@@ -13,6 +13,7 @@ from fmdiff.data.base import Device
 from fmdiff.data.content import Content
 from fmdiff.data.selection import chunks, large
 from fmdiff.data.table import Table
+from fmdiff.errors import FmdiffError
 
 CHUNK = 1 << 24  # numbers that are read at a time
 SAMPLE = 1 << 14  # rows that stand for those of a file that is too large to be read
@@ -128,20 +129,29 @@ class Part:
 def codec_of(
     content: Content, numbers: np.ndarray, standardise: bool, bytes: bool
 ) -> Codec | None:
-    """The codec of the rows of these numbers; None for pixels, and without `standardise`."""
+    """The codec of the rows of these numbers; None for pixels, and without `standardise`.
+
+    Raises FmdiffError for rows that are all equal.
+    """
     shape, few = content.x.shape, not large(content, bytes)
     if bytes or not (standardise or content.names):
         return None
     if len(shape) == 1 and few:
         names = content.names or [f"x{k + 1}" for k in range(shape[0])]
         x = torch.cat([part.double() for part in chunks(content.x, numbers)])
-        return frozen(Table.of(x, names, content.categories, standardise))
+        table = Table.of(x, names, content.categories, standardise)
+        if not table.width:
+            raise FmdiffError(f"{content.title} is constant: there is nothing to learn")
+        return frozen(table)
     step = 1 if few else -(-len(numbers) // SAMPLE)
     parts = list(chunks(content.x, numbers[::step]))
     count = sum(part.numel() for part in parts) / shape[0]
     mean = torch.stack([_channels(part).sum(1) for part in parts]).sum(0) / count
     squares = [(_channels(part) - mean[:, None]).square().sum(1) for part in parts]
-    return frozen(Standard.of(shape, mean, (torch.stack(squares).sum(0) / count).sqrt()))
+    scale = (torch.stack(squares).sum(0) / count).sqrt()
+    if not (scale > 0).any():
+        raise FmdiffError(f"{content.title} is constant: there is nothing to learn")
+    return frozen(Standard.of(shape, mean, scale))
 
 
 def _channels(x: Tensor) -> Tensor:

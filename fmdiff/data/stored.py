@@ -86,7 +86,7 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: str
-    open: Callable[[], np.ndarray | Tensor]
+    load: Callable[[], np.ndarray | Tensor]
 
 
 def headers(path: Path, title: str) -> dict[str, Header]:
@@ -119,7 +119,7 @@ def rows(header: Header, name: str, title: str) -> Rows:
     name: what a message calls the array.
     """
     try:
-        values = header.open()
+        values = header.load()
     except FmdiffError:
         raise
     except Exception as error:

@@ -115,7 +115,7 @@ def named(group):
 
 # these need a run that is there: their own tests train with them
 TAUGHT = ("reflow", "distill", "progressive")
-ENCODED = "latent"
+ENCODED = ("latent", "array")  # of a run or a file
 
 
 def of_network(model):
@@ -124,7 +124,7 @@ def of_network(model):
 
 def every_choice():
     """Words of runs that make every choice of training, what goes together in one run."""
-    known = [data for data in named("data") if data != ENCODED]
+    known = [data for data in named("data") if data not in ENCODED]
     images, series, points = (
         [data for data in known if axes_of(data) == axes] for axes in (3, 2, 1)
     )

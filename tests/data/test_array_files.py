@@ -311,10 +311,10 @@ class Evil:
 
 
 def bomb(path):
-    """An archive of 1 GB of zeros and a bit, in a few kilobytes."""
+    """An archive of 2 MB of zeros in two kilobytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         file = io.BytesIO()
-        header = {"descr": "|u1", "fortran_order": False, "shape": (2**21, 1024)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**11, 1024)}
         np.lib.format.write_array_header_1_0(file, header)
         with archive.open("x.npy", "w", force_zip64=True) as member:
             member.write(file.getvalue())
@@ -362,14 +362,15 @@ def test_hostile_and_useless_files(tmp_path, name, monkeypatch):
     assert not Path("evil").exists()
 
 
-def test_a_cut_file_and_a_bomb(tmp_path):
+def test_a_cut_file_and_a_bomb(tmp_path, monkeypatch):
     np.save(tmp_path / "cut.npy", np.zeros((100, 3)))
     content = (tmp_path / "cut.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(content[:-8])
     with pytest.raises(FmdiffError, match=r"is cut off: .* need 2,400 bytes, and it has 2,392"):
         stored.headers(tmp_path / "cut.npy", "t")
     bomb(tmp_path / "bomb.npz")
+    monkeypatch.setattr("fmdiff.files.LARGE", 10**6)
     header = stored.headers(tmp_path / "bomb.npz", f"data.file={tmp_path / 'bomb.npz'}")["x"]
-    assert header.shape == (2**21, 1024)
-    with pytest.raises(FmdiffError, match="is refused: it would unpack to 2,147"):
+    assert header.shape == (2**11, 1024)
+    with pytest.raises(FmdiffError, match="is refused: it would unpack to 2,097,280"):
         stored.rows(header, "x", "t")
