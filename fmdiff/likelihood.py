@@ -37,6 +37,7 @@ from torch import Tensor
 from fmdiff import randomness
 from fmdiff.along import Around
 from fmdiff.build import of_class
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.guidance import Unguided
@@ -137,7 +138,7 @@ RK4_SAMPLER = Sampler(solver=RK4())
 def estimates(
     field: Field,
     x: Tensor,
-    y: Tensor | None = None,
+    y: Given | None = None,
     sampler: Sampler = RK4_SAMPLER,
     *,
     divergence: str = "auto",
@@ -147,7 +148,7 @@ def estimates(
     first: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Estimates:
-    """log p(x), or log p(x | y), of x (n, *shape); y (n,), None for the null label or no classes.
+    """log p(x), or log p(x | y), of x (n, *shape); y of n rows, None for the null label, or none.
 
     `sampler` solves the ODE, without a jump. `divergence` is exact, hutchinson or auto, which is
     exact up to 32 dimensions. Probe j of sample i depends on (seed, first + i, j).
@@ -202,7 +203,7 @@ def _check(field: Field, x: Tensor, sampler: Sampler, divergence: str, probe: st
     return divergence == "exact" or (divergence == "auto" and math.prod(field.shape) <= EXACT)
 
 
-def log_prob(field: Field, x: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
+def log_prob(field: Field, x: Tensor, y: Given | None = None, **options: Any) -> Tensor:
     """log p(x), or log p(x | y), in nats: (n,) float64.
 
     The options are those of `estimates` and of its Sampler, whose solver is rk4 by default:

@@ -15,11 +15,12 @@ from fmdiff.build import vouch
 from fmdiff.commands import arguments, grid
 from fmdiff.commands.conclude import compare, conclude
 from fmdiff.commands.field_errors import field_errors
+from fmdiff.commands.given import Jury, Known
 from fmdiff.commands.grid import Cell, Draw, Row
 from fmdiff.commands.origin import origin
 from fmdiff.commands.reconstructions import bound, reconstructions
 from fmdiff.commands.stage import Stage, place, set_up
-from fmdiff.condition import Given, label
+from fmdiff.condition import Given
 from fmdiff.data import saved
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
@@ -85,21 +86,25 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     images = x.ndim == 4
     shape = (x.shape[3], *x.shape[1:3]) if images else tuple(x.shape[1:])
     classes = 0 if y is None else int(y.max()) + 1
-    jury = judge(settings, None, shape, classes, settings["seed"], where)
+    pairs = saved.partners(path, x, "samples") if images else None
+    paired = pairs is not None
+    jury = judge(settings, None, shape, classes, settings["seed"], where, paired=paired)
     jury.check(n)
     if not images:
         jury.warnings += outlier(x, f"samples={path}")
     sha256 = content_hash(*(part for part in (x, y) if part is not None))
+    columns: list[Any] = [x, y, *(pairs or ())]
+    add: Any = jury.add  # a judge of pairs takes more columns
     if n < len(x):
         rows = choice(x, n, seed=settings["seed"])
         print(f"n={n:,} of the {len(x):,} samples of {path}, chosen by seed={settings['seed']}")
-        x, y = x[rows], None if y is None else y[rows]
+        columns = [part if part is None else part[rows] for part in columns]
     for start in range(0, n, 1000):
-        stop = min(start + 1000, n)
-        jury.add(x[start:stop], None if y is None else y[start:stop])
+        batch = slice(start, min(start + 1000, n))
+        add(*(part if part is None else part[batch] for part in columns))
     metrics = jury.results()
     print(results.as_text(metrics))
-    pixels = x if images else None
+    pixels = columns[0] if images else None
     of = {"samples": str(path), "samples_sha256": sha256}
     conclude(folder, "evaluate", settings, jury, metrics, pixels, **of)
 
@@ -115,7 +120,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
         processes.divisible(stage.n, stage.size, devices)
         arguments.use_threads(stage, devices)
         about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
-        jury = judge(settings, *about, where, spread=True)
+        jury = judge(settings, *about, where, spread=True, paired=stage.real is not None)
         jury.check(stage.n)
     evaluation = Evaluation(stage, jury, folder)
     with processes.group("evaluate", folder, devices, where):
@@ -196,9 +201,13 @@ class Evaluation:
         self.jury.clear()
         self.jury.seed = seed  # fresh reference points for each of repeats=
 
+        known = Known(stage.field, stage.settings["paste"])
+        add = Jury(self.jury, stage.real, share.start)
+
         def receive(x: Tensor, y: Given | None) -> None:
+            x = known(x, y)
             x = to_uint8(x) if stage.images else x
-            self.jury.add(x, label(y))
+            add(x, y)
             if stage.images and sum(map(len, pixels)) < PIXELS:
                 pixels.append(x.cpu())
 
@@ -222,6 +231,8 @@ class Evaluation:
             samples, seconds = processes.agree(draw)
         except FmdiffError as error:
             return Draw(math.nan, 0.0, {}, str(error))
+        if (off := known.gather()) is not None:
+            self.jury.warnings.append(known.note(off, stage.images))
         nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
         metrics = {name: metric.as_dict() for name, metric in self.jury.results().items()}
         self.pixels = torch.cat(pixels) if pixels else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from fmdiff import tables
 from fmdiff.build import named
 from fmdiff.commands.likelihood import POINTS, Subject, subject, write
+from fmdiff.condition import Given
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
@@ -33,7 +34,7 @@ class Batches:
         self.field = of.field.to(of.where, self.sampler.dtype)
         self.evaluations = 0
 
-    def __call__(self, act: Act, x: Tensor, y: Tensor | None) -> Tensor:
+    def __call__(self, act: Act, x: Tensor, y: Given | None) -> Tensor:
         """Apply act(field as a solver sees it, rows of x, number of the first row) to all batches.
 
         The results are concatenated on the CPU.
@@ -76,13 +77,13 @@ def round_trips(
 
 
 def _encode(
-    batches: Batches, x: Tensor, y: Tensor | None, solver: Solver, steps: int | None
+    batches: Batches, x: Tensor, y: Given | None, solver: Solver, steps: int | None
 ) -> Tensor:
     return batches(lambda field, rows, _: encode(field, rows, solver, steps), x, y)
 
 
 def _decode(
-    batches: Batches, z: Tensor, y: Tensor | None, solver: Solver, steps: int | None
+    batches: Batches, z: Tensor, y: Given | None, solver: Solver, steps: int | None
 ) -> Tensor:
     return batches(lambda field, rows, _: decode(field, rows, solver, steps), z, y)
 
@@ -116,8 +117,9 @@ def invert(cfg: DictConfig, folder: Path) -> None:
     """Encode cfg.n real samples under ckpt= or model=, decode them, and print a table of errors.
 
     Writes invert.json and invert.npz: x; noise and reconstruction of the last solver and number of
-    steps; labels if they were used; interpolated (N, pairs, *shape); inpainted. For images it also
-    writes invert.png, original beside reconstruction, and on request strip.png and inpaint.png.
+    steps; labels if they were used; cond_NAME of conditions; interpolated (N, pairs, *shape);
+    inpainted. For images it also writes invert.png, original beside reconstruction, and on request
+    strip.png and inpaint.png.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     solvers = {name: named("solver", name) for name in settings["solvers"]}
@@ -132,7 +134,7 @@ def invert(cfg: DictConfig, folder: Path) -> None:
     _print(of, rows)
     report: dict[str, Any] = {"rows": rows, "n": of.n, "quantity": of.quantity}
     arrays: dict[str, Tensor | None] = {"x": of.x, "noise": noise, "reconstruction": back}
-    arrays["labels"] = None if settings["label"] == "none" else of.y
+    arrays |= of.given
     names = ["invert.npz", "invert.json"]
     if of.images:
         _grid([of.x, back], 8, folder / "invert.png")
@@ -196,14 +198,14 @@ def _interpolated(
 ) -> Tensor:
     """n images from each of the first few to the next, (n, pairs, *shape), with both ends.
 
-    If the two labels differ, an image has that of the nearer end.
+    If the two labels or conditions differ, an image has those of the nearer end.
     """
     a, b = noise[:-1][:PAIRS], noise[1:][:PAIRS]
     s = torch.linspace(0, 1, n)
     codes, y = slerp(a, b, s), batches.of.y
     if y is not None:
-        ends = torch.stack([y[:-1][:PAIRS], y[1:][:PAIRS]])
-        y = ends[(s > 0.5).long()].flatten()
+        pairs = torch.arange(len(a))
+        y = y[(pairs + (s > 0.5).long()[:, None]).flatten()]
     images = _decode(batches, codes.flatten(0, 1), y, solver, steps)
     return images.view_as(codes)
 

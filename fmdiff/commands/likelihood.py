@@ -13,8 +13,10 @@ from torch import Tensor
 from fmdiff import __version__, files
 from fmdiff.build import build
 from fmdiff.commands.arguments import compute, use_threads
+from fmdiff.commands.given import of_samples
 from fmdiff.commands.stage import Stage, set_up
-from fmdiff.condition import label
+from fmdiff.condition import Given, given, label, named
+from fmdiff.data import values
 from fmdiff.errors import FmdiffError
 from fmdiff.guidance import Unguided
 from fmdiff.likelihood import Estimates, bits_per_dim, dequantise, estimates, need_field
@@ -31,9 +33,16 @@ class Subject(Stage):
     """A stage with real samples, on which likelihood and invert work."""
 
     x: Tensor  # (n, *shape)
-    y: Tensor | None  # (n,); None without classes
+    y: Given | None  # of n rows; None without classes and conditions
     guidance: Unguided
     quantity: str  # the name of the density, which tells how the labels enter
+
+    @property
+    def given(self) -> dict[str, Tensor | None]:
+        """What the samples are given, as arrays of a file: labels, unless null, and cond_NAME."""
+        labels = None if self.settings["label"] == "none" else label(self.y)
+        parts = {values.SAMPLES.format(name): part for name, part in named(self.y).items()}
+        return {"labels": labels, **parts}
 
     def sampler(self, **solution: Any) -> Sampler:
         """The sampler of the field. solution: the solver and its steps."""
@@ -66,8 +75,8 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
             f"{list(field.shape)}"
         )
     n = stage.n if settings["n"] else min(stage.n, data.references or stage.n)
-    x, known = data.sample(0, n, settings["seed"])
-    y = label(known)
+    x, own = data.sample(0, n, settings["seed"])
+    y = label(own)
     quantity = "log p(x)"
     if not field.classes:
         y = None
@@ -79,6 +88,8 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
         )
     else:
         quantity = "log p(x | y) of each sample's own label"
+    if field.conditions:
+        quantity = f"{quantity} given {', '.join(field.conditions)}"
     use_threads(replace(stage, size=min(stage.size, n)))
     leader = guidance(settings["guidance"])
     need_field(leader)
@@ -86,14 +97,15 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
     # more than n samples may be decoded, so n does not bound the batch size
     size = settings["batch_size"] or default_batch_size(field.shape)
     parts = vars(stage) | {"data": data, "n": n, "size": size}
-    return Subject(**parts, x=x, y=y, guidance=leader, quantity=quantity)
+    known = given(y, of_samples(field, own, n))
+    return Subject(**parts, x=x, y=known, guidance=leader, quantity=quantity)
 
 
 def likelihood(cfg: DictConfig, folder: Path) -> None:
     """Compute log p of cfg.n real samples under ckpt= or model=. Prints it with its cost.
 
     Writes likelihood.json (see Estimates) and likelihood.npz: log_prob (n,), se (n,) if there are
-    two probes or more, and labels if they were used.
+    two probes or more, labels if they were used, and cond_NAME of conditions.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     of = subject(settings, POINTS, IMAGES)
@@ -130,8 +142,7 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
         "probe_se": None if each_se is None else each_se.mean().item(),
         "seconds": seconds,
     }
-    labels = of.y if settings["label"] == "own" else None
-    write(folder, "likelihood", report, {"log_prob": log_p, "se": each_se, "labels": labels}, of)
+    write(folder, "likelihood", report, {"log_prob": log_p, "se": each_se, **of.given}, of)
     for name in ("likelihood.npz", "likelihood.json"):
         print(f"  {folder / name}")
 

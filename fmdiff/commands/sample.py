@@ -13,14 +13,18 @@ from torch import Tensor
 
 from fmdiff import __version__, files, tables
 from fmdiff.commands import arguments
+from fmdiff.commands.given import Jury, Known, Partners
 from fmdiff.commands.stage import Stage, place, set_up
-from fmdiff.condition import Given, label
+from fmdiff.condition import Given, join, label, named, null
+from fmdiff.data import values
 from fmdiff.data.images import to_uint8
 from fmdiff.data.table import rows_of
 from fmdiff.field import Field
 from fmdiff.integration import Plan, law_of
 from fmdiff.machine import processes
 from fmdiff.machine.progress import Bar
+from fmdiff.pictures import given as beside
+from fmdiff.pictures import plots
 from fmdiff.pictures import samples as pictures
 from fmdiff.runs import zoo
 from fmdiff.sampling import UNGUIDED, Sampler, Samples
@@ -55,7 +59,8 @@ def sample(cfg: DictConfig, folder: Path) -> None:
             from fmdiff.metrics import judge as judges
 
             about = stage.data, stage.field.outer, stage.field.classes
-            judge = judges.judge(settings, *about, settings["seed"], where, spread=True)
+            seed, paired = settings["seed"], stage.real is not None
+            judge = judges.judge(settings, *about, seed, where, spread=True, paired=paired)
             judge.check(stage.n)
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
     view = sampler.seen(stage.field, y)
@@ -94,10 +99,10 @@ class Batches:
 
     def __init__(self) -> None:
         self.xs: list[Tensor] = []
-        self.ys: list[Tensor] = []
+        self.ys: list[Given] = []
 
-    def add(self, x: Tensor, y: Tensor | None) -> None:
-        """Add a batch with its labels."""
+    def add(self, x: Tensor, y: Given | None) -> None:
+        """Add a batch with its labels and conditions."""
         self.xs.append(x.cpu())
         if y is not None:
             self.ys.append(y)
@@ -119,6 +124,7 @@ class Output:
     most: float  # of the sample that took most
     seconds: float
     metrics: "dict[str, Metric] | None"
+    known: float | None  # the error of the known parts as drawn
 
     @cached_property
     def x(self) -> Tensor:
@@ -128,20 +134,29 @@ class Output:
     @cached_property
     def labels(self) -> Tensor | None:
         """The labels (n,); None without classes."""
-        return torch.cat(self.batches.ys) if self.batches.ys else None
+        return label(self.y)
+
+    @cached_property
+    def y(self) -> Given | None:
+        """The labels and conditions of n rows; None without."""
+        return join(self.batches.ys) if self.batches.ys else None
 
 
 def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
     """Draw the samples, each process its share, and judge them if there is a judge."""
     batches, settings = Batches(), stage.settings
 
-    def receive(x: Tensor, y: Given | None) -> None:
-        x = to_uint8(x) if stage.images else x
-        batches.add(x, label(y))
-        if judge:
-            judge.add(x, label(y))
-
     share = processes.share(stage.n, stage.size)
+    known = Known(stage.field, settings["paste"])
+    jury = Jury(judge, stage.real, share.start) if judge else None
+
+    def receive(x: Tensor, y: Given | None) -> None:
+        x = known(x, y)
+        x = to_uint8(x) if stage.images else x
+        batches.add(x, y)
+        if jury:
+            jury(x, y)
+
     with Bar(len(share), visible=processes.rank() == 0) as bar:
         begin = time.perf_counter()
         work = partial(
@@ -160,7 +175,11 @@ def draw(stage: Stage, sampler: Sampler, judge: "Judge | None") -> Output:
         nfe = sum(processes.gather(samples.nfe_counted * len(share))) / stage.n
         most = max(processes.gather(samples.nfe_most))
         seconds = time.perf_counter() - begin
-    return Output(batches, samples, nfe, most, seconds, judge.results() if judge else None)
+        error = known.gather()
+    if error is not None and processes.rank() == 0:
+        print(f"note: {known.note(error, stage.images)}")
+    metrics = judge.results() if judge else None
+    return Output(batches, samples, nfe, most, seconds, metrics, error)
 
 
 def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Field) -> str:
@@ -190,12 +209,17 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
     """Write samples.npz and pictures of samples. Returns the names of the files."""
     settings, samples, labels = stage.settings, output.samples, output.labels
     x = output.x.numpy() if stage.images else output.x.float().numpy()
-    y = None if labels is None else labels.numpy()
-    files.write_npz(folder / "samples.npz", {"arr_0": x} | ({} if y is None else {"labels": y}))
+    more = {} if labels is None else {"labels": labels.numpy()}
+    given = {name: part.float().cpu().numpy() for name, part in named(output.y).items()}
+    more |= {values.SAMPLES.format(name): rows for name, rows in given.items()}
+    if stage.real is not None:
+        real = Partners(stage.real.x, 0)(stage.n)
+        more["real"] = to_uint8(real).numpy() if stage.images else real.float().numpy()
+    files.write_npz(folder / "samples.npz", {"arr_0": x, **more})
     names = ["samples.npz"]
     codec = stage.field.codec
     if codec is not None and codec.column_names:
-        table = rows_of(codec, x, y, stage.field.names)
+        table = rows_of(codec, x, more.get("labels"), stage.field.names)
         files.write_text(folder / "samples.csv", tables.as_csv(table))
         names.append("samples.csv")
     if stage.images:
@@ -203,21 +227,47 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
         names += pictures.image_files(x, labels, folder, settings["png"], classes)
     else:
         names += pictures.point_files(x, stage.data, folder, samples.trajectory)
+    if stage.field.values:
+        names += _beside(stage, x, given, more.get("real"), labels, folder)
     if samples.trajectory is None:
         return names
     watches = {"trajectory": samples.trajectory}
     if samples.x_hat is not None:
         watches["x_hat"] = samples.x_hat
-    arrows = partial(_arrows, stage, sampler, labels) if samples.plan.steps else None
+    arrows = partial(_arrows, stage, sampler, output.y) if samples.plan.steps else None
     return names + pictures.films(watches, folder, settings["animation"], stage.data, arrows)
 
 
+def _beside(
+    stage: Stage,
+    x: np.ndarray,
+    given: dict[str, np.ndarray],
+    real: np.ndarray | None,
+    labels: Tensor | None,
+    folder: Path,
+) -> list[str]:
+    """Write given.png, samples x (n, ...) beside what they were given. Returns its name."""
+    forms, count = stage.field.conditions, max(map(len, stage.field.values.values()))
+    if stage.images:
+        words = pictures.captions(labels, stage.field.names)
+        picture: Any = beside.images(x, given, forms, count, real, words)
+    elif x.ndim == 2:
+        points = None if stage.data is None else stage.data.sample(0, len(x), 1)[0].numpy()
+        picture = beside.points(x, given, forms, count, points)
+    else:
+        picture = None
+    if picture is None:
+        return []
+    plots.save(picture, folder / "given.png")
+    return ["given.png"]
+
+
 def _arrows(
-    stage: Stage, sampler: Sampler, labels: Tensor | None, points: Tensor, times: Tensor
+    stage: Stage, sampler: Sampler, given: Given | None, points: Tensor, times: Tensor
 ) -> Tensor:
     """The velocities (F, G, 2) at points (G, 2) and times (F,); prints their cost."""
     target = stage.where, sampler.dtype
-    y = None if labels is None else labels.to(stage.where)
+    y = None if given is None else given.to(stage.where)
     view = arrow_field(stage.field.to(*target), sampler, y, len(points))
     view.reset()
     u = velocities(view, points.to(*target), times)
@@ -226,17 +276,21 @@ def _arrows(
     return u
 
 
-def arrow_field(field: Field, sampler: Sampler, y: Tensor | None, n: int) -> Field:
-    """The field whose n arrows are drawn. It is guided if all samples have one label y.
+def arrow_field(field: Field, sampler: Sampler, y: Given | None, n: int) -> Field:
+    """The field whose n arrows are drawn. It is guided if all samples have the same y.
 
-    Samples of several classes move in several fields. The arrows are then those of all data, the
-    field of the null label, without guidance.
+    Samples of several move in several fields. The arrows are then those of all data, the field of
+    the null label and of unknown conditions, without guidance.
     """
     plain = replace(sampler, clip="none")
-    if y is None or (y == y[0]).all():
-        return plain.seen(field, None if y is None else y[:1].repeat(n))
-    null = y.new_full((n,), field.classes) if field.classes else None
-    return replace(plain, guidance=UNGUIDED).seen(field, null)
+    if y is None:
+        return plain.seen(field, None)
+    rows, parts = y[torch.zeros(n, dtype=torch.int64)], list(named(y).values())
+    labels = label(y)
+    parts += [] if labels is None else [labels]
+    if all(((part == part[:1]) | (part != part)).all() for part in parts):
+        return plain.seen(field, rows)
+    return replace(plain, guidance=UNGUIDED).seen(field, null(rows, field.classes))
 
 
 def report(stage: Stage, output: Output) -> dict[str, Any]:
@@ -251,6 +305,7 @@ def report(stage: Stage, output: Output) -> dict[str, Any]:
         "seconds": output.seconds,
         "device": str(stage.where),
         "threads": torch.get_num_threads(),
+        "known_error": output.known,
         "checkpoint": stage.about,
         "config": stage.settings,
         "versions": {

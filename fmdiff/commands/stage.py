@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fmdiff.build import spec_of
+from fmdiff.commands.given import Real, bound, needs_data
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
@@ -26,6 +27,7 @@ class Stage:
     about: dict[str, Any] | None  # the checkpoint's path, step, weights, average, sha256
     n: int  # samples
     size: int  # samples at a time
+    real: Real | None = None  # those whose conditions the samples are given
 
     @property
     def images(self) -> bool:
@@ -49,16 +51,17 @@ def set_up(
     A setting solver=null becomes the solver that suits the field. Raises FmdiffError for a model
     or data that cannot be loaded.
     """
-    field, source, about = subject(settings, data=data)
+    words = settings.get("cond") or {}
+    field, source, about = subject(settings, data=data or needs_data(words))
     if "solver" in settings and settings["solver"] is None:
         name, keys = usual_solver(field)
         settings["solver"] = spec_of("solver", name) | keys
         settings["choices"] = settings["choices"] | {"solver": name}
     n = settings["n"] or (points if len(field.outer) == 1 else images)
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
-    return Stage(
-        settings=settings, where=where, field=field, data=source, about=about, n=n, size=size
-    )
+    field, real = bound(field, words, source, n, settings["seed"])
+    parts = {"field": field, "data": source, "about": about, "real": real}
+    return Stage(settings=settings, where=where, n=n, size=size, **parts)
 
 
 def place(settings: dict[str, Any], alone: str | None = None) -> torch.device:

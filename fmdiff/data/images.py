@@ -108,11 +108,15 @@ class Images(Data):
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batch:
         pixels, labels = self.pixels(seed, step, rows, device)
-        x = from_uint8(pixels.to(device))
-        if self.flip and not self.augment:
-            draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
-            x = torch.where((draws < 0.5).to(device).view(-1, 1, 1, 1), x.flip(-1), x)
-        return self.with_labels(x, labels, device)
+        x = self.mirrored(from_uint8(pixels.to(device)), seed, step, rows)
+        return self.with_labels(x, labels, device, **self._batch_parts(seed, step, rows))
+
+    def _batch_parts(self, seed: int, step: int, rows: slice) -> dict[str, Tensor]:
+        if not self.conditions:
+            return {}
+        index = positions(seed, step, self.batch_size, self.training_size)[rows]
+        parts = self.parts(index, train=True)
+        return {name: self.mirrored(c, seed, step, rows) for name, c in parts.items()}
 
     def pixels(self, seed: int, step: int, rows: slice, device: Device) -> tuple[Tensor, Tensor]:
         """The images of `batch` as they are stored, uint8 (B, C, H, W), and their labels."""
@@ -124,6 +128,20 @@ class Images(Data):
             images, labels = self.train = images.to(device), labels.to(device)
         index = positions(seed, step, self.batch_size, len(labels))[rows].to(images.device)
         return images[index], labels[index]
+
+    def mirrored(self, x: Tensor, seed: int, step: int, rows: slice) -> Tensor:
+        """Images x (B, C, H, W) of `batch`, half of them mirrored if `flip` says so."""
+        if not self.flip or self.augment:
+            return x
+        draws = torch.rand(self.batch_size, generator=generator(seed, "flip", step))[rows]
+        return torch.where((draws < 0.5).to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+
+    def parts(self, index: Tensor, train: bool) -> dict[str, Tensor]:
+        """What the images `index` of a split are given beside labels, by name: pictures (B, ...).
+
+        They are on the CPU.
+        """
+        return {}
 
     def augmented(
         self, x: Tensor, seed: int, step: int, rows: slice = slice(None)
@@ -137,7 +155,8 @@ class Images(Data):
     def held_out(self, n: int, device: Device = "cpu") -> Batch:
         images, labels = self.test
         order = torch.randperm(len(labels), generator=generator(0, "held_out"))[:n]
-        return self.with_labels(from_uint8(images[order]), labels[order], device)
+        parts = self.parts(order, train=False)
+        return self.with_labels(from_uint8(images[order]), labels[order], device, **parts)
 
     @property
     def references(self) -> int:  # type: ignore[override]
@@ -145,7 +164,8 @@ class Images(Data):
 
     def examples(self, n: int) -> Batch:
         images, labels = self.train
-        return self.with_labels(from_uint8(images[:n]), labels[:n], "cpu")
+        parts = self.parts(torch.arange(min(n, len(labels))), train=True)
+        return self.with_labels(from_uint8(images[:n]), labels[:n], "cpu", **parts)
 
     def sample(self, start: int, stop: int, seed: int) -> Batch:
         """Test images start ... stop - 1 in the order of a seed.
@@ -159,7 +179,8 @@ class Images(Data):
                 f"{type(self).__name__} has {len(labels)}; choose n <= {len(labels)}"
             )
         order = torch.randperm(len(labels), generator=generator(seed, "reference"))[start:stop]
-        return self.with_labels(from_uint8(images[order]), labels[order], "cpu")
+        parts = self.parts(order, train=False)
+        return self.with_labels(from_uint8(images[order]), labels[order], "cpu", **parts)
 
 
 class Digits(Images):

@@ -51,6 +51,28 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
     return torch.from_numpy(x) if images else _points(x, f"{option}={path}"), labels
 
 
+def partners(path: Path, x: Tensor, option: str) -> tuple[Tensor, Tensor | None] | None:
+    """The real images that images x of a file stand for, and which pixels of these were given.
+
+    Both are like x, uint8 and bool (N, H, W, C). They are the arrays `real` and `cond_known` of
+    `fmdiff sample`; None if the file has no `real`. Raises FmdiffError for other shapes.
+    """
+    path = path / "samples.npz" if path.is_dir() else path
+    if "real" not in files.npz_names(path):
+        return None
+    arrays = files.read_npz(path, ("real", "cond_known"), f"{option}=")
+    real, known = arrays["real"], arrays.get("cond_known")
+    if real.dtype != np.uint8 or real.shape != tuple(x.shape):
+        raise FmdiffError(
+            f"{option}={path} holds real of {real.dtype} {real.shape}, and images of "
+            f"{tuple(x.shape)} stand for as many real ones"
+        )
+    if known is None or known.dtype.kind != "f" or known.ndim != 4:
+        return torch.from_numpy(real), None
+    there = torch.from_numpy(~np.isnan(known)).permute(0, 2, 3, 1)
+    return torch.from_numpy(real), there if there.shape == x.shape else None
+
+
 def _points(x: np.ndarray, name: str) -> Tensor:
     """Points (N, d). Raises FmdiffError for a number that is not finite or cannot be squared."""
     wrong = ~(np.abs(x.astype(np.float64)) <= LARGEST)

@@ -130,6 +130,8 @@ class ImageMetrics:
     that needs what the samples, the extractor or the reference lack.
     """
 
+    of_labels: tuple[str, ...] = OF_CLASSES[1:]  # take the data's classes for the classifier's
+
     def __init__(
         self,
         names: Sequence[str],
@@ -374,7 +376,7 @@ def foreign(judge: ImageMetrics, data: str) -> list[str]:
             f"features={extractor.name} are those of a classifier of {extractor.data}{resized}: "
             f"they rank models of {data}, and compare with no figures of other data"
         )
-    names = [name for name in judge.names if name in OF_CLASSES[1:]]
+    names = [name for name in judge.names if name in judge.of_labels]
     if names:
         warnings.append(
             f"{', '.join(names)}: a class is that of the same number of features="

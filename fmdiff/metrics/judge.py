@@ -27,6 +27,8 @@ from fmdiff.metrics.images import (
     real_images,
 )
 from fmdiff.metrics.metric import Metric
+from fmdiff.metrics.paired import NAMES as OF_PAIRS
+from fmdiff.metrics.paired import PairedMetrics
 from fmdiff.metrics.points import measures, measures_of, outlier, point_metrics
 from fmdiff.metrics.subset import CHOICE, part
 
@@ -172,19 +174,20 @@ def judge(
     seed: int,
     device: str | torch.device,
     spread: bool = False,
+    paired: bool = False,
 ) -> Judge:
     """The judge described by the keys metrics, features and against of the settings.
 
     data: the data set that samples of `shape` and `classes` stand for, or None. spread: each rank
-    adds its own samples, and all call `results`. Raises FmdiffError for settings that do not go
-    together.
+    adds its own samples, and all call `results`. paired: each sample stands for a real image.
+    Raises FmdiffError for settings that do not go together.
     """
     channels = shape[0] if len(shape) == 3 else 1
     real = against(settings["against"], data, channels)
     _check_shape(real, shape, f"against={settings['against']}")
     if len(shape) == 1:
         return _of_points(settings, real, seed, spread)
-    return _of_images(settings, data, real, shape, classes, seed, device, spread)
+    return _of_images(settings, data, real, shape, classes, seed, device, spread, paired)
 
 
 def _of_points(settings: dict[str, Any], real: Against, seed: int, spread: bool) -> PointMetrics:
@@ -206,6 +209,7 @@ def _of_images(
     seed: int,
     device: str | torch.device,
     spread: bool,
+    paired: bool = False,
 ) -> ImageMetrics:
     """See `judge`."""
     extractor = _extractor(settings["features"], real.data or data, shape)
@@ -213,6 +217,13 @@ def _of_images(
     owner = real.data if data is None else data
     own = bool(extractor.data) and extractor.data == _name(owner)
     names = settings["metrics"] or _usual(real, classes if own else 0, extractor)
+    if paired and not settings["metrics"]:
+        names = list(dict.fromkeys([*names, "psnr", *["agreement"] * own]))
+    if not paired and (alone := [name for name in names if name in OF_PAIRS]):
+        raise FmdiffError(
+            f"metrics={alone} compares samples with the real images whose conditions they are "
+            "given: say cond.NAME=data:test"
+        )
     held_out: Real | None = None
     if real.statistics is not None:
         reference = _statistics(real.statistics, extractor)
@@ -225,7 +236,8 @@ def _of_images(
         reference = split_features(extractor, images, real.split)
         if "memorisation" in names or extractor.dimension <= BOOTSTRAPPED:
             held_out = split_features(extractor, images, SPLITS[real.split == "train"])
-    judge = ImageMetrics(names, extractor, reference, held_out, seed, spread, classes)
+    metrics = PairedMetrics if paired else ImageMetrics
+    judge = metrics(names, extractor, reference, held_out, seed, spread, classes=classes)
     if settings["against"] and data is not None and _name(real.data) != _name(data):
         judge.warnings.append(
             f"the samples stand for {_name(data)} and are compared with {reference.text}"

@@ -124,6 +124,7 @@ def prepare(command: str, args: Namespace) -> Prepared:
     Raises FmdiffError before anything is written.
     """
     composer = Composer(command, args)
+    args.overrides = sentences.added(command, args.overrides)
     args.overrides = sentences.texts(composer.parser, args.overrides)
     folders = config_folders(args)[1:]
     overrides = [*saved_overrides(args.overrides, folders), *args.overrides]

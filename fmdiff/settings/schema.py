@@ -1,139 +1,39 @@
 """The types and ranges of all keys in one table, checked before any work is done."""
 
 import math
-import os
-import re
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fmdiff.errors import FmdiffError
-from fmdiff.runs.config import leaves, seconds
+from fmdiff.runs.config import leaves
 from fmdiff.settings import combinations, extras, integers
-
-
-class Rule(NamedTuple):
-    """A test of a value, and a description of the values that pass it."""
-
-    passes: Callable[[Any], bool]
-    says: str
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_list(value: Any, item: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(item, value))
-
-
-def _is_decay(value: Any) -> bool:
-    return _is_number(value) and 0 < value < 1
-
-
-def _is_width(value: Any) -> bool:
-    return _is_number(value) and 1e-6 <= value < 12**-0.5
-
-
-def _is_average(value: Any) -> bool:
-    power, colon, width = str(value).partition(":")
-    try:
-        return value in ("ema", "raw") or (power + colon == "power:" and _is_width(float(width)))
-    except ValueError:
-        return False
-
-
-def _is_w(value: Any) -> bool:
-    return _is_number(value) or TEXT.passes(value)
-
-
-def _is_path(value: str) -> bool:
-    names = os.fsencode(value).split(b"/")
-    return b"\0" not in os.fsencode(value) and len(names) < 100 and max(map(len, names)) <= 255
-
-
-def integer(low: int) -> Rule:
-    """The rule for integers that are at least `low`."""
-    return Rule(lambda v: _is_int(v) and v >= low, f"an integer >= {low}")
-
-
-def number(low: float | None = None, above: float | None = None) -> Rule:
-    """The rule for finite numbers that are at least `low` or greater than `above`."""
-    says = "a finite number" if low is None and above is None else "a number"
-    says += f" >= {low}" if low is not None else ""
-    says += f" > {above}" if above is not None else ""
-    return Rule(
-        lambda v: _is_number(v) and (low is None or v >= low) and (above is None or v > above),
-        says,
-    )
-
-
-def one_of(*choices: str) -> Rule:
-    """The rule for one of a few strings."""
-    return Rule(lambda v: v in choices, " or ".join(choices))
-
-
-def or_null(rule: Rule) -> Rule:
-    """The rule for null and for values that pass another rule."""
-    return Rule(lambda v: v is None or rule.passes(v), f"{rule.says}, or null")
-
-
-FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
-TEXT = Rule(lambda v: isinstance(v, str) and v != "", "a text")
-PATH = Rule(
-    lambda v: TEXT.passes(v) and _is_path(v), "a path, of names no longer than file systems take"
+from fmdiff.settings.rules import (
+    CLASSES,
+    COUNTS,
+    DEVICE,
+    EMA,
+    FLAG,
+    FRACTION,
+    NAMES,
+    PATH,
+    RESUME,
+    TEXT,
+    TEXTS,
+    WEIGHTS,
+    WIDTHS,
+    Rule,
+    integer,
+    is_duration,
+    is_int,
+    is_list,
+    is_number,
+    is_w,
+    number,
+    one_of,
+    or_null,
 )
-TEXTS = Rule(lambda v: _is_list(v, TEXT.passes), "a list of texts like [mypackage.]")
-NAMES = Rule(lambda v: bool(v) and _is_list(v, TEXT.passes), "a list of names like [fid,kid]")
-COUNTS = Rule(
-    lambda v: bool(v) and _is_list(v, integer(1).passes), "a list of integers >= 1 like [5,10]"
-)
-DEVICE = Rule(
-    lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", v)),
-    "auto, cpu, cuda or cuda:N",
-)
-FRACTION = Rule(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
-RESUME = Rule(
-    lambda v: v is None or v is True or PATH.passes(v), "true, last, a run folder, or null"
-)
-CLASSES = Rule(
-    lambda v: (
-        v is None
-        or (
-            v != []
-            and _is_list(
-                v if isinstance(v, list) else [v], lambda c: integer(0).passes(c) or TEXT.passes(c)
-            )
-        )
-    ),
-    "a class, a list of classes like [0,1] or [cats,dogs], or null",
-)
-WEIGHTS = Rule(
-    lambda v: _is_average(v) or _is_decay(v),
-    "ema, raw or the decay of one average, or power:WIDTH with a width between 0 and 0.2887",
-)
-EMA = Rule(
-    lambda v: _is_list(v, _is_decay) and len(set(v)) == len(v),
-    "a list of numbers between 0 and 1 like [0.9999]",
-)
-WIDTHS = Rule(
-    lambda v: _is_list(v, _is_width) and len(set(v)) == len(v),
-    "a list of relative widths between 0 and 1/sqrt(12) = 0.2887 like [0.05,0.1]",
-)
-
-
-def _is_duration(value: Any) -> bool:
-    try:
-        seconds(value)
-    except ValueError:
-        return False
-    return True
-
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 RULES: dict[str, Rule] = {
@@ -171,7 +71,7 @@ RULES: dict[str, Rule] = {
     "grid.guidance": or_null(NAMES),
     "grid.nfe": or_null(COUNTS),
     "grid.steps": or_null(COUNTS),
-    "grid.w": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_w), "a list of numbers")),
+    "grid.w": or_null(Rule(lambda v: bool(v) and is_list(v, is_w), "a list of numbers")),
     "features.weights": or_null(PATH),
     "features.download": FLAG,
     "features.check": FLAG,
@@ -182,13 +82,14 @@ RULES: dict[str, Rule] = {
     "compile": or_null(FLAG),
     "trajectory": FLAG,
     "png": FLAG,
+    "paste": FLAG,
     "data.batch_size": integer(1),
     "data.augment": FRACTION,
     "data.root": or_null(PATH),
     "data.size": or_null(integer(1)),
-    "data.channels": Rule(lambda v: _is_int(v) and v in (1, 3), "1 or 3"),
+    "data.channels": Rule(lambda v: is_int(v) and v in (1, 3), "1 or 3"),
     "data.skip_broken": FLAG,
-    "model.augment": Rule(lambda v: _is_int(v) and v in (0, 9), "0 or 9"),
+    "model.augment": Rule(lambda v: is_int(v) and v in (0, 9), "0 or 9"),
     "coupling.ckpt": or_null(PATH),
     "coupling.weights": WEIGHTS,
     "coupling.n": or_null(integer(1)),
@@ -210,17 +111,17 @@ RULES: dict[str, Rule] = {
     "objective.floor": number(low=0),
     "objective.t_eps": number(low=0),
     "optim.lr": number(above=0),
-    "guidance.w": Rule(_is_w, "a number or a formula"),
+    "guidance.w": Rule(is_w, "a number or a formula"),
     "guidance.phi": FRACTION,
     "guidance.interval": or_null(
         Rule(
-            lambda v: _is_list(v, FRACTION.passes) and len(v) == 2 and v[0] < v[1],
+            lambda v: is_list(v, FRACTION.passes) and len(v) == 2 and v[0] < v[1],
             "two numbers from 0 to 1, the lower first, like [0.2,0.8]",
         )
     ),
     "guidance.on": or_null(
         Rule(
-            lambda v: bool(v) and _is_list(v, TEXT.passes),
+            lambda v: bool(v) and is_list(v, TEXT.passes),
             "a list of names of conditions like [label,c]",
         )
     ),
@@ -241,7 +142,7 @@ RULES: dict[str, Rule] = {
     "solver.atol": number(above=0),
     "solver.max_nfe": integer(1),
     "trainer.max_steps": integer(1),
-    "trainer.max_time": Rule(_is_duration, 'seconds or "hours:minutes:seconds", or null'),
+    "trainer.max_time": Rule(is_duration, 'seconds or "hours:minutes:seconds", or null'),
     "trainer.warmup": integer(0),
     "trainer.decay": one_of("constant", "cosine"),
     "trainer.clip": or_null(number(above=0)),
@@ -278,11 +179,11 @@ PATHS = {key for key, rule in RULES.items() if rule.says.startswith(PATH.says)} 
     "runs",
 }
 STEPS = Rule(
-    lambda v: v is None or _is_list(v if isinstance(v, list) else [v], integer(1).passes),
+    lambda v: v is None or is_list(v if isinstance(v, list) else [v], integer(1).passes),
     "an integer >= 1, a list of them like [4,10,50], or null",
 )
 RUNS = Rule(
-    lambda v: v is None or PATH.passes(v) or (bool(v) and _is_list(v, PATH.passes)),
+    lambda v: v is None or PATH.passes(v) or (bool(v) and is_list(v, PATH.passes)),
     "a folder, a list of folders like [outputs/a,outputs/b], or null",
 )
 LABEL = one_of("own", "none")
@@ -308,7 +209,7 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
         "straightness": FLAG,
         "inpaint": or_null(
             Rule(
-                lambda v: _is_list(v, integer(0).passes) and len(v) == 4,
+                lambda v: is_list(v, integer(0).passes) and len(v) == 4,
                 "four integers >= 0, [top,left,bottom,right]",
             )
         ),
@@ -324,7 +225,7 @@ OWN_RULES: dict[str, dict[str, Rule]] = {
         **SYSTEM,
         "steps": STEPS,
         "solvers": or_null(TEXTS),
-        "noise": or_null(Rule(lambda v: bool(v) and _is_list(v, _is_number), "a list of numbers")),
+        "noise": or_null(Rule(lambda v: bool(v) and is_list(v, is_number), "a list of numbers")),
         "animation": FLAG,
     },
 }
@@ -352,7 +253,7 @@ def check(command: str, cfg: DictConfig) -> None:
             )
         OmegaConf.update(cfg, key, integers.whole(value))
     for key, value in leaves(OmegaConf.to_container(cfg)):
-        if isinstance(value, float) and math.isnan(value):
+        if isinstance(value, float) and math.isnan(value) and not key.startswith("cond."):
             raise FmdiffError(f"{key}=nan: must be a number")
     extras.check(cfg)
     combinations.check(command, cfg)

@@ -34,6 +34,32 @@ def choices_of(hydra_cfg: Any) -> dict[str, str | None]:
 RUN_KEYS = {"train": "resume", "report": "runs"}
 
 
+# commands that take conditions, under names that only the model knows
+CONDITIONED = ("sample", "evaluate", "likelihood", "invert")
+
+
+def added(command: str, overrides: list[str]) -> list[str]:
+    """The overrides, with `++` before keys of `cond`: Hydra takes no other new ones.
+
+    Raises FmdiffError for a condition and a command that takes none, and for one without a name.
+    """
+    return [_added(command, override) for override in overrides]
+
+
+def _added(command: str, override: str) -> str:
+    group, _, name = key_of(override).partition(".")
+    if group != "cond" or override.startswith("~"):
+        return override
+    if command not in CONDITIONED:
+        raise FmdiffError(
+            f"{override}: fmdiff {command} takes no conditions; {', '.join(CONDITIONED[:-1])} and "
+            f"{CONDITIONED[-1]} do"
+        )
+    if not name:
+        raise FmdiffError(f"{override}: a condition has a name, as in cond.NAME=VALUE")
+    return f"++{override.lstrip('+')}"
+
+
 def texts(parser: OverridesParser, overrides: list[str]) -> list[str]:
     """The overrides, with quotes around paths and names that Hydra would not read as a text.
 
@@ -69,7 +95,7 @@ def check_grammar(
     try:
         setting = parser.parse_override(override)
     except HydraException as error:
-        raise FmdiffError(_unreadable(key, value)) from error
+        raise FmdiffError(_unreadable(key.lstrip("+"), value)) from error
     if setting.is_sweep_override():
         if mode == RunMode.RUN:
             raise FmdiffError(_several(loader, command, override))
@@ -99,6 +125,7 @@ def _in_grid(command: str, key: str) -> bool:
 
 def _several(loader: ConfigLoader, command: str, override: str) -> str:
     """A sentence about values with commas between them, in a command that runs once."""
+    override = override.lstrip("+")
     key, _, value = override.partition("=")
     rule = schema.OWN_RULES.get(command, {}).get(key) or schema.RULES.get(key)
     cures = ["add -m to sweep"]

@@ -23,7 +23,8 @@ def make(name, **keys):
 
 
 IMAGES = ["digits", "mnist", "fashion_mnist", "cifar10", "folder", "latent"]
-CONDITIONED = ["gmm_cond", "array"]  # see test_mixture_conditions.py and test_array.py
+# see test_mixture_conditions.py, test_array.py, test_derived.py and test_paired.py
+CONDITIONED = ["gmm_cond", "array", "low_resolution", "masked", "paired_folders"]
 TOYS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in (*IMAGES, *CONDITIONED)
 )
