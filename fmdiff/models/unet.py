@@ -207,6 +207,11 @@ class UNet(Network):
         self.last = nn.Sequential(
             group_norm(current), nn.SiLU(), zeroed(conv(current, shape[0], 3, padding=1))
         )
+        self.linear = self.linear_part(shape, embedding)
+
+    def linear_part(self, shape: Sequence[int], width: int) -> nn.Module | None:
+        """A layer of x_t and the vector (B, width) that is added to the output; None: nothing."""
+        return None
 
     def forward(
         self,
@@ -218,8 +223,8 @@ class UNet(Network):
         w: Tensor | None = None,
     ) -> Tensor:
         embedding = self.conditioning(t, y, augment, s, w)
-        x_t = x_t if self.channels is None else self.channels(x_t, y)
-        skips = [h := self.first(x_t)]
+        inputs = x_t if self.channels is None else self.channels(x_t, y)
+        skips = [h := self.first(inputs)]
         for level, stage in enumerate(self.down):
             if level:
                 skips.append(h := self.shrink[level - 1](h))
@@ -233,4 +238,4 @@ class UNet(Network):
             for block in stage.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         out: Tensor = self.last(h)
-        return out
+        return out if self.linear is None else out + self.linear(x_t, embedding)

@@ -11,6 +11,7 @@ from fmdiff.models.dit import joined, positions, tokens
 from fmdiff.models.dit_1d import usual_patch
 from fmdiff.models.layers import Attention, ResBlock
 from fmdiff.models.unet import doubled
+from fmdiff.models.unet_1d import Scales
 
 
 @torch.no_grad()
@@ -132,3 +133,34 @@ def test_dropout_of_the_residual_network_acts_in_training_only():
     assert torch.equal(net(*arguments), net(*arguments))
     net.train()
     assert not torch.equal(net(*arguments), net(*arguments))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 13])
+def test_scales_are_means_over_ever_more_places(length):
+    scales = Scales((2, length), 6)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(scales.gains.weight)
+    x, embedding = torch.randn(3, 2, length).double(), torch.randn(3, 6).double()
+    out = scales.double()(x, embedding)
+    gains = F.silu(embedding) @ scales.gains.weight.T
+    count = 1 + math.ceil(math.log2(length))
+    expected = torch.zeros_like(x)
+    for j in range(count):
+        for i in range(length):
+            block = i // 2**j  # an odd end leaves a mean of one part alone
+            parts = [x]
+            for _ in range(j):
+                last = parts[-1]
+                pairs = [last[..., k : k + 2].mean(2) for k in range(0, last.shape[2], 2)]
+                parts.append(torch.stack(pairs, 2))
+            gain = gains.view(3, count, 2)[:, j]
+            expected[..., i] += gain * parts[-1][..., block]
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_linear_filter_is_the_same_at_any_size_of_a_series():
+    net = network("unet_1d", (2, 13), channels=8)
+    torch.nn.init.normal_(net.linear.gains.weight)
+    x, t, _ = inputs((2, 13), 0)
+    torch.testing.assert_close(net(1000 * x, t), 1000 * net(x, t), rtol=1e-4, atol=1e-2)
+    assert net(x, t).std() > 1e-2
