@@ -2,7 +2,7 @@
 
 `field(x_t, t)` is v and `field.predict(x_t, t, kind)` any quantity, for x_t (B, *shape) and t of
 shape () or (B,). `field.interval(kind)` gives the times at which they are defined. A network, a
-guided pair, an exact mixture (exact.py) and a plain function are fields, among others.
+guided pair, an exact mixture (exact/) and a plain function are fields, among others.
 """
 
 import copy

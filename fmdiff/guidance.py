@@ -20,7 +20,18 @@ from torch import Tensor
 from fmdiff.along import Around, along, of_estimate
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier, Tilted
-from fmdiff.condition import LABEL, Given, given, join, label, named, null, within
+from fmdiff.condition import (
+    LABEL,
+    Given,
+    alike,
+    described,
+    given,
+    join,
+    label,
+    named,
+    null,
+    within,
+)
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Classes, Field, NetField, classes_in_turn
@@ -129,9 +140,10 @@ class Autoguidance(Unguided):
 
     The guide may be smaller or less trained, or use other averages of the same run (Karras et al.
     2024, arXiv:2406.02507). It is converted to the model's path, and it gets the same labels if
-    it has classes. Messages call it `origin`.
+    it has classes, and those conditions that it has. Messages call it `origin`.
 
-    Raises FmdiffError, when called, if the guide's data have another shape or other classes.
+    Raises FmdiffError, when called, if the guide's data have another shape or other classes, or
+    conditions that the model lacks.
     """
 
     leader = "guide"
@@ -154,6 +166,12 @@ class Autoguidance(Unguided):
                 f"{self.origin} is a model of shape {list(guide.shape)} with "
                 f"{guide.classes} classes; the guided one has shape {list(field.shape)} and "
                 f"{field.classes} classes"
+            )
+        shared = {name: f for name, f in field.conditions.items() if name in guide.conditions}
+        if not alike(guide.conditions, shared):
+            raise FmdiffError(
+                f"{self.origin} has {described(guide.conditions)}; the guided model has "
+                f"{described(field.conditions)}"
             )
         if self.w == 1:
             return super().__call__(field, y)

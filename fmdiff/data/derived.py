@@ -153,6 +153,9 @@ class Derived(Data):
     def mixture(self) -> tuple[Tensor, Tensor, Tensor] | None:
         return self.inner.mixture()
 
+    def joint(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self.inner.joint()
+
     def off_support(self, x: Tensor) -> Tensor | None:
         return self.inner.off_support(x)
 

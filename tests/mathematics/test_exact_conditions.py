@@ -11,10 +11,12 @@ from scipy.special import logsumexp
 from scipy.stats import kstest, multivariate_normal, norm
 from torch.distributions import MultivariateNormal
 
+from fmdiff.classifier import Tilted
 from fmdiff.condition import Condition, Form
+from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import ByRows, Mixture
-from fmdiff.guidance import CFG
+from fmdiff.guidance import CFG, Autoguidance
 from fmdiff.likelihood import log_prob
 from fmdiff.path import EDM, VP, CondOT
 from fmdiff.sampling import Sampler, generate
@@ -387,6 +389,46 @@ def test_guidance_on_some_conditions_drops_only_these():
             CFG(3.0, on=on)(field, y)
     with pytest.raises(FmdiffError, match=r"guidance\.on=\[c\]"):  # labels alone
         CFG(3.0, on=["c"])(Mixture(path, WEIGHTS, MEANS, COVS, LABELS), Y)
+
+
+class Slope:
+    """A classifier with log p(y | x_t) = x_t . slopes[y], in closed form."""
+
+    path, shape, classes, names = CondOT(), (1,), 2, ()
+    slopes = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
+
+    def log_prob(self, x_t, t, y):
+        return (x_t * self.slopes[y]).sum(1)
+
+
+def test_a_classifier_guides_a_field_given_c():
+    field, t = line(CondOT()), torch.tensor(0.5, dtype=torch.float64)
+    c, labels = given_c(0.3, NAN, -1.2), torch.tensor([0, 1, 1])
+    x = torch.tensor([[0.2], [-0.4], [1.0]], dtype=torch.float64)
+    y = Condition({"label": labels} | c.parts)
+    guided = Tilted(field, y, Strength(1.5), Slope())
+    wanted = field.bind(c).predict(x, t, "score") + 1.5 * Slope.slopes[labels]
+    torch.testing.assert_close(guided.predict(x, t, "score"), wanted)
+    rows = torch.tensor([2, 0])
+    part = guided.select(rows)
+    torch.testing.assert_close(part.predict(x[rows], t, "score"), wanted[rows])
+
+
+def test_a_guide_takes_the_conditions_that_it_has():
+    path, t = CondOT(), torch.tensor(0.5, dtype=torch.float64)
+    field, y, x = line(path), given_c(0.3, -1.2), torch.tensor([[0.2], [1.0]]).double()
+    one = field.bind(y)(x, t)
+    for conditions in ({}, {"c": Form((1,))}):
+        means, covs = line(path).joint_means + 0.3, line(path).joint_covs
+        if not conditions:
+            means, covs = means[:, :1], covs[:, :1, :1]
+        guide = Mixture(path, WEIGHTS, means, covs, conditions=conditions)
+        other = (guide.bind(y) if conditions else guide)(x, t)
+        guided = Autoguidance(2.0, guide)(field, y)
+        torch.testing.assert_close(guided(x, t), 2 * one - other)
+    plain = Mixture(path, WEIGHTS, MEANS[:, :1], COVS[:, :1, :1])
+    with pytest.raises(FmdiffError, match=r"the guide has the conditions c .* no conditions"):
+        Autoguidance(2.0, field)(plain, None)
 
 
 def test_a_guided_flow_does_not_end_in_the_tilted_density():
