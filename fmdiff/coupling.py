@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from fmdiff.build import Described
+from fmdiff.condition import Given
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, positions
 
@@ -223,23 +224,23 @@ class Pairs:
 
     eps: Tensor  # (m, *shape), float32, m > n
     x: Tensor  # (m, *shape), float32: X(eps)
-    y: Tensor | None  # (m,), int64, the labels for which the teacher was asked
+    y: Given | None  # the labels (m,), int64, and conditions for which the teacher was asked
     n: int
     teacher: str  # the SHA-256 of the teacher
     straightness: float  # of the teacher: `inversion.Shape.relative`
 
     def batches(
         self, seed: int, steps: range, size: int, rows: slice, device: torch.device
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Given | None, Tensor]:
         """x, y and eps of `rows` of the global batches of these steps; each pair once an epoch."""
         index = [positions(seed, k, size, self.n)[rows] for k in steps]
         return self.take(torch.cat(index), device)
 
-    def held_out(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    def held_out(self, device: torch.device) -> tuple[Tensor, Given | None, Tensor]:
         """x, y and eps of the pairs that are never trained on."""
         return self.take(torch.arange(self.n, len(self.x)), device)
 
-    def take(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+    def take(self, index: Tensor, device: torch.device) -> tuple[Tensor, Given | None, Tensor]:
         """x, y and eps of the pairs of these numbers, on a device."""
         y = None if self.y is None else self.y[index].to(device)
         return self.x[index].to(device), y, self.eps[index].to(device)

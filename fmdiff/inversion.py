@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fmdiff import randomness
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field
+from fmdiff.field import Classes, Field
 from fmdiff.integration import Backward, integrate, plan
 from fmdiff.likelihood import ode_times
 from fmdiff.sampling import Sampler
@@ -107,16 +107,19 @@ def straightness(states: Tensor, times: Tensor) -> Shape:
 
 
 @torch.no_grad()
-def shape_of(field: Field, sampler: Sampler, seed: int, n: int | None = None) -> Shape:
+def shape_of(
+    field: Field, sampler: Sampler, seed: int, n: int | None = None, classes: Classes = None
+) -> Shape:
     """The shape of the trajectories of samples 0 ... n - 1 of a seed, from noise to data.
 
     `sampler` gives guidance, coordinates, device and the solver, which must take fixed steps. n is
     by default 2,048 points or 64 images or series, fewer if they have more than 16,384 elements.
+    classes: their labels, in turn; by default all.
     """
     points = len(field.shape) == 1
     n = n or (2048 if points else max(4, min(64, 2**20 // math.prod(field.shape))))
     field = field.to(sampler.device, sampler.dtype)
-    y = sampler.guidance.labels(field, None, 0, n, seed)
+    y = sampler.guidance.labels(field, classes, 0, n, seed)
     view = sampler.seen(field, None if y is None else y.to(sampler.device))
     times = ode_times(view, sampler.solver, sampler.steps)
     noise = randomness.noise(0, n, field.shape, seed, "start").to(sampler.device, sampler.dtype)

@@ -68,7 +68,8 @@ def train(cfg: DictConfig, folder: Path) -> None:
         stop.conclude(module.step, going_on(folder))
         if trainer.is_global_zero:
             if module.batches.pairs is not None:
-                log.info("%s", reflow.conclusion(module.field(), module.batches.pairs, device))
+                field, pairs = module.field(), module.batches.pairs
+                log.info("%s", reflow.conclusion(field, module.data, pairs, device))
             log.info("%d steps done; next: %s", module.step, next_command(module, folder))
 
 

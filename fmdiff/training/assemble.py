@@ -226,12 +226,7 @@ def check_conditions(settings: dict[str, Any], objective: Objective, coupling: C
             f"objective={choices['objective']} learns p(label | x) alone, and {what}: choose data "
             "without conditions besides the label"
         )
-    if isinstance(coupling, Reflow):
-        raise FmdiffError(
-            f"coupling={choices['coupling']} knows of class labels alone, and {what}: choose "
-            "coupling=independent, or objective=lsd with objective.teacher=RUN for few steps"
-        )
-    if not coupling.independent:
+    if coupling.permutes:
         raise FmdiffError(
             f"coupling={choices['coupling']} pairs noise with x whatever its conditions, so that "
             f"the noise would tell them, and {what}: choose coupling=independent"

@@ -20,6 +20,7 @@ from fmdiff.runs import checkpoint
 from fmdiff.runs.rows import rows_up_to
 from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.checkpoints import content
+from fmdiff.training.given import asked_of_data
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks
@@ -113,14 +114,16 @@ class SampleMetrics(Hooks):
 
     def of_samples(self, module: Training, judge: Judge) -> dict[str, Metric]:
         """The metrics of fresh samples, by name. Warns of those that cannot be computed."""
-        field, reasons = module.field(), list[str]()
+        reasons = list[str]()
+        field, classes = asked_of_data(module.field(), module.data, self.n)
         images = len(field.outer) == 3
         judge.clear()
 
         def receive(x: Tensor, y: Given | None) -> None:
             judge.add(to_uint8(x) if images else x, label(y))
 
-        generate(field, self.n, steps=preview_steps(field), device=module.device, receive=receive)
+        keys = {"steps": preview_steps(field), "device": module.device, "receive": receive}
+        generate(field, self.n, classes=classes, **keys)
         metrics = judge.results(reasons)
         for reason in reasons:
             log.warning("step %d: no %s", module.step, reason)

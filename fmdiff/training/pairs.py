@@ -1,7 +1,8 @@
 """The cache of coupling=reflow: the pairs of a teacher, made once.
 
 A pair is noise eps and X(eps), where the teacher's ODE leads it (Liu et al. 2023,
-arXiv:2209.03003). With classes all of them take turns, as in `fmdiff sample`. The folder
+arXiv:2209.03003). With classes all of them take turns, as in `fmdiff sample`, and with other
+conditions pairs have those of training samples. The folder
 `files.data_root()`/reflow/DATA-HASH holds
 
     pairs.npy   (m, 2, *shape) float32: eps and X(eps) of every pair, mapped into memory
@@ -20,7 +21,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from fmdiff import files
 from fmdiff.build import spec_of
+from fmdiff.condition import Given
 from fmdiff.coupling import Pairs, Reflow
 from fmdiff.data.base import Data
 from fmdiff.data.files import data_root
@@ -57,13 +59,15 @@ class About(NamedTuple):
 class Recipe:
     """All that the pairs of a run follow from, but for the teacher itself.
 
-    teacher: the SHA-256 of the teacher. name: of the data, for the folder.
+    teacher: the SHA-256 of the teacher. name: of the data, for the folder. spec: their settings,
+    on which pairs with conditions depend.
     """
 
     coupling: Reflow
     data: Data
     name: str
     teacher: str
+    spec: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -105,7 +109,32 @@ class Recipe:
             "seed": coupling.seed,
             "shape": list(self.shape),
             "classes": self.classes,
+            **self.conditions,
         }
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the conditions of pairs follow from besides the seed; empty without any."""
+        if not self.data.conditions:
+            return {}
+        return {"data": dict(self.spec or {}), "files": self.data.fingerprint()}
+
+    def given(self, rows: range) -> Given | None:
+        """The labels and conditions for which the teacher is asked for the pairs of these numbers.
+
+        Labels alone take turns. With conditions pair i has what row i of all batches of training,
+        with the seed of the pairs, has.
+        """
+        if self.data.conditions:
+            size = self.data.batch_size
+            steps = range(rows.start // size, -(-rows.stop // size))
+            y = self.data.batches(self.coupling.seed, steps)[1]
+            assert y is not None
+            first = rows.start - steps.start * size
+            return y[first : first + len(rows)]
+        if self.classes is None:
+            return None
+        return torch.tensor(self.classes)[torch.arange(rows.start, rows.stop) % len(self.classes)]
 
     @cached_property
     def folder(self) -> Path:
@@ -153,10 +182,9 @@ class Recipe:
             log.warning("%s is damaged: its pairs are made again", self.folder)
             return None
         eps, x = torch.from_numpy(array).unbind(1)
-        y = None
-        if self.classes is not None:
-            y = torch.tensor(self.classes)[torch.arange(self.total) % len(self.classes)]
-        return Pairs(eps, x, y, self.n, self.teacher, about.straightness)
+        return Pairs(
+            eps, x, self.given(range(self.total)), self.n, self.teacher, about.straightness
+        )
 
     def read(self, checksums: list[str]) -> np.ndarray | None:
         """The pairs of the first blocks (k, 2, *shape), if they have these checksums."""

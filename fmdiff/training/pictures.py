@@ -15,6 +15,7 @@ from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
 from fmdiff.pictures.samples import captions, in_pairs
 from fmdiff.sampling import generate, preview_steps
+from fmdiff.training.given import asked_of_data
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks, board
@@ -29,7 +30,9 @@ def draw(module: Training) -> Any:
     field = module.field()
     images = len(field.outer) == 3
     n = 64 if images else 2000
-    samples = generate(field, n, steps=preview_steps(field), device=module.device)
+    field, classes = asked_of_data(field, module.data, n)
+    steps = preview_steps(field)
+    samples = generate(field, n, classes=classes, steps=steps, device=module.device)
     if images:
         y = captions(samples.y, module.data.names)
         return plots.grid(to_uint8(samples.x).numpy(), y)

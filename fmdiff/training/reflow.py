@@ -16,16 +16,18 @@ from torch import Tensor
 
 from fmdiff import files, loading
 from fmdiff.build import build, spec_of
+from fmdiff.condition import alike, described
 from fmdiff.coupling import Pairs, Reflow
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Field, NetField
+from fmdiff.field import Classes, Field, NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.inversion import shape_of
 from fmdiff.randomness import key, noise
 from fmdiff.runs import zoo
 from fmdiff.sampling import Sampler
 from fmdiff.source import Source
+from fmdiff.training.given import asked, asked_of_data
 from fmdiff.training.pairs import Recipe, make
 
 log = logging.getLogger("fmdiff")
@@ -57,12 +59,14 @@ class Maker:
         except FmdiffError as error:
             raise FmdiffError(f"{self.option}: {error}") from error
         self.check(data, source)
-        if coupling.w != 1 and not data.classes:
+        if coupling.w != 1 and not (data.classes or data.conditions):
             raise FmdiffError(
-                f"coupling.w={coupling.w}: guidance needs a teacher with classes, and "
-                f"{self.option} was trained without; set coupling.w=1"
+                f"coupling.w={coupling.w}: guidance needs a teacher with classes or conditions, "
+                f"and {self.option} was trained without; set coupling.w=1"
             )
+        self.data = data
         self.field.source = Drawn(self.field.source)
+        self.field.codec = None  # pairs are of what a model learns, before anything is decoded
         guidance = Unguided() if coupling.w == 1 else CFG(coupling.w)
         self.sampler = Sampler(solver, coupling.steps, guidance=guidance, device=device)
 
@@ -82,6 +86,11 @@ class Maker:
                 f"data of this run have {_classes(data.classes, data.names)}: choose a teacher of "
                 "the same classes, or set data.conditional"
             )
+        if not alike(field.conditions, data.conditions):
+            raise FmdiffError(
+                f"{self.option} is a model of {described(field.conditions)}, and the data of this "
+                f"run have {described(data.conditions)}: choose a teacher of the same ones"
+            )
         if repr(field.source) != repr(source):
             raise FmdiffError(
                 f"{self.option} was trained with the source {field.source!r}, and this run has "
@@ -91,24 +100,32 @@ class Maker:
     def block(self, recipe: Recipe, rows: range) -> Tensor:
         """The pairs of these numbers (len(rows), 2, *shape), float32 on the CPU."""
         seed = key(recipe.coupling.seed, "reflow")
-        samples = self.sampler.draw(
-            self.field, len(rows), seed, first=rows.start, classes=recipe.classes
-        )
+        field, classes = self.asked(recipe, rows)
+        samples = self.sampler.draw(field, len(rows), seed, first=rows.start, classes=classes)
         z = noise(rows.start, rows.stop, self.field.shape, seed, "start")
         eps = self.field.source.sample(z, rows.start, seed)
         return torch.stack([eps, samples.x.float()], 1)
 
+    def asked(self, recipe: Recipe, rows: range) -> tuple[Field, Classes]:
+        """The field and the classes with which samples of these numbers are those of the pairs."""
+        if not self.field.conditions:
+            return self.field, recipe.classes
+        return asked(self.field, recipe.given(rows), rows.start)
+
     def straightness(self) -> float:
         """The relative straightness of the teacher's own trajectories."""
-        return straightness(self.field, self.sampler.guidance, self.sampler.device)
+        return straightness(self.field, self.data, self.sampler.guidance, self.sampler.device)
 
     def seconds(self, recipe: Recipe) -> tuple[int | None, float]:
         """The evaluations of the teacher a pair, and the seconds that those of a block take."""
         rows = range(recipe.size)
-        y = self.sampler.guidance.labels(self.field, recipe.classes, 0, len(rows), 0)
-        device = self.sampler.device
+        field, classes = self.asked(recipe, rows)
+        y, device = (
+            self.sampler.guidance.labels(field, classes, 0, len(rows), 0),
+            self.sampler.device,
+        )
         flow = self.sampler.seen(
-            self.field.to(device, torch.float32), None if y is None else y.to(device)
+            field.to(device, torch.float32), None if y is None else y.to(device)
         )
         layout = self.sampler.plan(flow)
         if layout.nfe is None:
@@ -150,12 +167,17 @@ def solver_of(coupling: Reflow) -> Any:
     return solver
 
 
-def straightness(field: Field, guidance: Unguided, device: torch.device | str) -> float:
+def straightness(
+    field: Field, data: Data, guidance: Unguided, device: torch.device | str
+) -> float:
     """S / E|z_1 - z_0|^2 along a field's own trajectories: 0 if they are straight.
 
-    S is that of `inversion.straightness`, by 50 steps of Heun's method.
+    S is that of `inversion.straightness`, by 50 steps of Heun's method. Conditions are those of
+    held-out data.
     """
-    return shape_of(field, Sampler(steps=50, guidance=guidance, device=device), 0).relative
+    field, classes = asked_of_data(field, data, 2048 if len(field.shape) == 1 else 64)
+    sampler = Sampler(steps=50, guidance=guidance, device=device)
+    return shape_of(field, sampler, 0, classes=classes).relative
 
 
 def parts(
@@ -172,11 +194,11 @@ def parts(
     gone, if the pairs are in the cache, and must not be another.
     Raises FmdiffError as `Maker` does, and for another teacher.
     """
-    name = settings["choices"]["data"]
-    spec = str(coupling.ckpt)
-    there = spec.startswith(zoo.PREFIX) or Path(spec).expanduser().exists()
+    name, spec = settings["choices"]["data"], settings.get("data") or {}
+    ckpt = str(coupling.ckpt)
+    there = ckpt.startswith(zoo.PREFIX) or Path(ckpt).expanduser().exists()
     if former is not None and not there:
-        recipe = Recipe(coupling, data, name, str(former))
+        recipe = Recipe(coupling, data, name, str(former), spec)
         if recipe.load() is not None:
             return recipe, None
     teacher = Maker(coupling, data, source, device)
@@ -186,7 +208,7 @@ def parts(
             f"{teacher.field.sha256[:12]} and that of the run's {former!s:.12}; name the file of "
             "the checkpoint with which the run began"
         )
-    return Recipe(coupling, data, name, teacher.field.sha256), teacher
+    return Recipe(coupling, data, name, teacher.field.sha256, spec), teacher
 
 
 def pairs(recipe: Recipe, teacher: Maker | None) -> Pairs:
@@ -217,9 +239,9 @@ def pairs(recipe: Recipe, teacher: Maker | None) -> Pairs:
     return loaded
 
 
-def conclusion(field: Field, pairs: Pairs, device: torch.device) -> str:
+def conclusion(field: Field, data: Data, pairs: Pairs, device: torch.device) -> str:
     """How straight the trajectories of a trained field are, beside the teacher's, in a line."""
-    own = straightness(field, Unguided(), device)
+    own = straightness(field, data, Unguided(), device)
     return (
         f"straightness E int |x_1 - x_0 - v|^2 dt / E|x_1 - x_0|^2: {own:.3g}, of the teacher "
         f"{pairs.straightness:.3g} (0: straight, exact in one step of Euler)"

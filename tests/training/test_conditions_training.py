@@ -10,9 +10,10 @@ import pytest
 import torch
 from conditional_data import CENTRE, MATRIX, NOISE, SPREAD, Holes, Linear, configs
 from conftest import PLAIN, vector
+from scipy.integrate import solve_ivp
 from test_coupled_training import batches as of_mixture
 
-from fmdiff.build import named
+from fmdiff.build import build, named, spec_of
 from fmdiff.condition import LABEL, Condition, Form, dropped, null
 from fmdiff.condition import named as others
 from fmdiff.errors import FmdiffError
@@ -23,6 +24,7 @@ from fmdiff.models.unet import UNet
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.runs import checkpoint
+from fmdiff.training import reflow
 from fmdiff.training.assemble import check_conditions
 from fmdiff.training.batches import Batches
 
@@ -239,6 +241,53 @@ def test_a_teacher_is_asked_for_the_conditions(own, refused, tmp_path):
     assert "is a model of the conditions c [2], d [1], and the data of this run have no" in text
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_pairs_of_a_teacher_have_the_conditions_of_training_samples(
+    own, tmp_path, monkeypatch, conditional
+):
+    """Each pair against an accurate solution of the teacher's ODE, given its own condition."""
+    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "cache"))
+    key = f"data.conditional={str(conditional).lower()}"
+    teacher = ("trainer.max_steps=60", "optim.lr=1e-2", "trainer.ema=[]", key)
+    own("teacher", *SMALL, *teacher)
+    words = ("coupling=reflow", f"coupling.ckpt={tmp_path / 'teacher'}", "coupling.n=300")
+    words += ("coupling.weights=raw", "coupling.trust=[conditional_data]", "coupling.steps=20")
+    own("run", *SMALL, *words, key)
+    assert "straightness" in (tmp_path / "run" / "train.log").read_text()
+
+    data = Linear(batch_size=64, conditional=conditional)
+    spec = {**spec_of("coupling", "reflow"), "ckpt": str(tmp_path / "teacher"), "n": 300}
+    spec |= {"weights": "raw", "trust": ["conditional_data"], "steps": 20}
+    settings = {"choices": {"data": "linear"}, "data": checkpoint_data(tmp_path / "run")}
+    parts = (build(spec), data, named("source", "normal"), torch.device("cpu"))
+    pairs = reflow.pairs(*reflow.parts(settings, *parts))
+    field = load(tmp_path / "teacher", "raw", ("conditional_data",))
+    batch = data.batch(spec["seed"], 2)[1]  # pairs 128 to 191
+    for name, rows in others(batch).items():
+        part = others(pairs.y)[name][128:192]
+        torch.testing.assert_close(part, rows, rtol=0, atol=0, equal_nan=True)
+    nothing = field.bind(null(pairs.y, field.classes))
+    apart = field.bind(pairs.y)(pairs.eps, torch.tensor(0.5)) - nothing(
+        pairs.eps, torch.tensor(0.5)
+    )
+    assert apart.square().mean().sqrt() > 0.2  # a pair of another condition would be far off
+    for i in (0, 63, 64, 130, 299, 310):
+        bound = field.bind(pairs.y[i : i + 1])
+
+        def slope(t, x, bound=bound):
+            point = torch.tensor(x, dtype=torch.float32)[None]
+            with torch.no_grad():
+                return bound(point, torch.tensor(t))[0].double().numpy()
+
+        solved = solve_ivp(slope, (0, 1), pairs.eps[i].numpy(), rtol=1e-6, atol=1e-6).y[:, -1]
+        assert (torch.tensor(solved) - pairs.x[i]).abs().max() < 0.02
+
+
+def checkpoint_data(run):
+    """The settings of the data of a run."""
+    return checkpoint.read(run / "last.ckpt")["training"]["config"]["data"]
+
+
 # What is refused
 
 
@@ -251,7 +300,6 @@ def test_a_teacher_is_asked_for_the_conditions(own, refused, tmp_path):
         ),
         (("coupling=ot",), "data=linear has the conditions c, d: choose coupling=independent"),
         (("coupling=sinkhorn",), "coupling=sinkhorn pairs noise with x whatever its conditions"),
-        (("coupling=reflow", "coupling.ckpt=run"), "coupling=reflow knows of class labels alone"),
         (
             ("objective=classification", "model=mlp_classifier", "data.conditional=true"),
             "learns p(label | x) alone, and data=linear has the conditions c, d",
