@@ -18,7 +18,7 @@ from fmdiff.metrics.reconstruction import Reconstructions
 from fmdiff.metrics.results import MORE
 from fmdiff.runs import checkpoint
 from fmdiff.runs.rows import rows_up_to
-from fmdiff.sampling import Sampler, preview_steps
+from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.checkpoints import content
 from fmdiff.training.given import asked_of_data
 from fmdiff.training.module import Training
@@ -122,8 +122,14 @@ class SampleMetrics(Hooks):
         def receive(x: Tensor, y: Given | None) -> None:
             judge.add(to_uint8(x) if images else x, label(y))
 
-        sampler = Sampler(steps=preview_steps(field), device=module.device)
-        sampler.draw(field, self.n, classes=classes, receive=receive)
+        generate(
+            field,
+            self.n,
+            classes=classes,
+            receive=receive,
+            steps=preview_steps(field),
+            device=module.device,
+        )
         metrics = judge.results(reasons)
         for reason in reasons:
             log.warning("step %d: no %s", module.step, reason)

@@ -177,10 +177,14 @@ def test_a_run_in_micro_batches_gives_the_same(own, words, way):
 
 
 @pytest.mark.slow
+def test_a_compiled_run_gives_the_same(own):
+    assert close(own("fast", *SMALL, "trainer.compile=true"), own("plain", *SMALL), 1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [SMALL, UNET], ids=["mlp", "unet"])
-def test_two_processes_and_a_compiled_run_give_the_same(own, tmp_path, words):
+def test_two_processes_give_the_same(own, tmp_path, words):
     plain = own("plain", *words)
-    assert close(own("fast", *words, "trainer.compile=true"), plain, 1e-4)
     line = ("train", *configs(tmp_path / "configs"), *PLAIN, *words, "trainer.devices=2")
     tests = str(Path(__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
