@@ -19,7 +19,9 @@ from fmdiff.data.base import Batch, Data, Device, far
 from fmdiff.data.columns import some
 from fmdiff.data.content import Content, Roles
 from fmdiff.data.images import from_uint8
+from fmdiff.data.mapped import Numbers, Source, Without, halves
 from fmdiff.data.part import Part, codec_of, moments
+from fmdiff.data.shards import Shards
 from fmdiff.data.stored import headers
 from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator, positions
@@ -27,7 +29,6 @@ from fmdiff.randomness import generator, positions
 log = logging.getLogger("fmdiff")
 
 RESIDENT = 2 << 30  # samples of up to so many bytes are moved to the device
-PIXELS = (1, 3)  # channels of pictures
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,6 +71,7 @@ class Array(Data):
     delimiter: str | None = None
     header: bool | None = None
     decimal: str | None = None
+    stream: bool | None = None
 
     undecided: ClassVar[bool] = True
 
@@ -83,10 +85,9 @@ class Array(Data):
         for name in ("columns", "cond", "categorical"):
             if getattr(self, name) is not None:
                 self.require(name, list, "a list of names, or null", _names)
-        if self.pixels is not None:
-            self.require("pixels", bool, "true, false or null")
-        if self.header is not None:
-            self.require("header", bool, "true, false or null")
+        for name in ("pixels", "header", "stream"):
+            if getattr(self, name) is not None:
+                self.require(name, bool, "true, false or null")
         self.require("standardise", bool, "true or false")
         self.require("hold_out", float, "a number between 0 and 1", lambda v: 0 < v < 1)
         self.require("seed", int, "an integer >= 0", lambda v: v >= 0)
@@ -159,7 +160,7 @@ class Array(Data):
         content = contents.read(
             path, title, Roles(self.key, self.columns, self.label, *listed), text
         )
-        content.x.last = self.pixels is not False and _channels_last(content)
+        content.x.last = self.pixels is not False and content.pixels_last
         return content
 
     def _check(self, content: Content) -> None:
@@ -173,7 +174,7 @@ class Array(Data):
             raise FmdiffError(
                 f"{content.title} has 1 row, and 2 are needed: one to train on, one held out"
             )
-        if self.pixels and not _pixels(content):
+        if self.pixels and not content.pixels:
             raise FmdiffError(
                 f"data.pixels=true: {content.title} holds {content.x.dtype} of shape "
                 f"{('N', *content.x.shape)}, and pixels are uint8 (N, 1 or 3, H, W) or "
@@ -183,11 +184,13 @@ class Array(Data):
     @cached_property
     def bytes(self) -> bool:
         """Whether the samples are pictures, uint8 pixels that stand for [-1, 1]."""
-        return self.pixels is not False and _pixels(self.content)
+        return self.pixels is not False and self.content.pixels
 
     def fingerprint(self) -> dict[str, Any]:
         paths = [path for path in (self.path, self.test_path) if path is not None]
         count = len(self.content.x) + (len(self.held_content.x) if self.held_content else 0)
+        if self.source is not None and (digests := self.source.digests):
+            return {"count": count, "digest": " ".join(digests)}
         return {"count": count, "digest": selection.digest(paths)}
 
     # Labels and conditions
@@ -222,10 +225,13 @@ class Array(Data):
         if self.conditional and content.label is None:
             raise FmdiffError("data.conditional=true needs data.label=NAME, the column of labels")
         super().check_labels()
-        kept = self._usable(content)
+        kept: Numbers = self._usable(content)
         if other is not None:
             held, source = self._usable(other), other
+        elif self.source is not None and content.held is None:
+            (kept, held), source = halves(kept, self.hold_out, self.seed), content
         else:
+            kept = kept[:]
             marked = selection.held_out(content, kept, self.hold_out, self.seed)
             held, kept, source = kept[marked], kept[~marked], content
         for rows, what in ((kept, "train on"), (held, "hold out")):
@@ -235,18 +241,40 @@ class Array(Data):
                     f"and none are left to {what}"
                 )
         if self.missing == "mean":
-            selection.fill([content, source], kept)
-        codec = codec_of(content, kept, self.standardise, self.bytes)
-        parts = Part(content, kept, codec, self.bytes), Part(source, held, codec, self.bytes)
+            selection.fill([content, source], kept[:])
+        codec = codec_of(content, kept, self.standardise, self.bytes, self.source)
+        where = self.source if source is content else self._source(source)
+        parts = (
+            Part(content, kept, codec, self.bytes, self.source),
+            Part(source, held, codec, self.bytes, where),
+        )
         self._tell(parts, codec)
         return parts
 
-    def _usable(self, content: Content) -> np.ndarray:
+    @cached_property
+    def source(self) -> Source | None:
+        """What reads the rows from their file; None if they are in memory."""
+        return self._source(self.content, self.stream is True)
+
+    def _source(self, content: Content, stream: bool = False) -> Source | None:
+        stays = stream or selection.large(content, self.bytes)
+        return Source(content) if stays else None
+
+    @cached_property
+    def shards(self) -> Shards | None:
+        if self.source is None:
+            return None
+        return self.source.shards(self.train.numbers, self.stream)
+
+    def _usable(self, content: Content) -> Numbers:
         """The numbers of the rows of a content that can be used, and that `only` keeps."""
+        stays = self.source is not None if content is self.content else self._source(content)
+        if stays and self.missing == "error" and self.only is None:
+            return Without(len(content.x), np.zeros(0, np.int64))
         wanted = np.ones(len(content.x), bool)
         if self.only is not None and content.label is not None:
             wanted = np.isin(content.label.values, self.label_numbers.numpy())
-        if selection.large(content, self.bytes):
+        if stays:
             if self.missing != "error":
                 raise FmdiffError(
                     f"data.missing={self.missing}: {content.title} is too large to be looked "
@@ -320,13 +348,18 @@ class Array(Data):
         self, seed: int, step: int, rows: slice = slice(None), device: Device = "cpu"
     ) -> Batch:
         part = self.train
+        if self.shards is not None:
+            return self._ready(part.stream(self.shards, seed, step, self.batch_size, rows), device)
         if part.nbytes <= RESIDENT:
             part.to(device)
         index = positions(seed, step, self.batch_size, len(part))[rows]
         return self._batch(part, index, device)
 
     def _batch(self, part: Part, index: Tensor, device: Device) -> Batch:
-        x, label, conditions = part.take(index)
+        return self._ready(part.take(index), device)
+
+    def _ready(self, parts: tuple[Tensor, Tensor, dict[str, Tensor]], device: Device) -> Batch:
+        x, label, conditions = parts
         x = from_uint8(x.to(device)) if self.bytes else x
         return self.with_labels(x, label, device, **conditions)
 
@@ -354,20 +387,3 @@ def _names(values: list[Any]) -> bool:
 
 def _delimiter(value: str) -> bool:
     return len(value) == 1 or value in ("tab", "space")
-
-
-def _channels_last(content: Content) -> bool:
-    """Whether the samples are bytes (H, W, C)."""
-    shape = tuple(content.x.values.shape[1:])
-    return (
-        content.x.dtype == "uint8"
-        and len(shape) == 3
-        and shape[0] not in PIXELS
-        and shape[2] in PIXELS
-    )
-
-
-def _pixels(content: Content) -> bool:
-    """Whether the samples are bytes (C, H, W) of grey or colour pictures."""
-    shape = content.x.shape
-    return content.x.dtype == "uint8" and len(shape) == 3 and shape[0] in PIXELS

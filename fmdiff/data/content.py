@@ -20,6 +20,7 @@ log = logging.getLogger("fmdiff")
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
 TRAINED, HELD = ("0", "false", "train"), ("1", "true", "test")
+PIXELS = (1, 3)  # channels of pictures
 MOST = 10_000  # classes, and levels of a column
 
 
@@ -58,6 +59,19 @@ class Content:
     held: np.ndarray | None = None
     names: tuple[str, ...] = ()
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def pixels_last(self) -> bool:
+        """Whether the samples are bytes (H, W, C) of grey or colour pictures."""
+        shape = tuple(self.x.values.shape[1:])
+        last = len(shape) == 3 and shape[0] not in PIXELS and shape[2] in PIXELS
+        return self.x.dtype == "uint8" and last
+
+    @property
+    def pixels(self) -> bool:
+        """Whether the samples are bytes (C, H, W) of grey or colour pictures."""
+        shape = self.x.shape
+        return self.x.dtype == "uint8" and len(shape) == 3 and shape[0] in PIXELS
 
 
 def read(path: Path, title: str, roles: Roles, text: Mapping[str, Any]) -> Content:

@@ -11,30 +11,38 @@ from fmdiff.codec import Codec, Standard, frozen
 from fmdiff.condition import Form
 from fmdiff.data.base import Device
 from fmdiff.data.content import Content
-from fmdiff.data.selection import chunks, large
+from fmdiff.data.mapped import Numbers, Source
+from fmdiff.data.selection import chunks
+from fmdiff.data.shards import Shards
 from fmdiff.data.table import Table
 from fmdiff.errors import FmdiffError
 
 CHUNK = 1 << 24  # numbers that are read at a time
-SAMPLE = 1 << 14  # rows that stand for those of a file that is too large to be read
 
 
 class Part:
     """Some rows of a content, by their numbers in it; encoded, and in memory if they fit.
 
-    bytes: whether the samples are pixels, which stay uint8.
+    bytes: whether the samples are pixels, which stay uint8. source: reads them from their file
+    where they do not fit.
     """
 
     def __init__(
-        self, content: Content, numbers: np.ndarray, codec: Codec | None, bytes: bool
+        self,
+        content: Content,
+        numbers: Numbers,
+        codec: Codec | None,
+        bytes: bool,
+        source: Source | None = None,
     ) -> None:
         self.content, self.numbers, self.codec, self.bytes = content, numbers, codec, bytes
-        label = content.label
-        values = np.zeros(len(numbers)) if label is None else label.values[numbers]
-        self.label = torch.from_numpy(values.astype(np.int64))
+        self.source = source
+        self.label = torch.zeros(0, dtype=torch.int64)
         self.x: Tensor | None = None
         self.conditions: dict[str, Tensor] = {}
-        if not large(content, bytes):
+        if source is None:
+            assert isinstance(numbers, np.ndarray)
+            self.label = self._labels(numbers)
             self.x = torch.cat([self.encoded(x) for x in chunks(content.x, numbers)])
             self.conditions = {
                 name: torch.cat([part.float() for part in chunks(rows, numbers)])
@@ -73,19 +81,35 @@ class Part:
             index = index.to(self.x.device)
             conditions = {name: part[index] for name, part in self.conditions.items()}
             return self.x[index], self.label[index], conditions
+        assert self.source is not None
         numbers = self.numbers[index.numpy()]
-        conditions = {
-            name: rows[numbers].float() for name, rows in self.content.conditions.items()
-        }
-        return self.encoded(self.content.x[numbers]), self.label[index], conditions
+        return self._ready(self.source.take(numbers), numbers)
+
+    def stream(
+        self, shards: Shards, seed: int, step: int, size: int, rows: slice
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """x, labels and conditions of some rows of training step `step`."""
+        assert self.source is not None
+        return self._ready(*self.source.read(shards, seed, step, size, rows))
+
+    def _ready(
+        self, tensors: dict[str, Tensor], numbers: np.ndarray
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        conditions = {name: tensors[name].float() for name in self.content.conditions}
+        return self.encoded(tensors[""]), self._labels(numbers), conditions
+
+    def _labels(self, numbers: np.ndarray) -> Tensor:
+        label = self.content.label
+        values = np.zeros(len(numbers)) if label is None else label.values[numbers]
+        return torch.from_numpy(values.astype(np.int64))
 
     @cached_property
     def sample(self) -> Tensor:
         """Encoded rows that stand for all, or all in memory; pixels as float64 in [-1, 1]."""
         x = self.x
         if x is None:
-            index = torch.linspace(0, len(self) - 1, min(len(self), SAMPLE)).long()
-            x = self.take(index)[0]
+            assert self.source is not None
+            x = self.encoded(self.source.sample(self.numbers))
         return x.double() / 127.5 - 1 if self.bytes else x
 
     def forms(self, levels: Mapping[str, tuple[str, ...]]) -> dict[str, Form]:
@@ -98,8 +122,8 @@ class Part:
                 continue
             part = self.conditions.get(name)
             if part is None:
-                step = -(-len(self) // SAMPLE)
-                part = rows[self.numbers[::step]].float()
+                assert self.source is not None
+                part = self.source.sample(self.numbers, name).float()
             mean, std = channel_moments(part.double())
             forms[name] = Form(shape, tuple(mean.tolist()), tuple(std.tolist()))
         return forms
@@ -127,24 +151,31 @@ class Part:
 
 
 def codec_of(
-    content: Content, numbers: np.ndarray, standardise: bool, bytes: bool
+    content: Content,
+    numbers: Numbers,
+    standardise: bool,
+    bytes: bool,
+    source: Source | None = None,
 ) -> Codec | None:
     """The codec of the rows of these numbers; None for pixels, and without `standardise`.
 
     Raises FmdiffError for rows that are all equal.
     """
-    shape, few = content.x.shape, not large(content, bytes)
+    shape = content.x.shape
     if bytes or not (standardise or content.names):
         return None
-    if len(shape) == 1 and few:
+    if source is not None:
+        parts = [source.sample(numbers)]
+    else:
+        assert isinstance(numbers, np.ndarray)
+        parts = list(chunks(content.x, numbers))
+    if len(shape) == 1 and source is None:
         names = content.names or [f"x{k + 1}" for k in range(shape[0])]
-        x = torch.cat([part.double() for part in chunks(content.x, numbers)])
+        x = torch.cat([part.double() for part in parts])
         table = Table.of(x, names, content.categories, standardise)
         if not table.width:
             raise FmdiffError(f"{content.title} is constant: there is nothing to learn")
         return frozen(table)
-    step = 1 if few else -(-len(numbers) // SAMPLE)
-    parts = list(chunks(content.x, numbers[::step]))
     count = sum(part.numel() for part in parts) / shape[0]
     mean = torch.stack([_channels(part).sum(1) for part in parts]).sum(0) / count
     squares = [(_channels(part) - mean[:, None]).square().sum(1) for part in parts]

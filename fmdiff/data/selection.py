@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fmdiff.data.columns import some
 from fmdiff.data.content import Content
+from fmdiff.data.shards import Shards
 from fmdiff.data.stored import Rows
 from fmdiff.errors import FmdiffError
 from fmdiff.files import open_regular
-from fmdiff.machine import device
 from fmdiff.randomness import generator
 
 WAYS = ("error", "drop", "mean")  # what becomes of rows with missing values
@@ -25,7 +25,7 @@ def large(content: Content, pixels: bool) -> bool:
     """Whether a content takes more than a quarter of the memory, and stays in its file."""
     n, size = len(content.x), width(content.x.shape) * (1 if pixels else 4)
     size += sum(4 * width(rows.shape) for rows in content.conditions.values())
-    return n * size > device.memory() // 4
+    return Shards.large(n * size)
 
 
 def width(shape: Sequence[int]) -> int:
