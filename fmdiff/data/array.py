@@ -228,11 +228,11 @@ class Array(Data):
         kept: Numbers = self._usable(content)
         if other is not None:
             held, source = self._usable(other), other
-        elif self.source is not None and content.held is None:
+        elif content.held is None:
             (kept, held), source = halves(kept, self.hold_out, self.seed), content
         else:
             kept = kept[:]
-            marked = selection.held_out(content, kept, self.hold_out, self.seed)
+            marked = content.held[kept]
             held, kept, source = kept[marked], kept[~marked], content
         for rows, what in ((kept, "train on"), (held, "hold out")):
             if not len(rows):

@@ -17,7 +17,7 @@ from fmdiff.files import open_regular
 from fmdiff.randomness import generator
 
 STRETCHES = 1024  # places of a file that stand for the whole of it,
-STRETCH = 1 << 15  # each of so many bytes, or of one row
+STRETCH = 1 << 14  # each of so many bytes, or of one row
 READERS = 8  # stretches that are read at the same time
 
 
@@ -96,7 +96,7 @@ class Extent:
     def sample(self) -> tuple[np.ndarray | Tensor, np.ndarray]:
         """Rows that stand for all of them in statistics, and their numbers.
 
-        They are all rows of a small file. Of a larger one they are 1,024 stretches of 32 KiB (at
+        They are all rows of a small file. Of a larger one they are 1,024 stretches of 16 KiB (at
         least a row each): one at a random place in each 1,024th of the file, always the same. So
         they take a second to read, and a file whose parts differ is represented in all its parts.
         """

@@ -12,7 +12,8 @@ from fmdiff.errors import FmdiffError
 from fmdiff.randomness import generator
 
 SAMPLE = 1 << 14  # rows that stand for some rows of a file
-MOST_HELD = 1 << 16  # rows of a large file that are held out at most
+MANY = 1 << 23  # of more rows no permutation is drawn, and
+MOST_HELD = 1 << 19  # so many are held out at most
 
 
 class Without:
@@ -36,16 +37,18 @@ Numbers = np.ndarray | Without
 
 
 def halves(numbers: Numbers, share: float, seed: int) -> tuple[Numbers, np.ndarray]:
-    """Some rows without those that are held out, and these: a random share, 65,536 at most.
+    """Some rows without those that are held out, and these: a random share.
 
-    At least one is held out.
+    At least one is held out, and not all if there are two. Of more than 8 million rows at most
+    524,288 are. Which these are does not depend on the memory of the machine.
     """
     n = len(numbers)
-    count = min(max(1, round(share * n)), n - 1, MOST_HELD)
+    count = min(max(1, round(share * n)), n - 1)
     draws = generator(seed, "hold_out")
-    if count * 8 > n:
+    if n <= MANY:
         places = torch.randperm(n, generator=draws)[:count].numpy()
-    else:  # a permutation would take as much memory as the file may have rows
+    else:
+        count = min(count, MOST_HELD)
         many = torch.randint(n, (2 * count,), generator=draws).numpy()
         values, first = np.unique(many, return_index=True)
         places = values[np.argsort(first)[:count]]

@@ -14,7 +14,6 @@ from fmdiff.data.shards import Shards
 from fmdiff.data.stored import Rows
 from fmdiff.errors import FmdiffError
 from fmdiff.files import open_regular
-from fmdiff.randomness import generator
 
 WAYS = ("error", "drop", "mean")  # what becomes of rows with missing values
 CHUNK = 1 << 22  # numbers that are read at a time
@@ -105,20 +104,6 @@ class Tally:
         listed = some([f"{name} {count:,}" for name, count in self.counts.items() if name])
         value = "value" if self.total == 1 else "values"
         return f"{self.total:,} {kind} {value}" + (f" ({listed})" if listed else "")
-
-
-def held_out(content: Content, numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which of these rows are held out, bool: as the file says, or a random share of them.
-
-    At least one is, and not all, if there are two.
-    """
-    if content.held is not None:
-        return content.held[numbers]
-    n = len(numbers)
-    count = min(max(1, round(share * n)), n - 1)
-    marked = np.zeros(n, bool)
-    marked[torch.randperm(n, generator=generator(seed, "hold_out"))[:count].numpy()] = True
-    return marked
 
 
 def fill(contents: Sequence[Content], numbers: np.ndarray) -> None:
