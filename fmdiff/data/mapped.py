@@ -13,14 +13,17 @@ from fmdiff.randomness import generator
 
 SAMPLE = 1 << 14  # rows that stand for some rows of a file
 MANY = 1 << 23  # of more rows no permutation is drawn, and
-MOST_HELD = 1 << 19  # so many are held out at most
+MOST_HELD = 1 << 17  # so many are held out at most
 
 
 class Without:
-    """The numbers 0 ... n - 1 but those of `out`, in increasing order, without a list of them."""
+    """The numbers 0 ... n - 1 but those of `out`, in increasing order, without a list of them.
+
+    out: no number twice, in any order.
+    """
 
     def __init__(self, n: int, out: np.ndarray) -> None:
-        self.n, self.out = n, np.unique(out.astype(np.int64))
+        self.n, self.out = n, np.sort(out.astype(np.int64))
         self.before = self.out - np.arange(len(self.out))  # how many numbers precede each of out
 
     def __len__(self) -> int:
@@ -32,6 +35,13 @@ class Without:
             places = np.arange(*places.indices(len(self)))
         return places + np.searchsorted(self.before, places, side="right")
 
+    def among(self, numbers: np.ndarray) -> np.ndarray:
+        """Whether numbers are among these, bool."""
+        if not len(self.out):
+            return np.ones(len(numbers), bool)
+        near = np.searchsorted(self.out, numbers)
+        return self.out[np.minimum(near, len(self.out) - 1)] != numbers
+
 
 Numbers = np.ndarray | Without
 
@@ -40,7 +50,7 @@ def halves(numbers: Numbers, share: float, seed: int) -> tuple[Numbers, np.ndarr
     """Some rows without those that are held out, and these: a random share.
 
     At least one is held out, and not all if there are two. Of more than 8 million rows at most
-    524,288 are. Which these are does not depend on the memory of the machine.
+    131,072 are. Which these are does not depend on the memory of the machine.
     """
     n = len(numbers)
     count = min(max(1, round(share * n)), n - 1)
@@ -135,7 +145,7 @@ class Source:
             chosen = numbers[:: -(-len(numbers) // SAMPLE)]
             return rows[chosen] if extent is None else rows.tensor(extent.take(chosen))
         values, places = extent.sample
-        among = ~np.isin(places, numbers.out)
+        among = numbers.among(places)
         x = rows.tensor(values[among])
         if not name and rows.floating:
             self._check(x, places[among])
