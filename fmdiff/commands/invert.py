@@ -61,12 +61,13 @@ def round_trips(
     A row has the largest and the rms error of an element. Also returns the codes and the
     reconstruction (n, *shape) of the last row.
     """
-    x, y, rows = batches.of.x, batches.of.y, []
-    noise = back = x
+    of, rows = batches.of, list[dict[str, Any]]()
+    y, noise, back = of.y, of.learned, of.x
+    x = of.decoded(of.learned)  # what a perfect round trip of a latent ends at
     for name, solver in solvers.items():
         for n in own_steps(solver, steps):
             batches.evaluations = 0
-            noise = _encode(batches, x, y, solver, n)
+            noise = _encode(batches, of.learned, y, solver, n)
             back = _decode(batches, noise, y, solver, n)
             off = back.double() - x.double()
             error = {"max": off.abs().max().item(), "rms": off.square().mean().sqrt().item()}
@@ -85,7 +86,8 @@ def _encode(
 def _decode(
     batches: Batches, z: Tensor, y: Given | None, solver: Solver, steps: int | None
 ) -> Tensor:
-    return batches(lambda field, rows, _: decode(field, rows, solver, steps), z, y)
+    learned = batches(lambda field, rows, _: decode(field, rows, solver, steps), z, y)
+    return batches.of.decoded(learned)
 
 
 def own_steps(solver: Solver, steps: list[int]) -> list[int] | list[None]:
@@ -164,6 +166,11 @@ def _check(of: Subject, last: Solver, steps: list[int]) -> None:
     """Raises FmdiffError for settings that do not fit the samples or the last solver."""
     settings, count = of.settings, of.settings["interpolate"]
     if settings["inpaint"] is not None:
+        if of.field.codec is not None:
+            raise FmdiffError(
+                "inpaint= keeps a part of what the model learns, and this one learns samples that "
+                "a codec translates"
+            )
         outside(settings["inpaint"], of.field.shape)
     if count and (not of.images or of.n < 2):
         raise FmdiffError(
@@ -207,7 +214,7 @@ def _interpolated(
         pairs = torch.arange(len(a))
         y = y[(pairs + (s > 0.5).long()[:, None]).flatten()]
     images = _decode(batches, codes.flatten(0, 1), y, solver, steps)
-    return images.view_as(codes)
+    return images.view(*codes.shape[:2], *images.shape[1:])
 
 
 def _grid(columns: list[Tensor], width: int, path: Path) -> None:

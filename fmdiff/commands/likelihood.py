@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fmdiff.commands.stage import Stage, set_up
 from fmdiff.condition import Given, given, label, named
 from fmdiff.data import values
 from fmdiff.errors import FmdiffError
+from fmdiff.field import Field
 from fmdiff.guidance import Unguided
 from fmdiff.likelihood import Estimates, bits_per_dim, dequantise, estimates, need_field
 from fmdiff.loading import guidance
@@ -32,7 +34,7 @@ POINTS, IMAGES = 1000, 64
 class Subject(Stage):
     """A stage with real samples, on which likelihood and invert work."""
 
-    x: Tensor  # (n, *shape)
+    x: Tensor  # (n, *outer), as the user knows them
     y: Given | None  # of n rows; None without classes and conditions
     guidance: Unguided
     quantity: str  # the name of the density, which tells how the labels enter
@@ -43,6 +45,25 @@ class Subject(Stage):
         labels = None if self.settings["label"] == "none" else label(self.y)
         parts = {values.SAMPLES.format(name): part for name, part in named(self.y).items()}
         return {"labels": labels, **parts}
+
+    @cached_property
+    def learned(self) -> Tensor:
+        """The samples (n, *shape) as the model learns them."""
+        return self._batched("encode", self.x)
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """What the model learns, z (m, *shape), as samples (m, *outer)."""
+        return self._batched("decode", z)
+
+    @torch.no_grad()
+    def _batched(self, way: str, rows: Tensor) -> Tensor:
+        codec = self.field.codec
+        if codec is None:
+            return rows
+        codec = codec.to(self.where)
+        act = codec.encode if way == "encode" else codec.decode
+        parts = rows.split(default_batch_size(codec.outer))
+        return torch.cat([act(part.to(self.where)).cpu() for part in parts])
 
     def sampler(self, **solution: Any) -> Sampler:
         """The sampler of the field. solution: the solver and its steps."""
@@ -69,10 +90,11 @@ def subject(settings: dict[str, Any], points: int, images: int) -> Subject:
         data = build(settings["data"])
         data.prepare()
     assert data is not None
-    if tuple(data.shape) != field.shape:
+    data = data.user
+    if tuple(data.shape) != field.outer:
         raise FmdiffError(
             f"data={settings['choices']['data']} has shape {list(data.shape)}, the model "
-            f"{list(field.shape)}"
+            f"{list(field.outer)}"
         )
     n = stage.n if settings["n"] else min(stage.n, data.references or stage.n)
     x, own = data.sample(0, n, settings["seed"])
@@ -109,16 +131,16 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     of = subject(settings, POINTS, IMAGES)
-    solver = settings["choices"]["solver"]
+    solver, scale = settings["choices"]["solver"], log_det(of.field)
     print(f"{of.quantity}: {of.n} {'dequantised ' * of.images}{of.noun}, {solver}")
-    x = dequantise(of.x, settings["seed"]) if of.images else of.x
+    x = dequantise(of.x, settings["seed"]) if of.images else of.learned
     sampler = of.sampler(solver=build(settings["solver"]), steps=settings["steps"])
     options = {name: settings[name] for name in ("divergence", "probes", "probe", "seed")}
     begin = time.perf_counter()
     with Bar(of.n) as bar:
         result = estimates(of.field, x, of.y, sampler, **options, progress=bar)
         seconds = time.perf_counter() - begin
-    log_p = result.each.mean(1)
+    log_p = result.each.mean(1) + scale
     if bad := int((~log_p.isfinite()).sum()):
         raise FmdiffError(
             f"{bad} of {of.n} samples have no finite log p(x): try more steps or dtype=float64; "
@@ -145,6 +167,20 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
     write(folder, "likelihood", report, {"log_prob": log_p, "se": each_se, **of.given}, of)
     for name in ("likelihood.npz", "likelihood.json"):
         print(f"  {folder / name}")
+
+
+def log_det(field: Field) -> float:
+    """log |dz/dx| of the codec of a field, 0.0 without one.
+
+    Raises FmdiffError for a codec without inverse, like an autoencoder.
+    """
+    scale = 0.0 if field.codec is None else field.codec.log_det()
+    if scale is None:
+        raise FmdiffError(
+            "this model learns the latents of an autoencoder, and nats or bits of latents are not "
+            "of samples: likelihood needs a model of the samples themselves"
+        )
+    return scale
 
 
 def _figures(log_p: Tensor, shape: tuple[int, ...]) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,10 +45,16 @@ class Latent(Codec):
         """The sample (B, *outer) of a latent as `posterior` gives it, (B, *latent)."""
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.standard.encode(self.posterior(x)[0])
+        z = self.posterior(x.to(self._dtype))[0]
+        return self.standard.encode(z.to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.reconstruct(self.standard.decode(z))
+        return self.reconstruct(self.standard.decode(z).to(self._dtype)).to(z.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The type of the weights, in which a codec computes whatever the type of the samples."""
+        return next(self.parameters()).dtype
 
     def standardise(self, mean: Tensor, scale: Tensor) -> None:
         """Set mean and scale (C,) of the channels of the posterior's mean over the data."""

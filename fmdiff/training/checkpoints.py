@@ -12,6 +12,7 @@ from lightning import pytorch as pl
 from fmdiff.build import build, locate
 from fmdiff.condition import alike, described
 from fmdiff.errors import Failed, FmdiffError
+from fmdiff.models.autoencoder import Latent
 from fmdiff.models.network import takes
 from fmdiff.objectives.flow_map import FlowMap
 from fmdiff.runs import averages, checkpoint
@@ -80,6 +81,7 @@ def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
     check_conditions(module, stored["spec"], path)
     _load(module, stored, path)
     check_data(stored["spec"]["data"], spec(module)["data"])
+    check_codec(module, stored)
     # as the weights were trained with them; runs of earlier versions did not centre their data
     module.objective.data_std = stored["spec"]["data"]["std"]
     module.objective.data_mean = data_mean(stored["spec"])
@@ -95,6 +97,23 @@ def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
     module.tally.load(training["sums"])
+
+
+def check_codec(module: Training, stored: Mapping[str, Any]) -> None:
+    """Raises FmdiffError if a run would go on in the latent space of another autoencoder."""
+    codec = module.objective.codec
+    if not isinstance(codec, Latent):
+        return
+    saved, now = stored.get("codec") or {}, codec.state_dict()
+    if saved.keys() != now.keys() or any(
+        not torch.equal(saved[name], value.cpu())
+        for name, value in now.items()
+        if not name.startswith("standard.")
+    ):
+        raise FmdiffError(
+            "the autoencoder is another than when this run began, so its latents mean something "
+            "else: name a checkpoint file of the old one by data.autoencoder=, or begin a new run"
+        )
 
 
 def check_progress(module: Training, saved: Mapping[str, Any]) -> None:
