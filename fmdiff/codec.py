@@ -91,6 +91,16 @@ class Standard(Codec):
         return {"_target_": "fmdiff.codec.Standard", "shape": list(self.outer)}
 
 
+def kind_of(outer: Sequence[int], codec: Codec | None = None) -> str:
+    """What samples of the shape `outer` are to a user: points, series, images or arrays.
+
+    (d,) are points and (C, L) series. (C, H, W) are images in [-1, 1], or arrays of other numbers.
+    """
+    if len(outer) < 3:
+        return "points" if len(outer) == 1 else "series"
+    return "images" if codec is None or codec.pixels else "arrays"
+
+
 def frozen(codec: Codec) -> Codec:
     """The codec in evaluation mode and without gradients."""
     return codec.eval().requires_grad_(False)

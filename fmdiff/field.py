@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fmdiff.build import spec_of
-from fmdiff.codec import Codec
+from fmdiff.codec import Codec, kind_of
 from fmdiff.condition import Form, Given, given, in_turn
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, class_number, nearest
@@ -123,6 +123,11 @@ class Field:
     def outer(self) -> tuple[int, ...]:
         """The shape of a sample as the user knows it."""
         return self.shape if self.codec is None else self.codec.outer
+
+    @property
+    def kind(self) -> str:
+        """What its samples are to a user: points, series, images or arrays."""
+        return kind_of(self.outer, self.codec)
 
     def given(self, **values: Any) -> Self:
         """The same field, whose samples have these conditions in turn; others are unknown.

@@ -300,9 +300,9 @@ class Subject(NamedTuple):
 def subject(settings: dict[str, Any], data: bool = False) -> Subject:
     """The field named by `ckpt=`, or by `model=` and `data=`, and the data it stands for.
 
-    data: whether the data of a checkpoint are needed. Sampling does not need them: pictures of
-    points show them if their file is there. Raises FmdiffError if the checkpoint, the model or the
-    data cannot be loaded.
+    data: whether the data of a checkpoint are needed. Sampling does not need them: pictures other
+    than those of images show them if their file is there. Raises FmdiffError if the checkpoint,
+    the model or the data cannot be loaded.
     """
     if settings["ckpt"]:
         file = find(settings["ckpt"])
@@ -317,7 +317,7 @@ def subject(settings: dict[str, Any], data: bool = False) -> Subject:
             error.about = about
             error.data = _data(content, trust, error.codec.outer, data) if data else None
             raise
-        needed = data or len(field.outer) == 1
+        needed = data or field.kind != "images"
         source = _data(content, trust, field.outer, data) if needed else None
         return Subject(field, source, about)
     source = build(settings["data"], base=locate(CONTRACTS["fmdiff.data"]))
@@ -340,7 +340,7 @@ def _data(
     vouch({"data": about["source"]}, trust, content.title)
     source: Any = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     user = source.user
-    if len(outer) > 1:
+    if user.axes == 3:
         return user  # images of a folder that is gone have no shape, and need none to be sampled
     try:
         shape = tuple(user.shape if user.codec is None else user.codec.outer)

@@ -40,10 +40,7 @@ Receive = Callable[[Tensor, Given | None], None]  # samples and conditions of a 
 
 @dataclass
 class Samples:
-    """Samples x (n, *outer) float32 or float64, labels y (n,) int64 or None, and their cost.
-
-    They are as the user knows them: a codec has decoded them.
-    """
+    """Samples x (n, *outer) as a user knows them, labels y (n,) int64 or None, and their cost."""
 
     x: Tensor
     y: Tensor | None
@@ -58,14 +55,13 @@ class Samples:
     x_hat: tuple[Tensor, Tensor] | None = None
     # the conditions of the samples besides the label, by name: (n, *shape), NaN if not given
     given: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    codec: Codec | None = None  # what has decoded them
 
     def _repr_html_(self) -> str:
-        """A picture and a table for notebooks. The function is named, as YAML files name theirs,
-        so that no picture is imported before one is shown.
-        """
+        """A picture and a table for notebooks; their code is imported when they are shown."""
         cost = {"steps": self.plan.steps, "evaluations per sample": f"{self.nfe_counted:g}"}
-        html: str = locate("fmdiff.pictures.notebook.of_samples")(self.x, self.y, cost)
-        return html
+        show = locate("fmdiff.pictures.notebook.of_samples")
+        return str(show(self.x, self.y, cost, self.codec))
 
 
 def default_batch_size(shape: tuple[int, ...]) -> int:
@@ -335,6 +331,7 @@ class _Harvest:
             trajectory,
             x_hat,
             named(y),
+            self.codec,
         )
 
     def _decoded_frames(self, frames: Frames) -> Frames:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fmdiff import files
-from fmdiff.build import vouch
+from fmdiff.build import build, vouch
 from fmdiff.commands import arguments, grid
 from fmdiff.commands.conclude import compare, conclude
 from fmdiff.commands.field_errors import field_errors
@@ -22,6 +22,7 @@ from fmdiff.commands.reconstructions import bound, reconstructions
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.condition import Given
 from fmdiff.data import saved
+from fmdiff.data.base import Data
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.loading import Encodes
@@ -35,7 +36,7 @@ from fmdiff.metrics.subset import choice
 from fmdiff.sampling import Samples
 from fmdiff.settings import schema
 
-POINTS, IMAGES = 10_000, 2_000  # samples judged by default
+POINTS, SERIES, IMAGES = 10_000, 2_000, 2_000  # samples judged by default
 PIXELS = 1000  # images that are searched for neighbours
 
 
@@ -83,14 +84,18 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
         raise FmdiffError(f"n={settings['n']}: {path} holds {len(x)} samples")
     if n < 2:
         raise FmdiffError(f"samples={path} holds {n} sample, and a metric needs 2 at least")
-    images = x.ndim == 4
-    shape = (x.shape[3], *x.shape[1:3]) if images else tuple(x.shape[1:])
+    shape, kind = saved.shape_of(x)
     classes = 0 if y is None else int(y.max()) + 1
-    pairs = saved.partners(path, x, "samples") if images else None
+    pairs = saved.partners(path, x, "samples") if kind == "images" else None
     paired = pairs is not None
-    jury = judge(settings, None, shape, classes, settings["seed"], where, paired=paired)
+    data: Data | None = None
+    if settings["data"]:
+        data = build(settings["data"], base=Data)
+        data.prepare()
+    about = data, shape, classes, settings["seed"]
+    jury = judge(settings, *about, where, paired=paired, kind=kind)
     jury.check(n)
-    if not images:
+    if kind != "images":
         jury.warnings += outlier(x, f"samples={path}")
     sha256 = content_hash(*(part for part in (x, y) if part is not None))
     columns: list[Any] = [x, y, *(pairs or ())]
@@ -104,7 +109,7 @@ def _files(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
         add(*(part if part is None else part[batch] for part in columns))
     metrics = jury.results()
     print(results.as_text(metrics))
-    pixels = columns[0] if images else None
+    pixels = columns[0] if kind == "images" else None
     of = {"samples": str(path), "samples_sha256": sha256}
     conclude(folder, "evaluate", settings, jury, metrics, pixels, **of)
 
@@ -114,13 +119,13 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     devices = settings["devices"]
     with processes.after_rank_0():
         try:
-            stage = set_up(settings, where, POINTS, IMAGES)
+            stage = set_up(settings, where, POINTS, IMAGES, series=SERIES)
         except Encodes as error:
             return reconstructions(error, settings, where, folder, IMAGES)
         processes.divisible(stage.n, stage.size, devices)
         arguments.use_threads(stage, devices)
         about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
-        jury = judge(settings, *about, where, spread=True, paired=stage.real is not None)
+        jury = judge(settings, *about, where, True, stage.real is not None, stage.kind)
         jury.check(stage.n)
     evaluation = Evaluation(stage, jury, folder)
     with processes.group("evaluate", folder, devices, where):

@@ -174,7 +174,7 @@ def _check(of: Subject, last: Solver, steps: list[int]) -> None:
         outside(settings["inpaint"], of.field.shape)
     if count and (not of.images or of.n < 2):
         raise FmdiffError(
-            f"interpolate={count} needs two images or more, and n={of.n} of {of.noun} are given"
+            f"interpolate={count} needs two images or more, and n={of.n} of {of.kind} are given"
         )
     if settings["straightness"] and own_steps(last, steps) == [None]:
         raise FmdiffError("straightness=true needs a last solver that takes equal steps, like rk4")
@@ -182,7 +182,7 @@ def _check(of: Subject, last: Solver, steps: list[int]) -> None:
 
 def _print(of: Subject, rows: list[dict[str, Any]]) -> None:
     unit = "of an element, data in [-1, 1]" if of.images else "of a coordinate"
-    print(f"{of.n} {of.noun} to noise and back; error {unit}")
+    print(f"{of.n} {of.kind} to noise and back; error {unit}")
     cells = [["solver", "steps", "nfe", "max", "rms"]]
     for row in rows:
         errors = [f"{row[name]:.3g}" for name in ("max", "rms")]

@@ -132,7 +132,7 @@ def likelihood(cfg: DictConfig, folder: Path) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     of = subject(settings, POINTS, IMAGES)
     solver, scale = settings["choices"]["solver"], log_det(of.field)
-    print(f"{of.quantity}: {of.n} {'dequantised ' * of.images}{of.noun}, {solver}")
+    print(f"{of.quantity}: {of.n} {'dequantised ' * of.images}{of.kind}, {solver}")
     x = dequantise(of.x, settings["seed"]) if of.images else of.learned
     sampler = of.sampler(solver=build(settings["solver"]), steps=settings["steps"])
     options = {name: settings[name] for name in ("divergence", "probes", "probe", "seed")}

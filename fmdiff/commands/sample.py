@@ -1,4 +1,4 @@
-"""fmdiff sample: draws points or images from a checkpoint or an exact field."""
+"""fmdiff sample: draws points, series, images or arrays from a checkpoint or an exact field."""
 
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from fmdiff.machine.progress import Bar
 from fmdiff.pictures import given as beside
 from fmdiff.pictures import plots
 from fmdiff.pictures import samples as pictures
+from fmdiff.pictures.arrays import SEE
 from fmdiff.runs import zoo
 from fmdiff.sampling import UNGUIDED, Sampler, Samples
 from fmdiff.trajectory import velocities
@@ -34,16 +35,17 @@ if TYPE_CHECKING:
     from fmdiff.metrics.judge import Judge
     from fmdiff.metrics.metric import Metric
 
-POINTS, IMAGES = 10_000, 64  # samples by default
+POINTS, SERIES, IMAGES = 10_000, 1_000, 64  # samples by default
 
 
 def sample(cfg: DictConfig, folder: Path) -> None:
     """Draw cfg.n samples of ckpt= or model= into the folder. Prints the cost and the folder.
 
-    Writes samples.npz (arr_0: uint8 images (N, H, W, C) or float32 points (N, d); labels if there
-    are classes), samples.csv of tables, grid.png or scatter.png, and sample.json. On request it
-    also writes png/000000.png ..., animations (trajectory.gif, x_hat.gif and, for 2-D data,
-    field.gif) and results.json.
+    Writes samples.npz (arr_0: uint8 images (N, H, W, C), or float32 points (N, d), series
+    (N, C, L) or arrays (N, C, H, W); labels if there are classes), samples.csv of tables,
+    grid.png, scatter.png, corner.png or series.png, and sample.json. On request it also writes
+    png/000000.png ..., animations (trajectory.gif, x_hat.gif and, for 2-D data, field.gif) and
+    results.json.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     devices, judge = settings["devices"], None
@@ -51,16 +53,17 @@ def sample(cfg: DictConfig, folder: Path) -> None:
         settings["steps"] = zoo.steps(settings["ckpt"] or "")
     where = place(settings, "trajectory=true is drawn by" if settings["trajectory"] else None)
     with processes.after_rank_0():
-        stage = set_up(settings, where, POINTS, IMAGES, data=bool(settings["metrics"]))
+        needed = bool(settings["metrics"])
+        stage = set_up(settings, where, POINTS, IMAGES, data=needed, series=SERIES)
         processes.divisible(stage.n, stage.size, devices)
         arguments.use_threads(stage, devices)
         sampler = arguments.sampler(stage, settings)
         if settings["metrics"]:
             from fmdiff.metrics import judge as judges
 
-            about = stage.data, stage.field.outer, stage.field.classes
-            seed, paired = settings["seed"], stage.real is not None
-            judge = judges.judge(settings, *about, seed, where, spread=True, paired=paired)
+            about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
+            paired = stage.real is not None
+            judge = judges.judge(settings, *about, where, True, paired, stage.kind)
             judge.check(stage.n)
     y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
     view = sampler.seen(stage.field, y)
@@ -95,7 +98,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
 
 
 class Batches:
-    """Collects samples: images as pixels, uint8 (n, H, W, C), or points (n, d)."""
+    """Collects samples: images as pixels, uint8 (n, H, W, C), others as floats (n, *outer)."""
 
     def __init__(self) -> None:
         self.xs: list[Tensor] = []
@@ -128,7 +131,7 @@ class Output:
 
     @cached_property
     def x(self) -> Tensor:
-        """Images uint8 (n, H, W, C) or points (n, d)."""
+        """Images uint8 (n, H, W, C), or floats (n, *outer)."""
         return torch.cat(self.batches.xs)
 
     @cached_property
@@ -208,6 +211,7 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Fiel
 def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[str]:
     """Write samples.npz and pictures of samples. Returns the names of the files."""
     settings, samples, labels = stage.settings, output.samples, output.labels
+    codec = stage.codec
     x = output.x.numpy() if stage.images else output.x.float().numpy()
     more = {} if labels is None else {"labels": labels.numpy()}
     given = {name: part.float().cpu().numpy() for name, part in named(output.y).items()}
@@ -217,7 +221,6 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
         more["real"] = to_uint8(real).numpy() if stage.images else real.float().numpy()
     files.write_npz(folder / "samples.npz", {"arr_0": x, **more})
     names = ["samples.npz"]
-    codec = stage.field.codec
     if codec is not None and codec.column_names:
         table = rows_of(codec, x, more.get("labels"), stage.field.names)
         files.write_text(folder / "samples.csv", tables.as_csv(table))
@@ -225,8 +228,12 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
     if stage.images:
         classes = stage.field.names
         names += pictures.image_files(x, labels, folder, settings["png"], classes)
+    elif stage.kind == "points":
+        names += pictures.point_files(x, stage.data, folder, samples.trajectory, codec)
     else:
-        names += pictures.point_files(x, stage.data, folder, samples.trajectory)
+        names += pictures.array_files(x, stage.kind, stage.data, folder, codec)
+    if stage.kind == "arrays":
+        print(f"note: in grid.png {SEE}")
     if stage.field.values:
         names += _beside(stage, x, given, more.get("real"), labels, folder)
     if samples.trajectory is None:
@@ -234,8 +241,12 @@ def write(stage: Stage, sampler: Sampler, output: Output, folder: Path) -> list[
     watches = {"trajectory": samples.trajectory}
     if samples.x_hat is not None:
         watches["x_hat"] = samples.x_hat
-    arrows = partial(_arrows, stage, sampler, output.y) if samples.plan.steps else None
-    return names + pictures.films(watches, folder, settings["animation"], stage.data, arrows)
+    arrows = None
+    # with a codec the field is not in the user's space
+    if samples.plan.steps and stage.field.codec is None:
+        arrows = partial(_arrows, stage, sampler, output.y)
+    form, kind = settings["animation"], stage.kind
+    return names + pictures.films(watches, folder, form, stage.data, arrows, kind)
 
 
 def _beside(

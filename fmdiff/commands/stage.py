@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from fmdiff.build import spec_of
+from fmdiff.codec import Codec
 from fmdiff.commands.given import Real, bound, needs_data
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.loading import subject
 from fmdiff.machine import device, processes
-from fmdiff.models.network import KINDS
 from fmdiff.sampling import default_batch_size, usual_solver
 
 
@@ -30,23 +30,34 @@ class Stage:
     real: Real | None = None  # those whose conditions the samples are given
 
     @property
-    def images(self) -> bool:
-        """Whether the samples are images, not points or series."""
-        return len(self.field.outer) == 3
+    def kind(self) -> str:
+        """What the samples are to a user: points, series, images or arrays."""
+        return self.field.kind
 
     @property
-    def noun(self) -> str:
-        """What the samples are: points, series or images."""
-        return KINDS[len(self.field.outer)][0]
+    def codec(self) -> Codec | None:
+        """What decodes the samples, and names their columns."""
+        return self.field.codec or (None if self.data is None else self.data.codec)
+
+    @property
+    def images(self) -> bool:
+        """Whether the samples are images, in [-1, 1]."""
+        return self.kind == "images"
 
 
 def set_up(
-    settings: dict[str, Any], where: torch.device, points: int, images: int, data: bool = True
+    settings: dict[str, Any],
+    where: torch.device,
+    points: int,
+    images: int,
+    data: bool = True,
+    series: int | None = None,
 ) -> Stage:
     """Build the stage that settings describe.
 
-    points, images: the default numbers of samples; series count as images. data: whether the data
-    of images are needed; those of points are always loaded.
+    points, images: the default numbers of samples; arrays have that of images, and so have series
+    without their own. data: whether the data are needed. Those of images are not loaded otherwise,
+    and others are if they can be.
 
     A setting solver=null becomes the solver that suits the field. Raises FmdiffError for a model
     or data that cannot be loaded.
@@ -57,7 +68,8 @@ def set_up(
         name, keys = usual_solver(field)
         settings["solver"] = spec_of("solver", name) | keys
         settings["choices"] = settings["choices"] | {"solver": name}
-    n = settings["n"] or (points if len(field.outer) == 1 else images)
+    usual = {"points": points, "series": series or images}.get(field.kind, images)
+    n = settings["n"] or usual
     size = min(settings["batch_size"] or default_batch_size(field.shape), n)
     field, real = bound(field, words, source, n, settings["seed"])
     parts = {"field": field, "data": source, "about": about, "real": real}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fmdiff.codec import Codec
+from fmdiff.codec import Codec, kind_of
 from fmdiff.condition import Form, Given, given, join
 from fmdiff.data.shards import Shards
 from fmdiff.errors import FmdiffError, class_number
@@ -122,6 +122,21 @@ class Data(ABC):
     def user(self) -> "Data":
         """The data set as a user knows it: itself, or the one whose latents it consists of."""
         return self
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """The shape of a sample as a user knows it, that of `sample`."""
+        return tuple(self.shape) if self.codec is None else self.codec.outer
+
+    @property
+    def kind(self) -> str:
+        """What its samples are to a user: points, series, images or arrays."""
+        return kind_of(self.outer, self.codec)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the components of points, or of channels; () if they have none."""
+        return () if self.codec is None else self.codec.column_names
 
     def comparable(self, x: Tensor) -> Tensor:
         """Samples x (B, ...) as a user knows them, scaled so that distances mean something."""

@@ -15,9 +15,10 @@ LARGEST = 1e150  # float64 can square and add such numbers
 
 
 def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | None]:
-    """Read images uint8 (N, H, W, C) or points (N, d), and labels int64 or None.
+    """Read images uint8 (N, H, W, C) or numbers, and labels int64 or None.
 
-    Points are float64 if the file's are wider than float32, and float32 otherwise.
+    Numbers are points (N, d), series (N, C, L) or arrays (N, C, H, W). They are float64 if the
+    file's are wider than float32, and float32 otherwise.
 
     A .npz holds them as `arr_0` (and `labels`), and a folder of `fmdiff sample` is read by its
     samples.npz. Another folder holds image files of one size, in itself
@@ -35,10 +36,10 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
         raise FmdiffError(f"{option}={path} holds {names}, and samples are arr_0")
     x, y = arrays["arr_0"], arrays.get("labels")
     images = x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3)
-    if not (images or (x.dtype.kind == "f" and x.ndim == 2)) or not x.size:
+    if not (images or (x.dtype.kind == "f" and 2 <= x.ndim <= 4)) or not x.size:
         raise FmdiffError(
             f"{option}={path} holds arr_0 of {x.dtype} {x.shape}: images are uint8 (N, H, W, 1 or "
-            "3), points float (N, d)"
+            "3), points float (N, d), series float (N, C, L), other arrays float (N, C, H, W)"
         )
     if y is not None and (y.shape != (len(x),) or y.dtype.kind not in "iu"):
         raise FmdiffError(f"{option}={path} holds labels of {y.dtype} {y.shape}, not ({len(x)},)")
@@ -48,7 +49,7 @@ def read(path: Path, option: str, channels: int = 1) -> tuple[Tensor, Tensor | N
             "labels are 0 or above"
         )
     labels = None if y is None else torch.from_numpy(y.astype(np.int64))
-    return torch.from_numpy(x) if images else _points(x, f"{option}={path}"), labels
+    return torch.from_numpy(x) if images else _numbers(x, f"{option}={path}"), labels
 
 
 def partners(path: Path, x: Tensor, option: str) -> tuple[Tensor, Tensor | None] | None:
@@ -73,15 +74,24 @@ def partners(path: Path, x: Tensor, option: str) -> tuple[Tensor, Tensor | None]
     return torch.from_numpy(real), there if there.shape == x.shape else None
 
 
-def _points(x: np.ndarray, name: str) -> Tensor:
-    """Points (N, d). Raises FmdiffError for a number that is not finite or cannot be squared."""
-    wrong = ~(np.abs(x.astype(np.float64)) <= LARGEST)
+def shape_of(x: Tensor) -> tuple[tuple[int, ...], str]:
+    """The shape of one of the samples that `read` returns, channels first, and what they are."""
+    if x.dtype == torch.uint8:
+        *size, channels = x.shape[1:]
+        return (channels, *size), "images"
+    return tuple(x.shape[1:]), {2: "points", 3: "series", 4: "arrays"}[x.ndim]
+
+
+def _numbers(x: np.ndarray, name: str) -> Tensor:
+    """x (N, ...). Raises FmdiffError for a number that is not finite or cannot be squared."""
+    flat = x.reshape(len(x), -1)
+    wrong = ~(np.abs(flat.astype(np.float64)) <= LARGEST)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         count = wrong.any(1).sum()
         raise FmdiffError(
-            f"{name} holds {x[row, column]} in row {row} (the first is row 0): points are finite "
-            f"numbers up to {LARGEST:g}, and {count} of its {len(x)} rows are not"
+            f"{name} holds {flat[row, column]} in row {row} (the first is row 0): points are "
+            f"finite numbers up to {LARGEST:g}, and {count} of its {len(x)} rows are not"
         )
     return torch.from_numpy(x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32))
 

@@ -106,6 +106,11 @@ class RealData(Field):
         self.shape = data.shape if data.codec is None else data.codec.outer
         self.classes, self.conditions = data.classes, data.conditions
 
+    @property
+    def kind(self) -> str:
+        kind: str = self.data.kind
+        return kind
+
     def interval(self, kind: Kind = "v") -> tuple[float, float]:
         return 1.0, 1.0
 

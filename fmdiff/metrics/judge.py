@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmdiff import files
 from fmdiff.build import build, config_folder, named
+from fmdiff.codec import kind_of
 from fmdiff.data import saved
 from fmdiff.data.base import Data
 from fmdiff.data.images import Images
@@ -29,7 +30,8 @@ from fmdiff.metrics.images import (
 from fmdiff.metrics.metric import Metric
 from fmdiff.metrics.paired import NAMES as OF_PAIRS
 from fmdiff.metrics.paired import PairedMetrics
-from fmdiff.metrics.points import measures, measures_of, outlier, point_metrics
+from fmdiff.metrics.points import DISTANCES, measures_of, outlier, point_metrics, usual
+from fmdiff.metrics.series import features_text
 from fmdiff.metrics.subset import CHOICE, part
 
 SPLITS = ("train", "test")
@@ -47,7 +49,11 @@ class Judge(Protocol):
         """The names of the metrics."""
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Add images uint8 (B, H, W, C) or points (B, d), and the classes (B,) they are for."""
+        """Add samples and the classes (B,) they are for.
+
+        Images are uint8 (B, H, W, C); points (B, d), series (B, C, L) and arrays (B, C, H, W)
+        floats.
+        """
 
     def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
         """The metrics of all samples added, by name.
@@ -66,10 +72,10 @@ class Judge(Protocol):
 
 
 class PointMetrics:
-    """Metrics of points against fresh points of a data set, or against points (m, d) of a file.
+    """Metrics of points, series or arrays against those of a data set, or those of a file.
 
-    names: null takes all that the data set allows. With `spread` each process of the default
-    group adds its own samples, and all must call `results`, which is of all samples.
+    names: null takes the usual ones. shape: that of a sample. With `spread` each process of the
+    default group adds its own samples, and all must call `results`, which is of all samples.
     Raises FmdiffError for a name that the data set does not allow.
     """
 
@@ -80,10 +86,14 @@ class PointMetrics:
         reference: Tensor | None,
         seed: int,
         spread: bool = False,
+        shape: Sequence[int] = (2,),
     ) -> None:
-        self.names = list(measures_of(names or list(measures(data)), data))
+        self.names = list(measures_of(names or usual(data, shape), data, shape))
         self.data, self.reference, self.seed, self.spread = data, reference, seed, spread
         self.warnings: list[str] = []
+        few = [name for name in self.names if name in DISTANCES]
+        if few and (text := features_text(shape)):
+            self.warnings.append(f"{', '.join(few)}: {text}")
         self.clear()
 
     @property
@@ -96,20 +106,26 @@ class PointMetrics:
         self.points: list[Tensor] = []
 
     def check(self, n: int) -> None:
-        """Raises FmdiffError for fewer than 4 samples, or fewer than 4 points of the file."""
-        if n < 4 or (self.reference is not None and len(self.reference) < 4):
+        """Raises FmdiffError for fewer than 4 samples, or fewer than 4 of the reference."""
+        if min(n, self._limit() or n) < 4:
             raise FmdiffError(f"n={n}: metrics of points need 4 samples and 4 points at least")
+
+    def _limit(self) -> int | None:
+        """How many samples the reference has; None if they are drawn in any number."""
+        if self.reference is not None:
+            return len(self.reference)
+        return None if self.data is None else self.data.references
 
     def digest(self) -> str:
         """A SHA-256 of the file's points, or of as many of the data set's as stand for it."""
         points = self.reference
         if points is None:
             assert self.data is not None
-            points = self.data.sample(0, STANDING, 0)[0]
+            points = self.data.sample(0, min(STANDING, self._limit() or STANDING), 0)[0]
         return statistics.content_hash(points)
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Add points (B, d). Their classes are not used."""
+        """Add samples (B, *shape). Their classes are not used."""
         self.points.append((x if x.dtype == torch.float64 else x.float()).cpu())
 
     def results(self, reasons: list[str] | None = None) -> dict[str, Metric]:
@@ -117,7 +133,7 @@ class PointMetrics:
         x = torch.cat(self.points)
         if self.spread:
             x = gather(x)
-        n = len(x) if self.reference is None else min(len(x), len(self.reference))
+        n = min(len(x), self._limit() or len(x))
         metrics = point_metrics(self.names, x, self.data, n, self.seed, self.reference, reasons)
         for name, metric in metrics.items():
             if metric.n < len(x):
@@ -175,26 +191,28 @@ def judge(
     device: str | torch.device,
     spread: bool = False,
     paired: bool = False,
+    kind: str | None = None,
 ) -> Judge:
     """The judge described by the keys metrics, features and against of the settings.
 
-    data: the data set that samples of `shape` and `classes` stand for, or None. spread: each rank
-    adds its own samples, and all call `results`. paired: each sample stands for a real image.
-    Raises FmdiffError for settings that do not go together.
+    data: the data set that samples of `shape` and `classes` stand for, or None. shape and kind:
+    those of a sample to a user (see `codec.kind_of`). spread: each rank adds its own samples, and
+    all call `results`. paired: each sample stands for a real image. Raises FmdiffError for
+    settings that do not go together.
     """
-    channels = shape[0] if len(shape) == 3 else 1
-    real = against(settings["against"], data, channels)
-    _check_shape(real, shape, f"against={settings['against']}")
-    if len(shape) == 1:
-        return _of_points(settings, real, seed, spread)
+    kind = kind or kind_of(shape)
+    real = against(settings["against"], data, shape[0] if kind == "images" else 1)
+    _check_shape(real, shape, kind, f"against={settings['against']}")
+    if kind != "images":
+        return _of_points(settings, real, shape, seed, spread)
     return _of_images(settings, data, real, shape, classes, seed, device, spread, paired)
 
 
-def _of_points(settings: dict[str, Any], real: Against, seed: int, spread: bool) -> PointMetrics:
+def _of_points(
+    settings: dict[str, Any], real: Against, shape: tuple[int, ...], seed: int, spread: bool
+) -> PointMetrics:
     """See `judge`."""
-    if real.statistics is not None:
-        raise FmdiffError(f"against={real.statistics}: points are compared with points")
-    points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread)
+    points = PointMetrics(settings["metrics"], real.data, real.samples, seed, spread, shape)
     if real.samples is not None:
         points.warnings += outlier(real.samples, f"against={settings['against']}")
     return points
@@ -278,18 +296,23 @@ def _of_distance(judge: ImageMetrics, real: Against) -> list[str]:
     return warnings
 
 
-def _check_shape(real: Against, shape: tuple[int, ...], option: str) -> None:
-    """Raises FmdiffError if samples of `shape` cannot be compared with `real`."""
-    other = tuple(shape if real.data is None else real.data.shape)
+def _check_shape(real: Against, shape: tuple[int, ...], kind: str, option: str) -> None:
+    """Raises FmdiffError if samples of `shape` and `kind` cannot be compared with `real`."""
+    other, theirs = tuple(shape), kind
+    if real.data is not None:
+        other, theirs = real.data.outer, real.data.kind
+    if real.statistics is not None:
+        theirs = "images"
     if real.samples is not None:
         if len(real.samples) < 2:
             raise FmdiffError(f"{option} holds one sample, and a metric needs 2 at least")
-        *size, last = real.samples.shape[1:]
-        other = (last, *size)  # pixels are (N, H, W, C)
+        other, theirs = saved.shape_of(real.samples)
     if other != tuple(shape):
         raise FmdiffError(
             f"{option} is data of shape {list(other)}, and the samples have shape {list(shape)}"
         )
+    if theirs != kind:
+        raise FmdiffError(f"{option}: {theirs} are no reference of {kind}")
 
 
 def _extractor(spec: dict | None, data: Data | None, shape: tuple[int, ...]) -> Features:

@@ -1,11 +1,11 @@
-"""Metrics of samples of a point data set."""
+"""Metrics of samples that are no images: points, series, and arrays of other numbers."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,16 @@ from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError, nearest
 from fmdiff.exact import exact
 from fmdiff.metrics import distances
+from fmdiff.metrics.columns import correlation, ks
 from fmdiff.metrics.metric import Metric, Metrics, impossible, normal_interval, wilson
+from fmdiff.metrics.series import autocovariance, features, spectrum
 from fmdiff.metrics.subset import part, thin
 from fmdiff.path import CondOT
 from fmdiff.randomness import key
 
+KINDS = {1: "points", 2: "series", 3: "arrays"}  # by the axes of a sample
+DISTANCES = ("sw2", "w2", "mmd2", "energy")  # between points, or features of series and arrays
+USUAL = {2: ("sw2", "energy", "autocovariance", "spectrum"), 3: ("sw2", "energy")}  # by axes
 ROWS = 1024  # points whose component densities are in memory at a time
 FAR = 1e6  # a point this many times as far as half of the others decides what distances say
 
@@ -108,42 +113,75 @@ def off_support(samples: Tensor, reference: Tensor, data: Data) -> Metric:
 
 
 class Measure(NamedTuple):
-    """A metric of points, and how its noise floor is measured."""
+    """A metric, and how its noise floor is measured."""
 
     metric: Callable[[Tensor, Tensor], Metric]  # called with samples and reference
     value: Callable[[Tensor, Tensor], float]  # the value alone, or its size if it is unbiased
     pairs: int  # pairs of fresh sets for the floor
 
 
-def measures(data: Data | None) -> dict[str, Measure]:
-    """The metrics that a data set allows, by name. None stands for points of a file."""
+def measures(data: Data | None, shape: Sequence[int] = (2,)) -> dict[str, Measure]:
+    """The metrics that a data set allows, by name. None stands for samples of a file.
+
+    Distances compare `features` of `data.comparable` samples, other metrics the samples as they
+    are. shape: that of samples of a file.
+    """
+    shape = shape if data is None else data.outer
+
+    def view(x: Tensor) -> Tensor:
+        return features(x if data is None else data.comparable(x))
+
+    def seen(distance: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+        return lambda a, b: distance(view(a), view(b))
+
     by_name = {
-        "sw2": Measure(distances.sw2, distances.sliced_wasserstein2, 32),
-        "w2": Measure(distances.w2, distances.wasserstein2, 8),
+        "sw2": Measure(seen(distances.sw2), seen(distances.sliced_wasserstein2), 32),
+        "w2": Measure(seen(distances.w2), seen(distances.wasserstein2), 8),
     }
     for kernel in (distances.mmd2, distances.energy):
-        by_name[kernel.__name__] = Measure(kernel, partial(_size, kernel), 8)
-    own: list[Callable[..., Metric]] = []
-    if data is not None and data.mixture() is not None:
-        own += [nll, modes]
-    if data is not None and data.off_support(torch.zeros(1, *data.shape)) is not None:
-        own.append(off_support)
-    for metric in own:
-        bound = partial(metric, data=data)
-        by_name[metric.__name__] = Measure(bound, partial(_value, bound), 32)
+        by_name[kernel.__name__] = Measure(seen(kernel), seen(partial(_size, kernel)), 8)
+    for metric, pairs in _own(data, shape):
+        by_name[metric.func.__name__] = Measure(metric, partial(_value, metric), pairs)
     return by_name
 
 
-def measures_of(names: Sequence[str], data: Data | None) -> dict[str, Measure]:
+def _own(data: Data | None, shape: Sequence[int]) -> list[tuple[partial[Metric], int]]:
+    """The metrics other than distances, and the number of pairs for the floor of each."""
+    own: list[tuple[partial[Metric], int]] = []
+    if data is not None and data.mixture() is not None:
+        own += [(partial(nll, data=data), 32), (partial(modes, data=data), 32)]
+    if data is not None and data.off_support(torch.zeros(1, *shape)) is not None:
+        own.append((partial(off_support, data=data), 32))
+    names = () if data is None else data.column_names
+    if len(shape) == 1:
+        own.append((partial(ks, names=names), 32))
+    if len(shape) == 1 and shape[0] > 1:
+        own.append((partial(correlation, names=names), 8))
+    if len(shape) == 2:
+        own += [(partial(autocovariance), 32), (partial(spectrum), 32)]
+    return own
+
+
+def usual(data: Data | None, shape: Sequence[int]) -> list[str]:
+    """The metrics for metrics=null. Those of columns are for tables, whose columns have names."""
+    axes = len(shape if data is None else data.outer)
+    if axes > 1:
+        return list(USUAL[axes])
+    table = data is not None and bool(data.column_names)
+    return [name for name in measures(data, shape) if table or name not in ("ks", "correlation")]
+
+
+def measures_of(
+    names: Sequence[str], data: Data | None, shape: Sequence[int] = (2,)
+) -> dict[str, Measure]:
     """The `measures` of these names. Raises FmdiffError for one that `data` does not allow."""
-    by_name = measures(data)
+    by_name = measures(data, shape)
     for name in names:
         if name not in by_name:
-            raise FmdiffError(
-                f"metrics=[{name}] cannot be had for "
-                f"{'points of a file' if data is None else f'{type(data).__name__} data'}; "
-                f"{nearest(name, by_name)}"
+            of = (
+                f"{KINDS[len(shape)]} of a file" if data is None else f"{type(data).__name__} data"
             )
+            raise FmdiffError(f"metrics=[{name}] cannot be had for {of}; {nearest(name, by_name)}")
     return {name: by_name[name] for name in names}
 
 
@@ -159,15 +197,33 @@ def _size(metric: Callable[[Tensor, Tensor], Metric], a: Tensor, b: Tensor) -> f
 def floor(name: str, data: Data, n: int) -> float:
     """The median of a metric between pairs of fresh sets of n points of `data`.
 
-    There are 32 pairs, but 8 for w2, mmd2 and energy. The last two may be negative, so the median
-    of their size is taken.
+    There are 32 pairs, but 8 for w2, mmd2, energy and correlation. mmd2 and energy may be
+    negative, so the median of their size is taken. The sets of a pair of data of a finite number
+    share no sample; see `floor_size`.
     """
-    measure = measures(data)[name]
+    measure, finite = measures(data)[name], data.references is not None
 
     def draw(n: int, seed: int) -> Tensor:
-        return data.sample(0, n, key(seed, "floor"))[0]
+        if not finite:
+            return data.sample(0, n, key(seed, "floor"))[0]
+        half = seed % 2 * n
+        return data.sample(half, half + n, key(seed // 2, "floor"))[0]
 
     return distances.noise_floor(draw, n, measure.pairs, measure.value)
+
+
+def floor_size(data: Data, n: int) -> int:
+    """The size of the sets of `floor` beside a metric of n: at most half of the data."""
+    return n if data.references is None else min(n, data.references // 2)
+
+
+def _with_floor(name: str, metric: Metric, data: Data, n: int) -> Metric:
+    """The metric with its floor, and a note if that is of smaller sets."""
+    size = floor_size(data, n)
+    if size < 4:
+        return metric
+    extra = {} if size == n else {"floor_n": size}
+    return replace(metric, floor=floor(name, data, size), extra=metric.extra | extra)
 
 
 def point_metrics(
@@ -179,21 +235,21 @@ def point_metrics(
     points: Tensor | None = None,
     reasons: list[str] | None = None,
 ) -> Metrics:
-    """The metrics `names` of n random rows of `samples` (N, d), against n fresh points of `data`.
+    """The metrics `names` of n random rows of `samples` (N, ...), against n of `data`.
 
-    The fresh points are a function of (seed, data, n), and model=data does not draw them. If data
-    is None, n random rows of `points` (M, d) take their place and there is no floor. Rows are
+    Fresh samples of data are a function of (seed, data, n), and model=data does not draw them. If
+    data is None, n random rows of `points` (M, ...) take their place, without a floor. Rows are
     chosen as by `subset.thin`, so the order of neither set matters. With `reasons` a metric that
     cannot be computed is left out, and the reason is added to them.
     Raises FmdiffError for a name that `data` does not allow, for n < 4 or fewer than n samples,
     and for samples that are not finite.
     """
-    by_name = measures_of(names, data)
     if data is not None:
-        shape, points = data.shape, data.sample(0, n, key(seed, "metrics"))[0]
+        shape, points = data.outer, data.sample(0, n, key(seed, "metrics"))[0]
     else:
         assert points is not None
         shape = tuple(points.shape[1:])
+    by_name = measures_of(names, data, shape)
     if not 4 <= n <= min(len(samples), len(points)):
         raise FmdiffError(
             f"n={n} must be from 4 to the number of samples, {len(samples)}"
@@ -201,32 +257,36 @@ def point_metrics(
         )
     if samples.shape[1:] != shape:
         raise FmdiffError(f"samples of shape {tuple(samples.shape[1:])} are not of data {shape}")
-    broken = int((~samples.isfinite()).any(1).sum())
+    broken = int((~samples.isfinite()).flatten(1).any(1).sum())
     if broken:
         raise FmdiffError(
             f"metrics={list(names)}: {broken} of n={len(samples)} samples are not finite"
         )
-    source = "points of a file"
+    source = f"{KINDS[len(shape)]} of a file"
+    total = len(points)
     if data is not None:
-        source = f"fresh points of {type(data).__name__}, seed {seed}"
+        fresh = "" if data.references else "fresh "
+        source = f"{fresh}{KINDS[len(shape)]} of {type(data).__name__}, seed {seed}"
+        total = data.references or total
     x, y = thin(samples.detach().cpu(), points, n)
     metrics = Metrics()
     for name in names:
         with impossible(name, reasons):
             metric = by_name[name].metric(x, y)
             if data is not None:
-                metric = replace(metric, floor=floor(name, data, n))
-            against = f"{part(metric.n, len(points))} {source}"
+                metric = _with_floor(name, metric, data, n)
+            against = f"{part(metric.n, total)} {source}"
             metrics[name] = replace(metric, reference=metric.reference or against)
     return metrics
 
 
 def outlier(x: Tensor, name: str) -> list[str]:
-    """A note about the row of x (n, d) that is farthest from the median, if it decides distances.
+    """A note about the row of x (n, ...) farthest from the median, if it decides distances.
 
     It does if it is a million times as far as half of the rows that differ from the median.
     """
-    sizes = (x.double() - x.double().median(0).values).abs().amax(1)
+    x = x.flatten(1).double()
+    sizes = (x - x.median(0).values).abs().amax(1)
     others, row = sizes[sizes > 0], int(sizes.argmax())
     if not len(others) or sizes[row] <= FAR * others.median():
         return []

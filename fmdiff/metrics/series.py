@@ -5,7 +5,8 @@ how the places of one series depend on each other. The mean of each channel of t
 subtracted from both sets, and values are in units of the reference's variance of the channel.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -31,9 +32,9 @@ def features(x: Tensor) -> Tensor:
     return flat[:, torch.linspace(0, flat.shape[1] - 1, PLACES).round().long()]
 
 
-def features_text(shape: tuple[int, ...]) -> str:
+def features_text(shape: Sequence[int]) -> str:
     """What `features` takes of samples of a shape, in words; '' if it takes all."""
-    total = torch.Size(shape).numel()
+    total = math.prod(shape)
     if len(shape) == 1 or total <= PLACES:
         return ""
     return f"compares {PLACES} of the {total:,} numbers of a sample, spread evenly"

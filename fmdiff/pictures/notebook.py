@@ -10,24 +10,28 @@ from PIL import Image
 from torch import Tensor
 
 from fmdiff import tables
+from fmdiff.codec import Codec, kind_of
 from fmdiff.data import decode
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
+from fmdiff.pictures.samples import figure
 
 LIMIT = 100_000  # bytes of a picture
 COUNTS = (64, 36, 16, 4, 1)  # images in the grid, as many as fit
 ACROSS = 768  # pixels
 TILE_WIDTH = 56  # pixels to which an image may be magnified
-POINTS = 5000  # points in the scatter
+POINTS = 5000  # samples in a picture of points or series
 DPI = 100
 CLASSES = 10  # labels that are named
 
 
-def of_samples(x: Tensor, y: Tensor | None, cost: Mapping[str, object]) -> str:
-    """The HTML of samples x (n, *shape) with labels y (n,): a grid or a scatter, and a table.
+def of_samples(
+    x: Tensor, y: Tensor | None, cost: Mapping[str, object], codec: Codec | None = None
+) -> str:
+    """The HTML of samples x (n, *outer) with labels y (n,): a picture and a table.
 
-    cost: rows to add to the table.
+    cost: rows to add to the table. codec: that of the samples.
     """
     shape = " x ".join(map(str, x.shape[1:]))
     rows: list[list[object]] = [["samples", f"{len(x):,}"], ["shape", shape]]
@@ -37,7 +41,8 @@ def of_samples(x: Tensor, y: Tensor | None, cost: Mapping[str, object]) -> str:
         rows.append(["classes", ", ".join(map(str, classes[:CLASSES])) + more])
     rows += [[name, value] for name, value in cost.items()]
     try:
-        picture = _grid(x, y) if x.ndim == 4 else _scatter(x)
+        kind = kind_of(x.shape[1:], codec)
+        picture = _grid(x, y) if kind == "images" else _figure(x, kind, codec)
     except FmdiffError as error:
         picture = f"<p>{escape(str(error))}</p>"
     return picture + tables.as_html(rows)
@@ -79,8 +84,10 @@ def _grid(x: Tensor, y: Tensor | None) -> str:
     return image(picture, f"{min(count, len(pixels))} of {len(x)} samples")
 
 
-def _scatter(x: Tensor) -> str:
-    points = x[:POINTS].flatten(1).double().cpu().numpy()
-    figure = plots.scatter(points)
-    figure.set_dpi(DPI)
-    return image(plots.render(figure), f"a scatter of {len(points)} of {len(x)} samples")
+def _figure(x: Tensor, kind: str, codec: Codec | None) -> str:
+    points = x[:POINTS].double().cpu().numpy()
+    picture = figure(kind, points, codec=codec)
+    if not isinstance(picture, Image.Image):
+        picture.set_dpi(DPI)
+        picture = plots.render(picture)
+    return image(picture, f"a picture of {len(points)} of {len(x)} samples")

@@ -1,7 +1,8 @@
-"""The pictures of a run of `fmdiff sample`: grids, scatters, fans and animations."""
+"""The pictures of samples of any kind: grids, scatters, corners, series, fans and animations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,14 +10,19 @@ from PIL import Image
 from torch import Tensor
 
 from fmdiff import files
+from fmdiff.codec import Codec
 from fmdiff.data.base import Data
 from fmdiff.data.images import to_uint8
-from fmdiff.pictures import animate, plots
+from fmdiff.pictures import animate, arrays, plots, series, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID = 100  # images in the grid
 COLUMNS = 16  # images in a row above their counterparts
 SINGLES = "png"  # the folder of single images, which holds nothing else
-REAL = 2000  # points of the data behind an animation
+REAL = 2000  # samples of the data behind an animation
+SERIES = "series.png"
 TITLES = {"trajectory": "samples", "x_hat": "estimates of x"}
 
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
@@ -58,14 +64,59 @@ def image_files(
     return ["grid.png", f"{SINGLES}/000000.png ... {len(pixels) - 1:06d}.png"]
 
 
+def figure(
+    kind: str,
+    x: np.ndarray,
+    real: np.ndarray | None = None,
+    title: str = "samples",
+    codec: Codec | None = None,
+) -> "Figure | Image.Image":
+    """The picture of points, series or arrays x (n, ...) beside real ones (m, ...).
+
+    codec: that of the samples, which may name their columns. Raises FmdiffError when samples are
+    not finite.
+    """
+    if kind == "arrays":
+        return arrays.grid(x, arrays.span(x if real is None else real))
+    names = () if codec is None else codec.column_names
+    if kind == "series":
+        return series.series(x, real, title, names)
+    if _tabular(x, codec):
+        return table.corner(x, real, title, names, codec.levels if codec else None)
+    return plots.scatter(x, real, title)
+
+
+def _tabular(points: np.ndarray, codec: Codec | None) -> bool:
+    """Whether points (n, d) are drawn as a table rather than as a scatter or a histogram."""
+    named = codec is not None and bool(codec.column_names)
+    return points.shape[1] > (1 if named else 2)
+
+
+def array_files(
+    x: np.ndarray, kind: str, data: Data | None, folder: Path, codec: Codec | None = None
+) -> list[str]:
+    """Write series.png of series (n, C, L) or grid.png of arrays. Returns its name."""
+    name = SERIES if kind == "series" else "grid.png"
+    plots.save(figure(kind, x, _real(data, len(x)), codec=codec), folder / name)
+    return [name]
+
+
 def point_files(
-    points: np.ndarray, data: Data | None, folder: Path, trajectory: Watch | None
+    points: np.ndarray,
+    data: Data | None,
+    folder: Path,
+    trajectory: Watch | None,
+    codec: Codec | None = None,
 ) -> list[str]:
     """Write scatter.png of points (n, d) and fan.png of 1-D trajectories. Returns the names.
 
-    With a trajectory they have the frame of its animations.
+    With a trajectory they have the frame of its animations. Points of more than two dimensions,
+    and those with names of their columns in `codec`, have corner.png in place of scatter.png.
     """
-    real = None if data is None else data.sample(0, len(points), 1)[0].numpy()
+    real = _real(data, len(points))
+    if _tabular(points, codec):
+        plots.save(figure("points", points, real, codec=codec), folder / "corner.png")
+        return ["corner.png"]
     within = None if trajectory is None else _frame(trajectory, _real(data))
     plots.save(plots.scatter(points, real, within=within), folder / "scatter.png")
     if trajectory is None or points.shape[1] != 1:
@@ -81,15 +132,20 @@ def films(
     form: str,
     data: Data | None = None,
     arrows: Arrows | None = None,
+    kind: str | None = None,
 ) -> list[str]:
     """Write the animations of samples in the format `form`. Returns the names of the files.
 
     watches: the trajectory of samples and, if there are any, the estimates x_hat of x. arrows:
-    computes the velocities that a third animation, of 2-D samples, shows.
+    computes the velocities that a third animation, of 2-D samples, shows. kind: that of the
+    samples, by default points, series or images by their shape.
     """
     thin = {name: _thinned(watch) for name, watch in watches.items()}
-    images = thin["trajectory"][0].ndim == 5
-    movies = _of_images(thin) if images else _of_points(thin, data, arrows)
+    kind = kind or {3: "points", 4: "series", 5: "images"}[thin["trajectory"][0].ndim]
+    if kind == "points":
+        movies = _of_points(thin, data, arrows)
+    else:
+        movies = _of_images(thin) if kind == "images" else _of_arrays(thin, data, kind)
     for name, frames in movies.items():
         _, times = thin[name if name in thin else "trajectory"]
         animate.animation(frames, folder / f"{name}.{form}", times=times.tolist())
@@ -101,6 +157,25 @@ def _of_images(watches: Mapping[str, Watch]) -> dict[str, list[Image.Image]]:
     for name, (frames, times) in watches.items():
         pixels = np.stack([to_uint8(frame).numpy() for frame in frames])
         movies[name] = animate.image_frames(pixels, times.tolist())
+    return movies
+
+
+def _of_arrays(
+    watches: Mapping[str, Watch], data: Data | None, kind: str
+) -> dict[str, list[Image.Image]]:
+    """The frames of series or of arrays that are no images."""
+    real, movies = _real(data), {}
+    within = None
+    if kind == "arrays":
+        within = arrays.span(watches["trajectory"][0][-1].numpy() if real is None else real)
+    for name, (frames, at) in watches.items():
+        x, times = frames.numpy(), at.tolist()
+        if within is None:
+            movies[name] = series.series_frames(x, times, real, TITLES[name])
+            continue
+        maps = [arrays.maps(states, within) for states in x]
+        tiles = np.stack([tiles for tiles, _ in maps])
+        movies[name] = animate.image_frames(tiles, times, columns=maps[0][1])
     return movies
 
 
@@ -124,8 +199,11 @@ def _of_points(
     return movies
 
 
-def _real(data: Data | None) -> np.ndarray | None:
-    return None if data is None else data.sample(0, REAL, 1)[0].numpy()
+def _real(data: Data | None, n: int = REAL) -> np.ndarray | None:
+    """n samples of the data, or as many as it has."""
+    if data is None:
+        return None
+    return data.sample(0, min(n, data.references or n), 1)[0].numpy()
 
 
 def _frame(trajectory: Watch, real: np.ndarray | None) -> plots.Box:

@@ -26,6 +26,7 @@ SIGNS = {
     "interpolate": "invert",
     "repeats": "evaluate",
 }
+DRAWN = ("scatter.png", "corner.png", "series.png")  # pictures of samples on white
 JSONS = ("sample", "results", "likelihood", "invert")  # what the commands write
 LOGS = ("train", "sample", "evaluate", "likelihood", "invert", "simulate")
 STARTED = re.compile(r"([\d-]+ [\d:]+),\d+ [A-Z]+ ")
@@ -240,7 +241,7 @@ def _results(run: Run, folder: Path) -> list[Result]:
     """The samples and evaluations in the folder itself and in its samples/DATE_TIME."""
     inner = (path for path in folder.glob("samples/*") if inside(path, folder) and path.is_dir())
     folders = [folder, *inner]
-    names = (*(f"{name}.json" for name in JSONS), "grid.png", "scatter.png")
+    names = (*(f"{name}.json" for name in JSONS), "grid.png", *DRAWN)
     dated = []
     for folder in folders:
         times = [(folder / name).stat().st_mtime for name in names if (folder / name).is_file()]

@@ -12,6 +12,8 @@ from fmdiff.report.read import Result, Run, dig, finite, mapping, when
 STILLS = {
     "grid.png": "Samples.",
     "scatter.png": "Samples in blue, data in grey.",
+    "corner.png": "Each column against each other one: samples in blue, data in grey.",
+    "series.png": "Series and their quantiles: samples in blue, data in grey.",
     "fan.png": "The way of each sample from noise to data.",
 }
 FILMS = {
@@ -110,6 +112,10 @@ def _alt(path: Path, result: Result) -> str:
     count = f"{n:,} " if isinstance(n, int) else ""
     if path.name == "scatter.png":
         return f"Scatter plot of {count}generated points over points of the data"
+    if path.name == "corner.png":
+        return f"Histograms and scatter plots of the columns of {count}generated rows"
+    if path.name == "series.png":
+        return f"Lines and quantiles of {count}generated series beside those of the data"
     if path.name == "grid.png":
         return f"Grid of {min(n, 100) if isinstance(n, int) else ''} generated images"
     return path.stem.replace("_", " ")

@@ -25,7 +25,7 @@ from fmdiff.report.page import (
     text,
 )
 from fmdiff.report.quality import opening, quality
-from fmdiff.report.read import Curve, Result, Run, dig, finite, mapping, when
+from fmdiff.report.read import DRAWN, Curve, Result, Run, dig, finite, mapping, when
 from fmdiff.report.results import headline, samples
 from fmdiff.runs.config import leaves
 from fmdiff.runs.overrides import omissions, repeatable
@@ -115,7 +115,7 @@ def footer(*folders: Path) -> str:
 
 def look_of(run: Run) -> str:
     """The style of a run's pictures: "drawn" for figures on white, "pixels" for image grids."""
-    if any((result.folder / "scatter.png").exists() for result in run.results):
+    if any((result.folder / name).exists() for result in run.results for name in DRAWN):
         return "drawn"
     try:
         with decode.open_picture(run.pictures[-1][1]) as picture:

@@ -229,8 +229,16 @@ EVALUATE = (
         "samples={samples} are there already: repeats= and grid= go with ckpt= or model=",
     ),
     Refusal(
-        lambda c: c.samples is not None and c.against in (None, "exact"),
-        "samples={samples} need against=: a data set, a .npz, a folder or a statistics file",
+        lambda c: (
+            c.samples is not None and (c.against == "exact" or (c.against or c.data) is None)
+        ),
+        "samples={samples} need against=: a data set, a .npz, a folder or a statistics file; or "
+        "data=NAME, with keys of its own",
+    ),
+    Refusal(
+        lambda c: c.samples is not None and c.against is not None and c.data is not None,
+        "samples={samples} are compared with against={against} or with data={choices[data]}: "
+        "give one of them",
     ),
     Refusal(
         lambda c: c.against == "exact" and c.ckpt is not None and c.path is not None,

@@ -44,7 +44,8 @@ def judge_of(module: Training, device: torch.device) -> Judge | Reconstructions 
         if module.autoencodes:
             instance = Reconstructions(options.metrics, keys, user, device)
         else:
-            instance = judge(keys, user, user.shape, data.classes, 0, device)
+            about = user, data.outer, data.classes
+            instance = judge(keys, *about, 0, device, kind=data.kind)
         instance.check(options.metrics_n)
     names = instance.columns if instance is not None else ()
     if options.best and options.best not in names:
@@ -116,7 +117,7 @@ class SampleMetrics(Hooks):
         """The metrics of fresh samples, by name. Warns of those that cannot be computed."""
         reasons = list[str]()
         field, classes = asked_of_data(module.field(), module.data, self.n)
-        images = len(field.outer) == 3
+        images = field.kind == "images"
         judge.clear()
 
         def receive(x: Tensor, y: Given | None) -> None:

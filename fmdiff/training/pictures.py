@@ -13,31 +13,34 @@ from fmdiff import files
 from fmdiff.data.images import to_uint8
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots
-from fmdiff.pictures.samples import captions, in_pairs
+from fmdiff.pictures.samples import captions, figure, in_pairs
 from fmdiff.sampling import generate, preview_steps
 from fmdiff.training.given import asked_of_data
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
 from fmdiff.training.trainer import Hooks, board
 
+SHOWN = {"points": 2000, "series": 500}  # samples, and 64 images or arrays
+
 log = logging.getLogger("fmdiff")
 
 
 def draw(module: Training) -> Any:
-    """A grid of samples of the averaged weights, or a scatter; of an autoencoder, what it does."""
+    """A picture of samples of the averaged weights; of an autoencoder, of what it does."""
     if module.autoencodes:
         return reconstructions(module)
-    field = module.field()
-    images = len(field.outer) == 3
-    n = 64 if images else 2000
+    field, user = module.field(), module.data.user
+    n = SHOWN.get(field.kind, 64)
     field, classes = asked_of_data(field, module.data, n)
     steps = preview_steps(field)
     samples = generate(field, n, classes=classes, steps=steps, device=module.device)
-    if images:
+    if field.kind == "images":
         y = captions(samples.y, module.data.names)
         return plots.grid(to_uint8(samples.x).numpy(), y)
-    real = module.data.user.held_out(2000)[0].numpy()
-    return plots.scatter(samples.x.numpy(), real, title=f"step {module.step}")
+    real = user.held_out(n)[0]
+    real = real if user.codec is None else user.codec.decode(real)
+    title = f"step {module.step}"
+    return figure(field.kind, samples.x.numpy(), real.numpy(), title, user.codec)
 
 
 @torch.no_grad()
@@ -73,6 +76,6 @@ class Pictures(Hooks):
         plots.save(picture, self.folder / f"step_{module.step:07d}.png")
         writer = board(trainer)
         if writer is not None:
-            image = isinstance(picture, Image.Image)
-            pixels = np.asarray(picture if image else plots.render(picture))
+            drawn = picture if isinstance(picture, Image.Image) else plots.render(picture)
+            pixels = np.asarray(drawn)
             writer.add_image("samples", pixels, module.step, dataformats="HWC")

@@ -123,6 +123,7 @@ REFUSED = {
             (("samples=s.npz",), "samples=s.npz need against="),
             (("samples=s.npz", "against=exact"), "samples=s.npz need against="),
         ],
+        [(("samples=s.npz", "against=gmm4", "data=moons"), "give one of them")],
         [(("ckpt=run", "path=vp", "against=exact"), "path=vp goes with model=")],
         [(("model=data", "data=gmm4", "against=exact"), "model=data has no field")],
     ],

@@ -10,7 +10,7 @@ from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.metrics import points
 from fmdiff.metrics.metric import Metric, wilson
-from fmdiff.metrics.points import floor, measures, modes, nll, off_support, point_metrics
+from fmdiff.metrics.points import floor, measures, modes, nll, off_support, point_metrics, usual
 
 
 def line(**keys):
@@ -135,7 +135,10 @@ def test_wilson_is_scipys(count, n):
     ],
 )
 def test_what_a_data_set_allows(name, more):
-    assert set(measures(named("data", name))) == {"sw2", "w2", "mmd2", "energy"} | more
+    usual_ones = {"sw2", "w2", "mmd2", "energy"} | more
+    data = named("data", name)
+    assert set(measures(data)) == usual_ones | {"ks", "correlation"}
+    assert set(usual(data, data.shape)) == usual_ones
 
 
 def test_exact_samples_are_at_the_floor_and_others_are_not():
@@ -143,7 +146,7 @@ def test_exact_samples_are_at_the_floor_and_others_are_not():
     names = list(measures(data))
     exact = point_metrics(names, draws(data, n, 7), data, n)
     moved = point_metrics(names, draws(data, n, 7) + 3, data, n)
-    for name in set(names) - {"nll", "modes", "off_support"}:
+    for name in set(names) - {"nll", "modes", "off_support", "correlation"}:
         # |value| of one set: the floor is its median
         assert abs(exact[name].value) < 4 * exact[name].floor
         assert moved[name].value > 4 * moved[name].floor
@@ -206,7 +209,7 @@ def test_a_row_is_json():
 def test_errors_name_the_option():
     data = named("data", "moons")
     x = draws(data, 100, 0)
-    with pytest.raises(FmdiffError, match=r"metrics=\[nll\].*energy, mmd2, off_support, sw2, w2"):
+    with pytest.raises(FmdiffError, match=r"metrics=\[nll\].*energy, ks, mmd2, off_support, sw2"):
         point_metrics(["nll"], x, data, 100)
     with pytest.raises(FmdiffError, match="n=200 must be"):
         point_metrics(["sw2"], x, data, 200)
