@@ -31,7 +31,8 @@ from fmdiff.metrics.distances import noise_floor, sliced_wasserstein2
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator
 
-SEEDS, N, SETS, STEPS = (0, 1, 2), 4_000, 5, 16_000
+SEEDS, N, SETS = (0, 1, 2), 4_000, 5
+TRAINING = ("data=gmm_cond", "data.batch_size=512", "model.hidden=128", "trainer.max_steps=10000")
 VALUES, WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0), (1.5, 3.0)
 FRESH = 1000  # the first seed that the noise floor does not use
 SIDE, CELLS = 7.0, 700  # of the square on which the tilted density is drawn
@@ -99,9 +100,8 @@ def conditional(truth: Mixture, out: Path) -> list[tuple]:
     floors = {c: noise_floor(draw, N) for c, draw in draws.items()}
     table: list[tuple] = [HEADER, ("floor", "", *(f"{floors[c]:.4f}" for c in VALUES))]
     for seed in SEEDS:
-        run, steps = out / f"run_{seed}", f"trainer.max_steps={STEPS}"
-        plain = ("threads=1", "trainer.logger=csv", "resume=true")
-        command("train", "data=gmm_cond", f"seed={seed}", steps, *plain, f"out={run}")
+        run, plain = out / f"run_{seed}", ("threads=1", "trainer.logger=csv", "resume=true")
+        command("train", *TRAINING, f"seed={seed}", *plain, f"out={run}")
         field = fmdiff.load(run)
         cells = [in_floors(drawn(field, c), draws[c], floors[c]) for c in VALUES]
         row = (seed, f"{training_seconds(run):.0f}", *(f"{cell:.2f}" for cell in cells))

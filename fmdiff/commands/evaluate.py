@@ -254,4 +254,11 @@ def _warnings(stage: Stage) -> list[str]:
             f"classes={classes}: the samples are of these classes alone, and the reference is of "
             "all"
         )
+    given = stage.settings["cond"] or {}
+    fixed = [f"cond.{name}" for name, value in given.items() if not str(value).startswith("data:")]
+    if fixed:
+        warnings.append(
+            f"{', '.join(fixed)}: the samples are of this condition alone, and the reference is "
+            "of all"
+        )
     return warnings

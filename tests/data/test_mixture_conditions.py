@@ -91,8 +91,8 @@ def test_the_exact_field_is_of_x_given_c():
         assert scipy.stats.ks_2samp(real[:, i], drawn[:, i]).pvalue > 1e-3
     part = exact(make("gmm_cond", only=[2], conditional=True), CondOT())
     alone = part.bind(Condition({"c": torch.full((4, 1), 0.4)})).sample(0, 4, 0)
-    mean = torch.tensor([0.0, -2.0]) + 0.2 / 0.6 * (0.4 - 1)
-    assert ((alone - mean).abs() < 4 * math.sqrt(0.3 - 0.04 / 0.6)).all()
+    mean = torch.tensor([0.0, -1.2]) + 0.2 / 0.6 * (0.4 - 1)
+    assert ((alone - mean).abs() < 4 * math.sqrt(0.4 - 0.04 / 0.6)).all()
 
 
 def test_a_mixture_without_conditions_is_as_it_was():
