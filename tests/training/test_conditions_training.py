@@ -27,6 +27,7 @@ from fmdiff.runs import checkpoint
 from fmdiff.training import reflow
 from fmdiff.training.assemble import check_conditions
 from fmdiff.training.batches import Batches
+from fmdiff.training.given import asked
 
 ALL = slice(None)
 SMALL = ("data=linear", "model.hidden=16", "trainer.max_steps=4", "trainer.warmup=0")
@@ -243,6 +244,23 @@ def test_a_teacher_is_asked_for_the_conditions(own, refused, tmp_path):
         torch.testing.assert_close(student.bind(known)(x, t), teacher.bind(known)(x, t))
     text = refused("data=moons", "data.conditional=true", *SMALL[1:], *words[:2], words[-3])
     assert "is a model of the conditions c [2], d [1], and the data of this run have no" in text
+
+
+@pytest.mark.parametrize("first", [0, 5, 7, 20])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_samples_are_asked_for_the_conditions_of_data(conditional, first):
+    """Whatever the number of the first sample, they are bound to the rows in order."""
+    data = Linear(batch_size=7, conditional=conditional)
+    objective = FlowMatching(CondOT(), data.std, "v", None, 0.05, 1e-4)
+    objective.conditions = data.conditions
+    field = objective.field(None, data.shape, data.classes)
+    y = data.held_out(7)[1]
+    whole, classes = asked(field, y, first)
+    bound = whole.labels(classes, first, first + 7, 0)
+    assert bound.parts.keys() == y.parts.keys()
+    for name, part in y.parts.items():
+        torch.testing.assert_close(bound.parts[name], part, rtol=0, atol=0, equal_nan=True)
+    assert asked(field, torch.tensor([1, 0])) == (field, None)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
