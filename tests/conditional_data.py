@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from fmdiff.codec import Standard
 from fmdiff.condition import Form
 from fmdiff.data.base import Data, Toy
 
@@ -12,12 +13,13 @@ CENTRE, SPREAD = torch.tensor([5.0, -1.0]), torch.tensor([2.0, 0.25])  # of the 
 NOISE = 0.5
 YAMLS = {
     "linear": "_target_: conditional_data.Linear\nbatch_size: 64\nconditional: false\n",
+    "scaled": "_target_: conditional_data.Scaled\nbatch_size: 64\nconditional: false\n",
     "holes": "_target_: conditional_data.Holes\nbatch_size: 8\nconditional: false\n",
 }
 
 
 def configs(folder: Path) -> tuple[str, str]:
-    """The words of a command line that make data=linear and data=holes known."""
+    """The words of a command line that make data=linear, scaled and holes known."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, text in YAMLS.items():
         (folder / "data" / f"{name}.yaml").write_text(text, encoding="utf-8")
@@ -59,6 +61,18 @@ class Linear(Toy):
     def with_labels(self, x, label, device, **parts):
         parts = {"c": x[:, 2:4], "d": x[:, 4:]}
         return super().with_labels(x[:, :2], label, device, **parts)
+
+
+class Scaled(Linear):
+    """The same, whose samples a user knows in other units."""
+
+    @property
+    def codec(self):
+        return Standard.of((2,), torch.tensor([10.0, -20.0]), torch.tensor([3.0, 5.0]))
+
+    def sample(self, start, stop, seed):
+        x, y = super().sample(start, stop, seed)
+        return self.codec.decode(x), y
 
 
 class Holes(Data):

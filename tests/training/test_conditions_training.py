@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conditional_data import CENTRE, MATRIX, NOISE, SPREAD, Holes, Linear, configs
+from conditional_data import CENTRE, MATRIX, NOISE, SPREAD, Holes, Linear, Scaled, configs
 from conftest import PLAIN, vector
 from scipy.integrate import solve_ivp
 from test_coupled_training import batches as of_mixture
@@ -263,24 +263,30 @@ def test_samples_are_asked_for_the_conditions_of_data(conditional, first):
     assert asked(field, torch.tensor([1, 0])) == (field, None)
 
 
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(
+    ("name", "conditional"),
+    [pytest.param("linear", False, marks=pytest.mark.slow), ("linear", True), ("scaled", False)],
+)
 def test_pairs_of_a_teacher_have_the_conditions_of_training_samples(
-    own, tmp_path, monkeypatch, conditional
+    own, tmp_path, monkeypatch, name, conditional
 ):
-    """Each pair against an accurate solution of the teacher's ODE, given its own condition."""
+    """Each pair against an accurate solution of the teacher's ODE, given its own condition.
+
+    Pairs are of what a model learns, whatever units a user knows.
+    """
     monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "cache"))
-    key = f"data.conditional={str(conditional).lower()}"
-    teacher = ("trainer.max_steps=60", "optim.lr=1e-2", "trainer.ema=[]", key)
-    own("teacher", *SMALL, *teacher)
+    more = (f"data={name}", f"data.conditional={str(conditional).lower()}")
+    own("teacher", *SMALL, *more, "trainer.max_steps=60", "optim.lr=1e-2", "trainer.ema=[]")
     words = ("coupling=reflow", f"coupling.ckpt={tmp_path / 'teacher'}", "coupling.n=300")
     words += ("coupling.weights=raw", "coupling.trust=[conditional_data]", "coupling.steps=20")
-    own("run", *SMALL, *words, key)
+    own("run", *SMALL, *more, *words)
     assert "straightness" in (tmp_path / "run" / "train.log").read_text()
 
-    data = Linear(batch_size=64, conditional=conditional)
+    kind = {"linear": Linear, "scaled": Scaled}[name]
+    data = kind(batch_size=64, conditional=conditional)
     spec = {**spec_of("coupling", "reflow"), "ckpt": str(tmp_path / "teacher"), "n": 300}
     spec |= {"weights": "raw", "trust": ["conditional_data"], "steps": 20}
-    settings = {"choices": {"data": "linear"}, "data": checkpoint_data(tmp_path / "run")}
+    settings = {"choices": {"data": name}, "data": checkpoint_data(tmp_path / "run")}
     parts = (build(spec), data, named("source", "normal"), torch.device("cpu"))
     pairs = reflow.pairs(*reflow.parts(settings, *parts))
     field = load(tmp_path / "teacher", "raw", ("conditional_data",))
