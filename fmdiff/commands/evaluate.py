@@ -15,7 +15,7 @@ from fmdiff.build import build, vouch
 from fmdiff.commands import arguments, grid
 from fmdiff.commands.conclude import compare, conclude
 from fmdiff.commands.field_errors import field_errors
-from fmdiff.commands.given import Jury, Known
+from fmdiff.commands.given import Jury, Known, unknown
 from fmdiff.commands.grid import Cell, Draw, Row
 from fmdiff.commands.origin import origin
 from fmdiff.commands.reconstructions import bound, reconstructions
@@ -136,7 +136,7 @@ def _model(settings: dict[str, Any], where: torch.device, folder: Path) -> None:
     if processes.rank():
         return
     more: dict[str, Any] = {"checkpoint": stage.about, "nfe_counted": first.nfe}
-    jury.warnings[:0] = _warnings(stage)
+    jury.warnings[:0] = _warnings(stage) + unknown(stage.field)
     if (limit := bound(stage, jury, where)) is not None:
         more["reconstruction"] = {name: metric.as_dict() for name, metric in limit.items()}
     if len(evaluation.cells) > 1:

@@ -113,6 +113,14 @@ def _check_counts(rows: Mapping[str, Tensor]) -> None:
         raise FmdiffError(f"the values belong together row by row, and there are {counts}")
 
 
+def unknown(field: Field) -> list[str]:
+    """What to know of samples of a field that are not given all of its conditions."""
+    names = [f"cond.{name}" for name in field.conditions if name not in field.values]
+    if not names:
+        return []
+    return [f"{', '.join(names)} not given: the samples know nothing of it"]
+
+
 def of_samples(field: Field, y: Given | None, n: int) -> dict[str, Tensor]:
     """The conditions of n real samples: those of cond. in turn, else their own in y, else NaN."""
     own, turns = named(y), dict(in_turn(field.conditions, field.values, range(n)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fmdiff import __version__, files, tables
 from fmdiff.commands import arguments
-from fmdiff.commands.given import Jury, Known, Partners
+from fmdiff.commands.given import Jury, Known, Partners, unknown
 from fmdiff.commands.stage import Stage, place, set_up
 from fmdiff.condition import Given, join, label, named, null
 from fmdiff.data import values
@@ -72,7 +72,7 @@ def sample(cfg: DictConfig, folder: Path) -> None:
         if processes.rank() == 0:
             plan = describe(settings, sampler, layout, view)
             print(f"{stage.n} samples on {where}, {plan}")
-            for note in sampler.notes(view, layout):
+            for note in unknown(stage.field) + sampler.notes(view, layout):
                 print(f"note: {note}")
         output = draw(stage, sampler, judge)
     if processes.rank():

@@ -53,6 +53,7 @@ class Derived(Data):
 
     of: Data
 
+    axes: ClassVar[int | None] = None
     condition: ClassVar[str]  # its name
     undecided: ClassVar[bool] = True
 
@@ -71,6 +72,7 @@ class Derived(Data):
         if self.conditional is not None:
             changes["conditional"] = self.conditional
         self.inner = replace(self.of, **changes)
+        self.axes = self.of.axes  # type: ignore[misc]  # an instance knows more than its class
 
     @abstractmethod
     def derive(self, x: Tensor, u: Tensor) -> Tensor:
@@ -236,6 +238,7 @@ class LowResolution(Derived):
 
     size: int
 
+    axes: ClassVar[int | None] = 3
     condition: ClassVar[str] = "low"
 
     def __post_init__(self) -> None:

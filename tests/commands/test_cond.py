@@ -77,6 +77,12 @@ def test_without_paste_the_samples_stay_as_drawn(holes, tmp_path, capsys):
     assert "and stay so (paste=false)" in capsys.readouterr().out
 
 
+def test_conditions_that_are_not_given_are_unknown_and_named(holes, tmp_path, capsys):
+    files = sampled(holes, tmp_path / "s", "n=2")
+    assert np.isnan(files["cond_known"]).all() and "real" not in files
+    assert "note: cond.known not given: the samples know nothing of it" in capsys.readouterr().out
+
+
 def test_a_sample_does_not_depend_on_its_batch(holes, tmp_path):
     words = ("n=10", "cond.known=data:test")
     whole = sampled(holes, tmp_path / "whole", *words)
