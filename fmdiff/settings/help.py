@@ -166,7 +166,8 @@ def entries(text: str) -> Iterator[Entry]:
     """Yields the lines of a YAML with a key; its defaults list gives keys of `defaults`."""
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
-        match = re.match(r"( *)(?:- )?(?:override /)?(\w+)(?:: *(.*?))?(?: +# (.+))?$", line)
+        # YAML wants quotes around a few keys, like "on"
+        match = re.match(r"( *)(?:- |override /)*\"?(\w+)\"?(?:: *(.*?))?(?: +# (.+))?$", line)
         if match is None:
             continue
         indent, key, value, comment = len(match[1]), match[2], match[3], match[4]

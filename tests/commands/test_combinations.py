@@ -18,6 +18,7 @@ OT = ("coupling=ot", "data=moons")
 
 EXACT = ("against=exact",)
 CLASSIFY = ("objective=classification", "model=mlp_classifier")
+ENCODE = ("objective=autoencoder", "model=linear_autoencoder", "model.latent=1", "data=moons")
 REFLOW = ("coupling=reflow", "coupling.ckpt=run")
 
 # of real data in place of samples
@@ -62,6 +63,10 @@ REFUSED = {
         ],
         [((*CLASSIFY, "data=moons"), "data.conditional=true")],
         [((*CLASSIFY, "data.conditional=true", "coupling=ot"), "coupling=ot")],
+        [
+            ((*ENCODE, "coupling=ot"), "objective=autoencoder takes its noise"),
+            ((*ENCODE, "source=hypersphere"), "source=hypersphere"),
+        ],
         [
             (("data=digits", "data.augment=0.1", "model=unet"), "model.augment=9"),
             (
