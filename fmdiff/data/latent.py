@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from fmdiff.loading import Latent, load_codec
 from fmdiff.machine import device as machine
 from fmdiff.machine.progress import Bar
 from fmdiff.randomness import generator, positions
+from fmdiff.runs.vae_folder import PREFIX
 
 log = logging.getLogger("fmdiff")
 
@@ -88,6 +89,17 @@ class Latents(Data):
             )
         self.conditional, self.only, self.labels = self.of.conditional, self.of.only, 1
         super().__post_init__()
+
+    @classmethod
+    def axes_of(cls, settings: Mapping[str, Any]) -> int | None:
+        ckpt = str(settings.get("autoencoder"))
+        if ckpt.startswith(PREFIX):
+            return 3  # an AutoencoderKL is for images
+        try:
+            keys = settings.get("weights", "ema"), tuple(settings.get("trust") or ())
+            return len(load_codec(ckpt, *keys).latent)
+        except FmdiffError:
+            return None  # the error is raised when the autoencoder is needed
 
     def check_labels(self) -> None:
         """Does nothing: `of` has checked them."""
