@@ -116,6 +116,13 @@ def load_codec(
     return model
 
 
+def latent_axes(ckpt: str, weights: str | float = "ema", trust: tuple[str, ...] = ()) -> int:
+    """How many axes the latents of an autoencoder have; see `load_codec`, also for its errors."""
+    if ckpt.startswith(vae_folder.PREFIX):
+        return 3  # those of images
+    return len(load_codec(ckpt, weights, trust).latent)
+
+
 def _diffusers(ckpt: str, option: str, shape: tuple[int, ...]) -> Latent:
     """The AutoencoderKL in a folder of the diffusers library."""
     folder, title = Path(ckpt.removeprefix(vae_folder.PREFIX)).expanduser(), f"{option}={ckpt}"

@@ -32,11 +32,10 @@ from fmdiff.data.base import Batch, Data, Device
 from fmdiff.data.files import data_root
 from fmdiff.data.images import Images, from_uint8
 from fmdiff.errors import FmdiffError
-from fmdiff.loading import Latent, load_codec
+from fmdiff.loading import Latent, latent_axes, load_codec
 from fmdiff.machine import device as machine
 from fmdiff.machine.progress import Bar
 from fmdiff.randomness import generator, positions
-from fmdiff.runs.vae_folder import PREFIX
 
 log = logging.getLogger("fmdiff")
 
@@ -92,12 +91,9 @@ class Latents(Data):
 
     @classmethod
     def axes_of(cls, settings: Mapping[str, Any]) -> int | None:
-        ckpt = str(settings.get("autoencoder"))
-        if ckpt.startswith(PREFIX):
-            return 3  # an AutoencoderKL is for images
+        keys = settings.get("weights", "ema"), tuple(settings.get("trust") or ())
         try:
-            keys = settings.get("weights", "ema"), tuple(settings.get("trust") or ())
-            return len(load_codec(ckpt, *keys).latent)
+            return latent_axes(str(settings.get("autoencoder")), *keys)
         except FmdiffError:
             return None  # the error is raised when the autoencoder is needed
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import fmdiff
 from fmdiff.build import named
+from fmdiff.data.latent import Latents
 from fmdiff.loading import load_codec
 from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
@@ -228,3 +229,9 @@ def test_an_autoencoder_must_be_named(command, capfd, moons_run):
     words = ("data=latent", "data.of=digits", f"data.autoencoder={moons_run}", "model=unet")
     assert command("train", *words, "out=run") == 2
     assert "holds no autoencoder" in capfd.readouterr().err
+
+
+def test_the_axes_of_latents_are_those_of_their_autoencoder(autoencoder, tmp_path):
+    assert Latents.axes_of({"autoencoder": str(autoencoder)}) == 3
+    assert Latents.axes_of({"autoencoder": "diffusers:anything"}) == 3
+    assert Latents.axes_of({"autoencoder": str(tmp_path / "absent")}) is None
