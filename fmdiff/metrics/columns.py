@@ -1,7 +1,8 @@
 """Metrics of the columns of points (N, d): their marginals and their correlations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -71,15 +72,31 @@ def _distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return float(abs(first[k] - second[k])), float(first[k]), float(second[k])
 
 
-def correlation(samples: Tensor, reference: Tensor, names: Sequence[str] = ()) -> Metric:
+def correlation(
+    samples: Tensor,
+    reference: Tensor,
+    names: Sequence[str] = (),
+    levels: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Metric:
     """max over pairs of columns of |r of samples - r of reference|, r Pearson's correlation.
 
-    samples (n, d), reference (m, d). The error of r follows from the influence of each row,
-    z_j z_k - r (z_j^2 + z_k^2) / 2 of standardised columns, which assumes no normal law. Columns
-    that are constant in the reference have no correlation and are left out.
+    samples (n, d), reference (m, d). A column of categories, whose `levels` it holds the numbers
+    of, counts as one column of 0 and 1 for each level. names: those of the columns.
+
+    The error of r follows from the influence of each row, z_j z_k - r (z_j^2 + z_k^2) / 2 of
+    standardised columns, which assumes no normal law. Columns that are constant in the reference
+    have no correlation and are left out.
     Raises FmdiffError for fewer than two columns that vary.
     """
     words = column_words(names, samples.shape[1])
+    if levels:
+        categories = [levels.get(name, ()) for name in names]
+        samples, reference = (_indicators(x, categories) for x in (samples, reference))
+        words = [
+            f"{word}{f' is {level!r}' if level else ''}"
+            for word, parts in zip(words, categories, strict=True)
+            for level in (parts or ("",))
+        ]
     varies = torch.nonzero(_varying(reference))[:, 0]
     if len(varies) < 2:
         raise FmdiffError("correlation needs two columns that vary, and the data have fewer")
@@ -91,6 +108,19 @@ def correlation(samples: Tensor, reference: Tensor, names: Sequence[str] = ()) -
 
     se = (error + other)[j, k].sqrt()
     return largest(first[j, k], second[j, k], se, len(samples), name)
+
+
+def _indicators(x: Tensor, categories: Sequence[Sequence[str]]) -> Tensor:
+    """The columns of x (n, d); for those of categories, whether they are each of them."""
+    parts = [
+        torch.nn.functional.one_hot(
+            x[:, j].round().long().clamp(0, len(names) - 1), len(names)
+        ).double()
+        if names
+        else x[:, j : j + 1].double()
+        for j, names in enumerate(categories)
+    ]
+    return torch.cat(parts, 1)
 
 
 def _varying(x: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ def _own(data: Data | None, shape: Sequence[int]) -> list[tuple[partial[Metric],
     if len(shape) == 1:
         own.append((partial(ks, names=names), 32))
     if len(shape) == 1 and shape[0] > 1:
-        own.append((partial(correlation, names=names), 8))
+        levels = {} if data is None or data.codec is None else data.codec.levels
+        own.append((partial(correlation, names=names, levels=levels), 8))
     if len(shape) == 2:
         own += [(partial(autocovariance), 32), (partial(spectrum), 32)]
     return own

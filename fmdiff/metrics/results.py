@@ -93,6 +93,8 @@ def as_text(metrics: dict[str, Metric], indent: str = "  ") -> str:
         text += f", n={metric.n:,}"
         if metric.floor is not None:
             text += f", real data {metric.floor:.4g}"
+            if (size := metric.extra.get("floor_n")) is not None:
+                text += f" in sets of {size:,}"
             if (sets := metric.extra.get("floor_sets", 1)) > 1:
                 text += f" (the median of {sets} random sets)"
         if metric.reference:

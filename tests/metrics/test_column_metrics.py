@@ -68,6 +68,17 @@ def test_correlations_are_numpys():
     assert metric.extra["worst"] == "'height' and 'income'"  # the constant column is left out
 
 
+def test_categories_are_correlated_level_by_level():
+    """A column that depends on the middle of three levels, which no order of them shows."""
+    a, b = table(4000, 0), table(4000, 1)
+    a[:, 0] += 2 * (a[:, 2] == 1)
+    levels = {"colour": ("red", "green", "blue")}
+    metric = correlation(a, b, ("height", "income", "colour", "year"), levels)
+    assert metric.extra["worst"] == "'height' and 'colour' is 'green'"
+    expected = np.corrcoef(a[:, 0], a[:, 2] == 1)[0, 1] - np.corrcoef(b[:, 0], b[:, 2] == 1)[0, 1]
+    assert metric.value == pytest.approx(abs(expected), abs=1e-12)
+
+
 def test_the_error_of_a_normal_correlation_is_its_closed_form():
     """(1 - r^2) / sqrt(n) for normal columns (Fisher, 1915), here of the difference of two."""
     a, b = table(20_000, 0)[:, :2], table(20_000, 1)[:, :2]
