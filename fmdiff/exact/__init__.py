@@ -12,7 +12,7 @@ from fmdiff.condition import label
 from fmdiff.errors import FmdiffError
 from fmdiff.exact.closed_form import ClosedForm
 from fmdiff.exact.members import Empirical, RealData
-from fmdiff.exact.mixture import ArrayMixture, ByRows, Mixture
+from fmdiff.exact.mixture import KNOWN, OTHERS, ArrayMixture, ByRows, Mixture
 from fmdiff.path import Path
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 def exact(data: Any, path: Path) -> Mixture:
     """model=exact, against=exact: the closed-form field of a data set that is a Gaussian mixture.
 
-    Raises FmdiffError when the data set has no closed form.
+    Raises FmdiffError when the data set, or its law given one of its conditions, has none.
     """
     joint = None if data is None else data.joint()
     if joint is None:
@@ -40,6 +40,11 @@ def exact(data: Any, path: Path) -> Mixture:
             f"ar1), and {'this' if data is None else type(data).__name__} has none"
         )
     weights, means, covs = joint
+    if strange := data.conditions.keys() - ({OTHERS, KNOWN} if len(data.shape) == 1 else set()):
+        raise FmdiffError(
+            "the exact field of points is given c, the last coordinates of data=gmm, or known, "
+            f"those of data=masked; it cannot be given {', '.join(sorted(strange))} here"
+        )
     labels = torch.arange(len(weights)) if data.classes else None
     if len(data.shape) == 1:
         field = Mixture(path, weights, means, covs, labels, conditions=data.conditions)

@@ -72,6 +72,7 @@ class Mixture(ClosedForm):
         """The field given labels, coordinates c or some of x."""
         bound = copy.copy(self.whole or self)
         bound.y, bound.evaluations, bound.whole = y, 0, self.whole or self
+        bound.path = self.path
         values = bound._values(named(y))
         if values is None:
             return bound
@@ -253,6 +254,7 @@ class ByRows(ClosedForm):
 
     def straight(self) -> Self:
         twin = super().straight()
+        twin.bound = self.bound.straight()
         twin.parts = [(rows, part.straight()) for rows, part in self.parts]
         return twin
 

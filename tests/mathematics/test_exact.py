@@ -8,6 +8,7 @@ from conftest import COVS, MEANS, WEIGHTS, every_path
 from torch.distributions import MultivariateNormal
 
 from fmdiff.build import named
+from fmdiff.condition import Form
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Empirical, Mixture, RealData, exact
 from fmdiff.path import VE, VP, CondOT, Cosine
@@ -251,6 +252,13 @@ def test_exact_takes_the_densities_of_a_data_set():
     assert field.classes == 3
     with pytest.raises(FmdiffError, match="gmm4"):
         exact(named("data", "moons"), CondOT())
+
+
+def test_conditions_without_a_closed_form_are_refused():
+    data = Toy()
+    data.conditions = {"low": Form((1, 2, 2))}
+    with pytest.raises(FmdiffError, match="cannot be given low"):
+        exact(data, CondOT())
 
 
 def test_real_data_are_already_at_the_end():

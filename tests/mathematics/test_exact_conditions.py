@@ -461,6 +461,18 @@ def test_a_guided_flow_does_not_end_in_the_tilted_density():
     assert abs(mean - 0.8) > 0.02 or abs(std**2 - 0.6) > 0.02
 
 
+def test_a_bound_field_can_be_bound_again():
+    path, t = VP(), torch.tensor(0.5, dtype=torch.float64)
+    x, first, second = states(path, t), condition(VALUES.flip(0)), condition()
+    for field in (mixture(path), mixture(path).straight()):
+        wanted = field.bind(second).predict(x, t, "v")
+        torch.testing.assert_close(field.bind(first).bind(second).predict(x, t, "v"), wanted)
+        single = field.bind(condition(VALUES[:1].expand(10, -1)))
+        torch.testing.assert_close(single.bind(second).predict(x, t, "v"), wanted)
+    straight = mixture(path).bind(first).straight().bind(second)
+    torch.testing.assert_close(straight.predict(x, t, "v"), wanted)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
