@@ -49,20 +49,19 @@ def reconstructions(
 
 
 def bound(stage: Stage, judge: Judge, where: torch.device) -> Metrics | None:
-    """The metrics of the reconstructions beside which those of samples stand; None without any.
+    """The usual metrics of the reconstructions beside which samples stand; None without any.
 
-    They are those of `judge` that compare with real images, and psnr. Adds a note to `judge`.
+    Adds a note to `judge`.
     """
     codec, data = stage.field.codec, stage.data
     if not isinstance(codec, Latent) or data is None or processes.rank():
         return None
-    own = "psnr" if len(data.shape) == 3 else "mse"
-    names = [own, "fid" if own == "psnr" else "sw2"]
-    of = Reconstructions(names, stage.settings, data, where, stage.settings["seed"])
+    of = Reconstructions(None, stage.settings, data, where, stage.settings["seed"])
     metrics = of.results(codec, stage.n)
     words = ", ".join(f"{name} {metric.value:.4g}" for name, metric in metrics.items())
+    n = min(metric.n for metric in metrics.values())
     judge.warnings.append(
-        f"{metrics[own].n:,} real samples, encoded and decoded, have {words}: samples of this "
-        "latent space can hardly be better"
+        f"{n:,} real samples, encoded and decoded, have {words}: samples of this latent space can "
+        "hardly be better"
     )
     return metrics

@@ -20,6 +20,7 @@ from fmdiff.metrics.metric import Metric, Metrics
 AT_ONCE = 250  # samples that are encoded together
 RANGE = 2.0  # from the darkest to the lightest pixel, -1 to 1
 EXACT = 100.0  # PSNR in dB of images that are equal; it would be infinite
+USUAL = {"images": ("fid",), "points": ("sw2",)}  # what compares all of them, by their kind
 PAIRED = {"psnr": "of images", "mse": "of points"}  # what compares a sample with its own image
 
 
@@ -53,10 +54,10 @@ class Reconstructions:
         device: str | torch.device,
         seed: int = 0,
     ) -> None:
-        self.images = len(data.shape) == 3
+        self.images = data.kind == "images"
         self.data, self.device, self.seed = data, device, seed
         own = "psnr" if self.images else "mse"
-        names = names or [own, "fid" if self.images else "sw2"]
+        names = names or [own, *USUAL.get(data.kind, ())]
         if wrong := [name for name in names if name in PAIRED and name != own]:
             raise FmdiffError(f"metrics=[{wrong[0]}] is {PAIRED[wrong[0]]}; choose {own}")
         self.paired = own if own in names else None
@@ -64,7 +65,8 @@ class Reconstructions:
         self.judge: Judge | None = None
         if self.others:
             keys = {**settings, "metrics": self.others}
-            self.judge = judge(keys, data, tuple(data.shape), data.classes, seed, device)
+            about = data, data.outer, data.classes, seed, device
+            self.judge = judge(keys, *about, kind=data.kind)
 
     @property
     def columns(self) -> list[str]:
