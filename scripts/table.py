@@ -2,8 +2,9 @@
 
     python scripts/table.py table.csv 20000
 
-a has Student's t law with 3 degrees of freedom, b = 0.7 a + z, income = exp(3 + 0.5 b) and the
-colour is red with the probability 1 / (1 + exp(-b)), else green or blue alike. unit is always 7.
+a has Student's t law with 3 degrees of freedom, b = 0.7 a + z with normal z, and income is the
+log-normal exp(3 + 0.6 z). The colour is red with the probability 1 / (1 + exp(-b)), else green or
+blue alike. unit is always 7.
 """
 
 import csv
@@ -16,10 +17,12 @@ def columns(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The columns of n rows, a function of the seed."""
     rng = np.random.default_rng(seed)
     a = rng.standard_t(3, n)
-    b = 0.7 * a + rng.standard_normal(n)
+    z = rng.standard_normal(n)
+    b = 0.7 * a + z
     red = rng.random(n) < 1 / (1 + np.exp(-b))
     colour = np.where(red, "red", np.where(rng.random(n) < 0.5, "green", "blue"))
-    return {"a": a, "b": b, "income": np.exp(3 + 0.5 * b), "colour": colour, "unit": np.full(n, 7)}
+    unit = np.full(n, 7)
+    return {"a": a, "b": b, "income": np.exp(3 + 0.6 * z), "colour": colour, "unit": unit}
 
 
 def write(path: str, n: int) -> None:
