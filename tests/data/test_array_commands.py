@@ -1,6 +1,7 @@
 """data=array through the commands: tables, series, arrays and pictures of one's own."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,14 @@ def test_a_changed_file_is_told_on_resume(command, table, capsys):
 
 def test_a_resumed_run_is_the_uninterrupted_one(command, table):
     own = ("data=array", "data.file=my table.csv", "data.columns=[a,b]", "data.cond=[colour]")
-    assert command("train", *BRIEF, *MLP, *own, "trainer.max_steps=6", "out=whole") == 0
-    assert command("train", *BRIEF, *MLP, *own, "out=parts") == 0
-    assert command("train", *PLAIN, "trainer.max_steps=6", "resume=parts") == 0
+    steps = ("trainer.max_steps=6", "trainer.checkpoint_every=3")
+    assert command("train", *BRIEF, *MLP, *own, *steps, "out=whole") == 0
+    shutil.copytree("whole", "parts")
+    for file in Path("parts").glob("*.ckpt"):
+        if file.name != "0000003.ckpt":
+            file.unlink()
+    assert command("train", *PLAIN, "resume=parts") == 0
+    assert checkpoint.read(find("parts"))["step"] == 6
     whole, parts = (checkpoint.read(find(run))["weights"] for run in ("whole", "parts"))
     for name, weights in whole["raw"].items():
         assert torch.equal(weights, parts["raw"][name])
