@@ -347,10 +347,11 @@ def _data(
     vouch({"data": about["source"]}, trust, content.title)
     source: Any = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     user = source.user
-    if user.axes == 3:
-        return user  # images of a folder that is gone have no shape, and need none to be sampled
     try:
-        shape = tuple(user.shape if user.codec is None else user.codec.outer)
+        # images of a folder that is gone have no shape, and need none to be sampled
+        codec = None if user.axes == 3 else user.codec
+        known = outer if user.axes == 3 else tuple(user.shape)
+        shape = known if codec is None else codec.outer
     except FmdiffError as error:
         if needed:
             raise
