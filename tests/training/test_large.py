@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PLAIN, metrics
+from PIL import Image
 from test_data import make
 
 from fmdiff.data import mapped
@@ -162,6 +163,28 @@ def test_a_random_share_is_held_out(many, monkeypatch):
         assert sorted([*rest[:], *held]) == list(range(50, 10_000))
         assert abs(held.mean() - 5025) < 4 * 2872 / len(held) ** 0.5
         assert not np.array_equal(halves(numbers, 0.1, 1)[1], held)
+
+
+def test_pictures_of_a_folder_come_with_their_classes(tmp_path, small, monkeypatch):
+    monkeypatch.setenv("FMDIFF_DATA", str(tmp_path / "cache"))
+    for k in range(60):
+        path = tmp_path / "pictures" / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), k, np.uint8)).save(path)
+    keys = {"root": str(tmp_path / "pictures"), "size": 8, "channels": 1, "batch_size": 9}
+    data, other = make("folder", **keys, stream=True), make("folder", **keys)
+    assert other.shards is None and len(data.shards) == data.training_size
+    size, seen = data.training_size, []
+    for step in range(-(-2 * size // 9)):
+        x, y = data.batch(0, step)
+        level = x[:, 0, 3, 5].add(1).mul(127.5).round().int()
+        assert (x == x[:, :, :1, :1]).all() and torch.equal(y, level.long() % 2)
+        seen += level.tolist()
+    trained = sorted({int(k) for k in other.train[0][:, 0, 0, 0]})
+    assert sorted(seen[:size]) == trained == sorted(seen[size : 2 * size])
+    data.shards.close()
+    monkeypatch.setattr("fmdiff.machine.device.memory", lambda: 4 * size * 64 - 1)
+    assert make("folder", **keys).shards is not None
 
 
 # The command
