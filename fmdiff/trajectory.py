@@ -4,6 +4,8 @@ All are given in straight coordinates, x_t / (alpha + beta), which have the scal
 whatever the path's own scale is.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,13 +13,16 @@ from fmdiff.along import Around
 from fmdiff.field import Field
 from fmdiff.path import Kind
 
-IMAGES, POINTS = 20, 2000  # the samples whose trajectory is kept; series count as images
+IMAGES, SERIES, POINTS = 20, 200, 2000  # the samples whose trajectory is kept
+LONG = 2**18  # numbers of all series at one time, if that leaves more than are kept of images
 
 Watch = tuple[Tensor, Tensor]  # frames (F, n, *shape) and their times (F,)
 
 
 def watch_size(shape: tuple[int, ...]) -> int:
     """The number of samples whose trajectory is kept, so that memory does not grow with n."""
+    if len(shape) == 2:
+        return max(IMAGES, min(SERIES, LONG // math.prod(shape)))
     return POINTS if len(shape) == 1 else IMAGES
 
 

@@ -6,6 +6,7 @@ from matplotlib.collections import PolyCollection
 
 from fmdiff.errors import FmdiffError
 from fmdiff.pictures import plots, series, table
+from fmdiff.trajectory import watch_size
 
 
 @pytest.fixture
@@ -157,3 +158,8 @@ def test_equal_pictures_have_equal_bytes(tmp_path, rng):
     for name in ("first.png", "second.png"):
         plots.save(table.corner(x, x, names=NAMES, levels=LEVELS), tmp_path / name)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+@pytest.mark.parametrize(("shape", "count"), [((1, 64), 200), ((2, 2048), 64), ((1, 10**6), 20)])
+def test_the_way_of_fewer_series_is_kept_if_they_are_long(shape, count):
+    assert watch_size(shape) == count
