@@ -625,7 +625,7 @@ def test_worker_leaves_what_all_ranks_know_to_rank_0(fmdiff, calls, monkeypatch)
     [
         ("fmdiff ", set(COMMANDS)),
         ("fmdiff t", {"train"}),
-        ("fmdiff sample data=m", {"data=mnist", "data=moons"}),
+        ("fmdiff sample data=m", {"data=masked", "data=mnist", "data=moons"}),
         ("/opt/train/fmdiff train data=moo", {"data=moons"}),
         ("fmdiff train --config-dir CONFIGS model=mi", {"model=mine"}),
         ("fmdiff train --config-dir CONFIGS trainer.max_s", {"trainer.max_steps="}),
