@@ -1,7 +1,7 @@
 # Reached, SW2 in floors at c = -2, -1, 0, 1, 2, and about 100 CPU s of training each: seed 0 1.38,
 # 1.05, 0.91, 1.11, 1.15; seed 1 1.18, 0.94, 0.88, 1.02, 1.18; seed 2 1.07, 1.09, 0.86, 1.10, 1.16;
-# the exact field 1.00, 0.98, 0.88, 1.12, 1.26. Its guided flow is 1.3 (c = 0) and 1.6 (c = 1)
-# floors from the tilted density at w = 1.5, and 3.9 and 3.8 at w = 3.
+# the exact field 1.00, 0.98, 0.88, 1.12, 1.26. Its guided flow is 1.3 (c = 0) and 1.9 (c = 1)
+# floors from the tilted density at w = 1.5, and about 4 at w = 3.
 """Train data=gmm_cond with three seeds, and measure samples given c against the exact p(x | c).
 
 python scripts/conditional_mixture.py [OUT]    writes OUT/conditional.md (OUT: outputs/conditional)
