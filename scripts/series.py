@@ -9,6 +9,7 @@ places; a standard error is that of the mean over the series. The last columns a
 many series of the data itself.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -33,7 +34,7 @@ def report(file: str, name: str, keys: dict[str, str]) -> int:
     """Print the table of a file; return how many lags are off by 3 standard errors or more."""
     with np.load(file, allow_pickle=False) as arrays:
         x = torch.from_numpy(arrays["arr_0"])
-    data = named("data", name, **{key: float(value) for key, value in keys.items()})
+    data = named("data", name, **{key: json.loads(value) for key, value in keys.items()})
     exact = data.autocovariance(torch.arange(LAGS + 1))
     mean, se = autocovariance(x)
     real, real_se = autocovariance(data.sample(0, len(x), 1)[0])
