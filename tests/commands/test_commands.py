@@ -115,7 +115,7 @@ def named(group):
 
 # these need a run that is there: their own tests train with them
 TAUGHT = ("reflow", "distill", "progressive")
-ENCODED = ("latent", "array")  # of a run or a file
+ENCODED = ("latent", "array", "paired_folders")  # of a run, a file or folders
 
 
 def of_network(model):
