@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmdiff.errors import FmdiffError, nearest
+from fmdiff.errors import FmdiffError, class_number, nearest
 
 LABEL = "label"  # the name of the class label among the parts
 LARGEST = 2**26  # numbers in one condition of one sample
@@ -57,6 +57,8 @@ def _is_dtype(value: Any) -> bool:
 
 
 Given = Tensor | Condition
+# the labels to sample, as numbers or names; None means all in turn
+Classes = list[int | str] | list[int] | list[str] | int | str | None
 
 
 def label(y: Given | None) -> Tensor | None:
@@ -271,3 +273,32 @@ def within(y: Given | None, classes: int, forms: Mapping[str, Form]) -> Given | 
     """What of y a model takes that has these classes, if any, and conditions of these forms."""
     parts = {name: part for name, part in named(y).items() if name in forms}
     return given(label(y) if classes else None, parts)
+
+
+def classes_in_turn(
+    classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
+) -> Tensor | None:
+    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
+
+    of: the model whose `classes` and `names` count.
+    """
+    if not of.classes:
+        if classes is not None:
+            raise FmdiffError(f"classes={classes}: this model was trained without classes")
+        return None
+    single = [classes] if isinstance(classes, int | str) else classes
+    choice: list[int] = [
+        class_number(c, of.names, "classes") for c in single or labels or range(of.classes)
+    ]
+    if any(not 0 <= c < of.classes for c in choice):
+        raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")
+    return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
+
+
+def form_of(name: str, forms: Mapping[str, Form]) -> Form:
+    """The form of a condition. Raises FmdiffError for a name that is not among them."""
+    if not forms:
+        raise FmdiffError(f"cond.{name}: this model was trained without conditions")
+    if name not in forms:
+        raise FmdiffError(f"cond.{name} is unknown; {nearest(name, forms)}")
+    return forms[name]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fmdiff.build import spec_of
 from fmdiff.codec import Codec, kind_of
-from fmdiff.condition import Form, Given, given, in_turn
+from fmdiff.condition import Classes, Form, Given, classes_in_turn, form_of, given, in_turn
 from fmdiff.custom import checked, from_spec
-from fmdiff.errors import FmdiffError, class_number, nearest
+from fmdiff.errors import FmdiffError
 from fmdiff.models.network import answer
 from fmdiff.path import Kind, Path, expand
 from fmdiff.source import Normal, Source, need_gaussian
@@ -28,8 +28,6 @@ from fmdiff.source import Normal, Source, need_gaussian
 # A field that is singular at t = 0 or 1 is used only this far (in straight time) from that end.
 # Beyond it a single jump to the estimate of x loses less than the network's error.
 EDGE = 0.01
-# the labels to sample, as numbers or names; None means all in turn
-Classes = list[int | str] | list[int] | list[str] | int | str | None
 
 
 class Field:
@@ -137,11 +135,7 @@ class Field:
         """
         twin, parts = copy.copy(self), dict(self.values)
         for name, value in values.items():
-            if not self.conditions:
-                raise FmdiffError(f"cond.{name}: this model was trained without conditions")
-            if name not in self.conditions:
-                raise FmdiffError(f"cond.{name} is unknown; {nearest(name, self.conditions)}")
-            parts[name] = self.conditions[name].rows(value, f"cond.{name}")
+            parts[name] = form_of(name, self.conditions).rows(value, f"cond.{name}")
         twin.values = parts
         return twin
 
@@ -166,26 +160,6 @@ class Field:
         values = vars(self)
         names = [name for name in ("path", "shape", "classes") if values.get(name)]
         return f"{type(self).__name__}({', '.join(f'{name}={values[name]!r}' for name in names)})"
-
-
-def classes_in_turn(
-    classes: Classes, of: Any, labels: tuple[int, ...], start: int, stop: int
-) -> Tensor | None:
-    """Labels of samples start ... stop - 1: `classes` in turn, by default `labels` or else all.
-
-    of: the model whose `classes` and `names` count.
-    """
-    if not of.classes:
-        if classes is not None:
-            raise FmdiffError(f"classes={classes}: this model was trained without classes")
-        return None
-    single = [classes] if isinstance(classes, int | str) else classes
-    choice: list[int] = [
-        class_number(c, of.names, "classes") for c in single or labels or range(of.classes)
-    ]
-    if any(not 0 <= c < of.classes for c in choice):
-        raise FmdiffError(f"classes={classes} must lie in 0..{of.classes - 1}")
-    return torch.tensor(choice)[torch.arange(start, stop) % len(choice)]
 
 
 def need_map(field: Field, what: str) -> None:

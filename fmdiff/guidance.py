@@ -22,8 +22,10 @@ from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier, Tilted
 from fmdiff.condition import (
     LABEL,
+    Classes,
     Given,
     alike,
+    classes_in_turn,
     described,
     given,
     join,
@@ -34,7 +36,7 @@ from fmdiff.condition import (
 )
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Classes, Field, NetField, classes_in_turn
+from fmdiff.field import Field, NetField
 from fmdiff.path import Kind, expand
 from fmdiff.source import need_gaussian
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from fmdiff import randomness
+from fmdiff.condition import Classes
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Classes, Field
+from fmdiff.field import Field
 from fmdiff.integration import Backward, integrate, plan
 from fmdiff.likelihood import ode_times
 from fmdiff.sampling import Sampler

@@ -12,10 +12,10 @@ from fmdiff import randomness
 from fmdiff.along import Along, Straight, in_range
 from fmdiff.build import build, locate, of_class, spec_of
 from fmdiff.codec import Codec
-from fmdiff.condition import Given, join, label, named
+from fmdiff.condition import Classes, Given, join, label, named
 from fmdiff.custom import checked, from_spec
 from fmdiff.errors import FmdiffError, nearest
-from fmdiff.field import Classes, Field
+from fmdiff.field import Field
 from fmdiff.guidance import Unguided
 from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
 from fmdiff.path import Path

@@ -7,10 +7,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fmdiff.condition import Given, label
+from fmdiff.condition import Classes, Given, label
 from fmdiff.errors import FmdiffError
 from fmdiff.exact.closed_form import LAST, ClosedForm, label_mask
-from fmdiff.field import Classes, Field
+from fmdiff.field import Field
 from fmdiff.path import CondOT, Kind, Path, expand
 from fmdiff.randomness import noise
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from fmdiff.condition import Condition, Given, label, named
+from fmdiff.condition import Classes, Condition, Given, label, named
 from fmdiff.data.base import Data
-from fmdiff.field import Classes, Field
+from fmdiff.field import Field
 
 
 def asked(field: Field, y: Given | None, first: int = 0) -> tuple[Field, Classes]:

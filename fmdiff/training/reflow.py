@@ -16,11 +16,11 @@ from torch import Tensor
 
 from fmdiff import files, loading
 from fmdiff.build import build, spec_of
-from fmdiff.condition import alike, described
+from fmdiff.condition import Classes, alike, described
 from fmdiff.coupling import Pairs, Reflow
 from fmdiff.data.base import Data
 from fmdiff.errors import FmdiffError
-from fmdiff.field import Classes, Field, NetField
+from fmdiff.field import Field, NetField
 from fmdiff.guidance import CFG, Unguided
 from fmdiff.inversion import shape_of
 from fmdiff.randomness import key, noise
