@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmdiff.condition import Form, Given, in_turn, label, named
+from fmdiff.condition import Form, Given, form_of, in_turn, label, named
 from fmdiff.data import values
 from fmdiff.data.base import Data
 from fmdiff.data.images import to_uint8
@@ -57,10 +57,7 @@ def bound(
     real: dict[str, Real] = {}
     rows: dict[str, Any] = {}
     for name, word in words.items():
-        form = field.conditions.get(str(name))
-        if form is None:
-            field.given(**{str(name): word})  # it raises the sentence about the name
-        assert form is not None
+        form = form_of(str(name), field.conditions)
         if _of_data(word):
             if word not in real:
                 real[word] = _real(word, name, data, n, seed)
