@@ -93,7 +93,7 @@ def test_arrays_of_every_shape_are_trained_and_sampled(command, shape, dtype, mo
     x = (100 + 20 * np.random.default_rng(0).normal(size=(40, *shape))).astype(dtype)
     np.savez("a.npz", x=x, y=np.arange(40) % 2)
     small = ("model.channels=8", "model.multipliers=[1,2]", "model.head_channels=8")
-    size = small if model == "unet" else (small[:2] if model else ("model.hidden=16",))
+    size = small if model == "unet" else (small[:2] if model else MLP)
     own = ("data=array", "data.file=a.npz", "data.key=x", "data.label=y")
     assert command("train", *BRIEF, *own, *size, "out=run") == 0
     assert command("sample", "ckpt=run", "n=4", "steps=2", "out=drawn") == 0
