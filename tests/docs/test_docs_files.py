@@ -77,7 +77,8 @@ def test_a_checkpoint(folder):
 
 
 def test_samples(folder):
-    optional = {"grid.png", "png"}  # of images
+    # of images, tables, series and conditions
+    optional = {"grid.png", "png", "corner.png", "samples.csv", "series.png", "given.png"}
     assert names(folder / "samples") == listed("Samples") - optional | OF_EVERY_FOLDER
     content = json.loads((folder / "samples" / "sample.json").read_text())
     assert content.keys() == listed("sample.json")
