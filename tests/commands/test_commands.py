@@ -102,8 +102,8 @@ def own_images(command):
 def few_pictures(monkeypatch):
     """The pictures of a run show 4 samples of one step, whatever the network costs."""
 
-    def generate(field, n, steps, device):
-        return sampling.generate(field, 4, solver="euler", steps=1, device=device)
+    def generate(field, n, classes, steps, device):
+        return sampling.generate(field, 4, classes=classes, solver="euler", steps=1, device=device)
 
     monkeypatch.setattr(pictures, "generate", generate)
 

@@ -271,8 +271,8 @@ def test_number_of_parameters(name, shape, classes, overrides, count, published)
 @pytest.mark.parametrize(
     ("name", "shape", "overrides", "words"),
     [
-        ("dit_s", (2,), {}, ["model.patch=2", "(2,)", "model=mlp"]),
-        ("jit_b", (2,), {}, ["model.patch=16", "(2,)", "model=mlp"]),
+        ("dit_s", (2,), {}, ["model=dit", "(2,)", "model=mlp"]),
+        ("jit_b", (2,), {}, ["model=jit", "(2,)", "model=mlp"]),
         ("dit_s", (1, 28, 28), {"patch": 3}, ["model.patch=3", "28x28", "1, 2, 4, 7, 14, 28"]),
         ("dit_s", (1, 7, 7), {}, ["model.patch=2", "7x7", "from: 1, 7"]),
         ("jit_b", (1, 8, 12), {}, ["model.patch=16", "8x12", "from: 1, 2, 4"]),
