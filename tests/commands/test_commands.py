@@ -122,6 +122,10 @@ def of_network(model):
     return not str(spec("model", model)["_target_"]).startswith("fmdiff.exact")
 
 
+def named_conditions(data):
+    return build(spec("data", data)).conditions
+
+
 def every_choice():
     """Words of runs that make every choice of training, what goes together in one run."""
     known = [data for data in named("data") if data not in ENCODED]
@@ -134,6 +138,9 @@ def every_choice():
     }
     assert all(len(named(group)) <= len(points) for group in along)
     runs = [{"data": data, **{g: next(names) for g, names in along.items()}} for data in points]
+    for run in runs:
+        if named_conditions(run["data"]):  # no other coupling goes with them
+            run["coupling"] = "independent"
     runs += [{"data": "moons", "source": s} for s in named("source") if s != "normal"]
     runs += [{"data": data, "model": "unet"} for data in images]
     runs += [

@@ -118,10 +118,11 @@ def test_bad_keys_are_named(key, value):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_short_and_build(path):
     # `_target_` and up to seven keys, of files more
-    most = {"folder": 11, "array": 20}.get(path.stem, 8)
+    most = {"folder": 12, "paired_folders": 14, "array": 21}.get(path.stem, 8)
     assert len(path.read_text().splitlines()) <= most
     needed = {"folder": {"root": "images"}, "latent": {"autoencoder": "run"}}
     needed["array"] = {"file": "table.csv"}
+    needed["paired_folders"] = {"root": "images", "given_root": "others"}
     assert make(path.stem, **needed.get(path.stem, {})).batch_size > 0
 
 
