@@ -43,7 +43,8 @@ class Trap:
 def test_what_holds_no_samples_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("empty.npz", other=np.ones(3))
-    np.savez("float_images.npz", arr_0=np.ones((2, 4, 4, 3)))
+    np.savez("five_axes.npz", arr_0=np.ones((2, 4, 4, 3, 1)))
+    np.savez("bytes.npz", arr_0=np.ones((2, 4, 4, 2), np.uint8))
     np.savez("labels.npz", arr_0=images(), labels=np.arange(4))
     np.savez("pickled.npz", arr_0=np.array([Trap()], dtype=object))
     (tmp_path / "text.npz").write_text("no archive")
@@ -51,7 +52,8 @@ def test_what_holds_no_samples_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     for name, says in (
         ("empty.npz", "holds other, and samples are arr_0"),
-        ("float_images.npz", "images are uint8"),
+        ("five_axes.npz", "other arrays float \\(N, C, H, W\\)"),
+        ("bytes.npz", "images are uint8"),
         ("labels.npz", "not \\(5,\\)"),
         ("pickled.npz", "no .npz of plain arrays"),
         ("text.npz", "damaged or no .npz file"),
