@@ -347,7 +347,7 @@ def test_refusals():
     assert "Hypersphere has no known density" in refusal(sphere)
 
     class Data:
-        shape, classes = (3,), 0
+        shape, classes, codec, conditions = (3,), 0, None, {}
 
     assert "RealData has no density" in refusal(RealData(Data()))
     assert "needs a model trained with classes" in refusal(guidance=CFG(2.0))
