@@ -182,7 +182,7 @@ def test_what_is_no_classifier_or_no_model_is_refused(runs, command, capfd, moon
     exact = ("model=exact", "data=gmm4", "n=4", "device=cpu", "guidance=classifier")
     for words, says in (
         ((*exact,), "guidance=classifier needs guidance.ckpt=RUN"),
-        ((*exact, f"guidance.ckpt={moons_run}"), "a classifier is needed"),
+        ((*exact, f"guidance.ckpt={moons_run}"), "holds no classifier, and one is needed"),
         ((f"ckpt={runs / 'classifier'}", "n=4"), "holds a classifier, which cannot be sampled"),
         (
             (f"ckpt={digits_run}", "guidance=classifier", f"guidance.ckpt={runs / 'classifier'}"),
