@@ -348,10 +348,10 @@ def _data(
     source: Any = build(about["source"], trust=trust, base=locate(CONTRACTS["fmdiff.data"]))
     user = source.user
     try:
-        # images of a folder that is gone have no shape, and need none to be sampled
-        codec = None if user.axes == 3 else user.codec
-        known = outer if user.axes == 3 else tuple(user.shape)
-        shape = known if codec is None else codec.outer
+        if user.axes == 3:  # images of a folder that is gone have no shape, and need none here
+            shape = outer if len(outer) == 3 else ()
+        else:
+            shape = tuple(user.shape) if user.codec is None else user.codec.outer
     except FmdiffError as error:
         if needed:
             raise
