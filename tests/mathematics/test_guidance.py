@@ -443,7 +443,7 @@ def test_what_cannot_be_guided_or_clipped_is_refused():
     with pytest.raises(FmdiffError, match="conditional=true"):
         cfg(network(classes=0), None, 2, interval=[0.2, 0.8])
     for shape in ((1,), (2,), (3,)):
-        with pytest.raises(FmdiffError, match=r"phi=0\.5: .*contrast of an image.* points"):
+        with pytest.raises(FmdiffError, match=r"phi=0\.5: .*contrast of an image.* no images"):
             cfg(network(shape=shape), Y, 2, phi=0.5)
     with pytest.raises(FmdiffError, match="clip=data needs images"):
         generate(mixture(CondOT()), 2, clip="data")
