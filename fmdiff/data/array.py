@@ -225,27 +225,27 @@ class Array(Data):
         if self.conditional and content.label is None:
             raise FmdiffError("data.conditional=true needs data.label=NAME, the column of labels")
         super().check_labels()
-        kept: Numbers = self._usable(content)
+        training: Numbers = self._usable(content)
         if other is not None:
             held, source = self._usable(other), other
         elif content.held is None:
-            (kept, held), source = halves(kept, self.hold_out, self.seed), content
+            (training, held), source = halves(training, self.hold_out, self.seed), content
         else:
-            kept = kept[:]
-            marked = content.held[kept]
-            held, kept, source = kept[marked], kept[~marked], content
-        for rows, what in ((kept, "train on"), (held, "hold out")):
+            training = training[:]
+            marked = content.held[training]
+            held, training, source = training[marked], training[~marked], content
+        for rows, what in ((training, "train on"), (held, "hold out")):
             if not len(rows):
                 raise FmdiffError(
-                    f"{content.title} has {len(kept)} rows to train on and {len(held)} held out, "
-                    f"and none are left to {what}"
+                    f"{content.title} has {len(training)} rows to train on and {len(held)} "
+                    f"held out, and none are left to {what}"
                 )
         if self.missing == "mean":
-            selection.fill([content, source], kept[:])
-        codec = codec_of(content, kept, self.standardise, self.bytes, self.source)
+            selection.fill([content, source], training[:])
+        codec = codec_of(content, training, self.standardise, self.bytes, self.source)
         where = self.source if source is content else self._source(source)
         parts = (
-            Part(content, kept, codec, self.bytes, self.source),
+            Part(content, training, codec, self.bytes, self.source),
             Part(source, held, codec, self.bytes, where),
         )
         self._tell(parts, codec)
