@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_graph import MODELS, network
 
 from fmdiff import page
-from fmdiff.build import named
+from fmdiff.build import locate, named
+from fmdiff.codec import Codec
 from fmdiff.exact import exact
 from fmdiff.page.graph import field_graph, rounded
 from fmdiff.path import EDM, VP, CondOT, Cosine
@@ -41,6 +43,7 @@ SMALL = {
     "jit_b": {"depth": 5, "width": 96, "patch": 4},
     "jit_cifar10": {"depth": 3, "width": 48},
     "jit_mnist": {"depth": 3},
+    "residual_mlp": {"width": 32, "blocks": 2},
 }
 MAP = {"second_time": True, "guided": True}
 
@@ -96,11 +99,9 @@ def agree(blank, field, kind, size, bound, way="run", names=None):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("maps", [False, True], ids=["velocity", "map"])
 def test_networks(blank, name, maps):
-    shape = (
-        (2,) if name == "mlp" else (1, 28, 28) if name in ("unet", "jit_mnist") else (3, 16, 16)
-    )
+    points = "mlp" in name
+    shape = (2,) if points else (1, 28, 28) if name in ("unet", "jit_mnist") else (3, 16, 16)
     field = network(name, shape, 3, **SMALL[name], **(MAP if maps else {}))
-    points = len(shape) == 1
     field = field if points else rounded(field)
     names = load(blank, field_graph(field, "v"))
     assert names == ["x", "t", "y", *("s", "w")[: 2 * maps]]
@@ -109,11 +110,16 @@ def test_networks(blank, name, maps):
 
 
 def test_the_list_of_networks_is_that_of_the_configs():
-    classes = {path.stem: path.read_text() for path in MODELS.glob("*.yaml")}
+    """Networks of points and of images: pages show no series."""
+    parts = {
+        path.stem: locate(OmegaConf.load(path)._target_)
+        for path in MODELS.glob("*.yaml")
+        if "fmdiff.models" in path.read_text()
+    }
     networks = {
         name
-        for name, text in classes.items()
-        if "fmdiff.models" in text and "Classifier" not in text
+        for name, part in parts.items()
+        if not (part.logits or issubclass(part, Codec) or part.axes == 2)
     }
     assert networks == set(SMALL)
 
