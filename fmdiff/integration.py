@@ -13,7 +13,7 @@ from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, need_map
 from fmdiff.path import Kind
-from fmdiff.schedules import UNIFORM, Explicit, NoiseLevels, Trained
+from fmdiff.schedules import Explicit, NoiseLevels, Trained
 from fmdiff.solvers.solver import Noise, Solver, check_step
 from fmdiff.source import need_gaussian
 
@@ -149,12 +149,12 @@ def plan(
 def law_of(field: Field, solver: Solver, schedule: Law | None) -> Law:
     """The schedule itself, or the default for None.
 
-    This is uniform, but for ancestral sampling (solver=ddpm) of a model that was trained at
-    finitely many times it is those times.
+    This is the solver's own law, which is uniform for most. For ancestral sampling (solver=ddpm)
+    of a model that was trained at finitely many times it is those times.
     """
     if schedule is not None:
         return schedule
-    return Trained() if solver.ancestral and field.atoms is not None else UNIFORM
+    return Trained() if solver.ancestral and field.atoms is not None else solver.law
 
 
 def _atoms(field: Field, solver: Solver) -> Tensor:

@@ -122,10 +122,11 @@ def shape_of(
     field = field.to(sampler.device, sampler.dtype)
     y = sampler.guidance.labels(field, classes, 0, n, seed)
     view = sampler.seen(field, None if y is None else y.to(sampler.device))
-    times = ode_times(view, sampler.solver, sampler.steps)
+    solver = sampler.solver_of(field)
+    times = ode_times(view, solver, sampler.steps)
     noise = randomness.noise(0, n, field.shape, seed, "start").to(sampler.device, sampler.dtype)
     states = [view.start(noise, times[0], 0, seed)]
-    integrate(sampler.solver, view, states[0], times, observe=lambda t, x: states.append(x))
+    integrate(solver, view, states[0], times, observe=lambda t, x: states.append(x))
     return straightness(torch.stack(states).cpu(), times)
 
 

@@ -176,7 +176,7 @@ def estimates(
         volumes = z.new_zeros(len(z), 1 if exact else probes)
         state = torch.cat([z.flatten(1), volumes], 1)
         augmented = Backward(Augmented(flow, vectors))
-        state = integrate(sampler.solver, augmented, state, -times.flip(0))
+        state = integrate(sampler.solver_of(field), augmented, state, -times.flip(0))
         z, volumes = state[:, :d].reshape(part.shape), state[:, d:]
         logs.append((flow.prior(z, lo)[:, None] + volumes + d * alpha.log()).double().cpu())
         evaluations += flow.evaluations
@@ -189,9 +189,10 @@ def estimates(
 
 def _check(field: Field, x: Tensor, sampler: Sampler, divergence: str, probe: str) -> bool:
     """Whether the divergence is exact. Raises FmdiffError as `estimates` does."""
-    need_ode(sampler.solver)
+    solver = sampler.solver_of(field)
+    need_ode(solver)
     need_field(sampler.guidance)
-    check_steps(sampler.solver, sampler.steps)
+    check_steps(solver, sampler.steps)
     for name, value, choices in (
         ("divergence", divergence, ("auto", "exact", "hutchinson")),
         ("probe", probe, ("rademacher", "gaussian")),

@@ -20,11 +20,10 @@ from fmdiff.guidance import Unguided
 from fmdiff.integration import Law, Plan, Tally, integrate, need_positive, plan
 from fmdiff.path import Path
 from fmdiff.solvers.jump import Jump
-from fmdiff.solvers.runge_kutta import Heun
 from fmdiff.solvers.solver import Noise, Solver
 from fmdiff.trajectory import Witness, joined, watch_size
 
-USUAL, UNGUIDED = Heun(), Unguided()
+UNGUIDED = Unguided()
 JOINED = (
     "guidance joins the ends of two jumps, which is an approximation: the mean velocity of the "
     "guided flow is no sum of theirs; more steps come nearer to it"
@@ -73,17 +72,17 @@ def default_batch_size(shape: tuple[int, ...]) -> int:
 def usual_solver(field: Field) -> tuple[str, dict[str, float]]:
     """The name of the default solver, and the keys of its YAML that differ.
 
-    It is jump for a network that is a flow map, else heun. A map that jumps to the data alone gets
-    there in every step, and noise is added again.
+    It is jump for a network that is a flow map, else adams. A map that jumps to the data alone
+    gets there in every step, and noise is added again.
     """
     if not field.two_times or field.net is None:
-        return "heun", {}
+        return "adams", {}
     return "jump", {"noise": float(field.consistency and field.gaussian)}
 
 
 def preview_steps(field: Field) -> int:
     """The number of steps of the samples that a training run shows of itself."""
-    return 14 if usual_solver(field)[0] == "heun" else Jump.default_steps
+    return Jump.default_steps if usual_solver(field)[0] == "jump" else 20
 
 
 def view(field: Field, coordinates: str, path: Path | None = None) -> Field:
@@ -101,7 +100,7 @@ class Sampler:
     solver, schedule, guidance and path are objects. Each may also be a name, like solver="heun",
     or the content of its YAML, like schedule={"_target_": ..., "p": 1.5}.
 
-    The default solver is heun, or jump for a network that is a flow map. Give steps, or the nfe
+    The default solver is adams, or jump for a network that is a flow map. Give steps, or the nfe
     they may cost; the default is 28 steps, or 4 jumps. The solver runs in straight or native
     `coordinates`. `path` replaces the field's own path. `clip` (none, data or dynamic) bounds the
     estimate of x of images. The default `batch_size` depends on the shape of the samples. For
@@ -110,7 +109,7 @@ class Sampler:
     Raises FmdiffError for any other value.
     """
 
-    solver: Solver = USUAL
+    solver: Solver | None = None  # None: see usual_solver
     steps: int | None = None
     nfe: int | None = None
     schedule: Law | None = None  # see integration.law_of
@@ -127,7 +126,7 @@ class Sampler:
         part: Any
         for group, base in (("solver", Solver), ("guidance", Unguided), ("path", Path)):
             part = built(group, vars(self)[group])
-            if part is not None or group != "path":
+            if part is not None:
                 object.__setattr__(self, group, of_class(part, base))
         if self.path is not None:
             checked(self.path)
@@ -152,8 +151,11 @@ class Sampler:
 
     def solver_of(self, field: Field) -> Solver:
         """The solver of a field: the default one depends on it."""
+        if self.solver is not None:
+            return self.solver
         name, keys = usual_solver(field)
-        return Jump(**keys) if self.solver is USUAL and name == "jump" else self.solver
+        solver: Solver = build(spec_of("solver", name) | keys)
+        return solver
 
     def notes(self, field: Field, layout: Plan) -> list[str]:
         """What to know of samples of a field, as the solver sees it, by this plan for it."""

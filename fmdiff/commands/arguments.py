@@ -47,7 +47,7 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
         dtype=getattr(torch, settings["dtype"]),
     )
     if not settings.get("trajectory"):  # its frames are the steps
-        check_steps(choice.solver, settings["steps"])
+        check_steps(choice.solver_of(stage.field), settings["steps"])
     w = settings["guidance"].get("w")
     if isinstance(w, int | float) and w < 0 and processes.rank() == 0:
         log.warning(

@@ -193,10 +193,11 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Fiel
         steps, cost = "adaptive steps", "evaluations known after the run"
     else:
         cost = f"{plan.nfe} evaluations each"
-    law = law_of(field, sampler.solver, sampler.schedule)
+    solver = sampler.solver_of(field)
+    law = law_of(field, solver, sampler.schedule)
     schedule = choices["schedule"] or type(law).__name__.lower()
-    kind, last, jump = f"order {sampler.solver.order:g}", plan.times[-1].item(), ""
-    if sampler.solver.maps:
+    kind, last, jump = f"order {solver.order:g}", plan.times[-1].item(), ""
+    if solver.maps:
         kind, last = "of a flow map", 1.0 if plan.jump else last
     elif plan.jump:
         jump = " and a jump to the estimate of x"

@@ -10,6 +10,7 @@ from fmdiff.build import build
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.path import expand
+from fmdiff.schedules import Ratio
 from fmdiff.solvers.runge_kutta import RungeKutta
 from fmdiff.solvers.solver import Noise, Solver, Step
 
@@ -73,6 +74,7 @@ class Adams(Solver):
     """
 
     order: int
+    law = Ratio(1.1, 1.4)
 
     def __init__(
         self,

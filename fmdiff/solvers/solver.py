@@ -13,6 +13,7 @@ from fmdiff.build import Described
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
 from fmdiff.path import Kind
+from fmdiff.schedules import UNIFORM, Schedule
 
 Noise = Callable[[Tensor, Tensor], Tensor]  # (t, s) -> W_s - W_t (B, *shape) of these samples
 Step = tuple[Tensor, Any]  # the next x (B, *shape) and the next state of the solver
@@ -25,7 +26,8 @@ class Solver(Described):
     that it evaluates, which decides the field's interval. A `stochastic` solver draws noise and
     needs a field with a normal source. An `adaptive` one chooses its own steps between two times.
     An `ancestral` one is by default run at the times of training, if these are finitely many. One
-    of `maps` needs a field of two times. `default_steps` holds where nothing else decides.
+    of `maps` needs a field of two times. `default_steps` and the `law` of the steps hold where
+    nothing else decides.
     """
 
     order: float = 1
@@ -35,6 +37,7 @@ class Solver(Described):
     ancestral: bool = False
     maps: bool = False
     default_steps: int = 28
+    law: Schedule = UNIFORM
 
     def begin(self, times: Tensor, jump: bool = False) -> Any:
         """The state before the first of the steps along times (S+1,).

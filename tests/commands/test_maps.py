@@ -83,8 +83,8 @@ def test_what_is_chosen_wins(sample, map_run, moons_run):
     report, _ = sample(map_run, "nfe=3", "coordinates=native")
     assert report["nfe_counted"] == report["steps"] == 3
     report, text = sample(moons_run)  # a velocity network
-    assert report["config"]["choices"]["solver"] == "heun" and report["nfe_counted"] == 56
-    assert report["config"]["solver"] == {"_target_": "fmdiff.solvers.runge_kutta.Heun"}
+    assert report["config"]["choices"]["solver"] == "adams" and report["nfe_counted"] == 28
+    assert report["config"]["solver"]["_target_"] == "fmdiff.solvers.multistep.Adams"
 
 
 def test_guidance_of_a_map(sample, map_run, refused):
@@ -156,14 +156,14 @@ def test_info_tells_what_a_map_is(command, map_run, moons_run, capsys):
     assert text.endswith(" solver=jump steps=4 guidance=cfg guidance.w=2\n")
     assert command("info", f"ckpt={moons_run}") == 0
     text = capsys.readouterr().out
-    assert "flow map" not in text and text.endswith(" solver=heun steps=28\n")
+    assert "flow map" not in text and text.endswith(" solver=adams steps=28\n")
 
 
 def test_help_says_what_the_default_is(command, capsys):
     for name in ("sample", "evaluate"):
         assert command(name, "--help") == 0
         text = capsys.readouterr().out
-        assert "solver=null" in text and "null: heun, or for a flow map jump" in text
+        assert "solver=null" in text and "null: adams, or for a flow map jump" in text
 
 
 def test_what_a_velocity_network_is_refused(refused, moons_run):
