@@ -147,7 +147,7 @@ class Model:
             )
         sampler = replace(sampler, solver=solver)
         self.field = field.to(sampler.device, sampler.dtype)
-        self.sampler, self.seed = sampler, seed
+        self.sampler, self.solver, self.seed = sampler, solver, seed
         self.flow = self.of_samples(0, 1)
         self.base = replace(sampler, schedule=Uniform()).plan(self.flow)
         if self.base.steps < 2:
@@ -172,7 +172,7 @@ class Model:
         """The plan of a law, or None if the law does not apply."""
         sampler = self.sampler
         try:
-            return plan(self.flow, sampler.solver, self.base.steps, law, sampler.final)
+            return plan(self.flow, self.solver, self.base.steps, law, sampler.final)
         except FmdiffError:
             return None
 
@@ -193,7 +193,7 @@ class Model:
         times = self.lo + (self.hi - self.lo) * torch.from_numpy(share)
         times[-1] = self.hi
         law = Explicit(self.explicit(times[:-1] if self.base.jump else times))
-        return plan(self.flow, self.sampler.solver, None, law, self.sampler.final)
+        return plan(self.flow, self.solver, None, law, self.sampler.final)
 
 
 class Trajectories:
@@ -212,8 +212,9 @@ class Trajectories:
     ) -> None:
         self.model, self.progress = model, progress
         size = default_batch_size(model.field.shape)
-        fine = replace(model.sampler, solver=named("solver", "adams"))
-        layout = plan(model.flow, fine.solver, reference, FIXED["ratio(1.1,1.4)"])
+        solver = named("solver", "adams")
+        fine = replace(model.sampler, solver=solver)
+        layout = plan(model.flow, solver, reference, FIXED["ratio(1.1,1.4)"])
         self.parts: list[tuple[Field, range, Tensor]] = []
         for first in range(start, stop, size):
             rows = range(first, min(first + size, stop))
