@@ -1,0 +1,289 @@
+"""The parts of one visit to a GPU, one after the other, each within its share of the time.
+
+    python scripts/gpu.py OUT [PART...]      what scripts/gpu.sh runs; docs/gpu.md explains it
+
+OUT holds log.txt, a JSON file per part, table.md and grid.png; OUT/work holds what only the next
+visit needs. A part whose file says "finished" is not run again.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gpu_table import table
+
+from fmdiff import files
+
+SCRIPTS = Path(__file__).resolve().parent
+BROKEN = 3  # the exit code of gpu_throughput.py after a failure that may have left harm
+GRACE = 15.0  # seconds between SIGTERM and SIGKILL: a training saves in these
+# seconds of each visit that are kept for what comes after training: its judgement and the grid
+JUDGEMENT, SMALL_JUDGEMENT = 100.0, 30.0
+START = 45.0  # seconds of a training before its first step of full speed
+PACE = 0.93  # the speed of training, with validation, pictures and checkpoints, over that of steps
+N, SMALL_N = 10_000, 32  # samples judged
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A stay at a device: where the results go, and when it ends (in the seconds of time.time)."""
+
+    out: Path
+    device: str
+    small: bool
+    recipe: str
+    end: float
+
+    @property
+    def work(self) -> Path:
+        """The folder of what only the next visit needs."""
+        return self.out / "work"
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return self.end - time.time()
+
+    def file(self, part: str) -> Path:
+        """The JSON file of a part."""
+        return self.out / f"{part}.json"
+
+    def read(self, part: str) -> dict[str, Any]:
+        """The content of the JSON file of a part; empty if there is none."""
+        path = self.file(part)
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def write(self, part: str, **entries: Any) -> dict[str, Any]:
+        """Add entries to the JSON file of a part, and return its content."""
+        content = self.read(part) | entries
+        files.write_json(self.file(part), content)
+        return content
+
+
+def run(words: list[str], log: Path, seconds: float) -> int | None:
+    """Run a command whose output is added to the log: its exit code, or None if time was over.
+
+    Then it gets SIGTERM, and SIGKILL after GRACE seconds. Both are within `seconds`.
+    """
+    with log.open("ab") as output:
+        output.write(f"\n$ {' '.join(words)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(words, stdout=output, stderr=output, process_group=0)
+        try:
+            return process.wait(max(1.0, seconds - GRACE))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            return None
+        finally:  # also what it has started, and if this process is ended
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def script(name: str, *words: object) -> list[str]:
+    """The command line of a script of this folder."""
+    return [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words)]
+
+
+def fmdiff(*words: object) -> list[str]:
+    """A command line of fmdiff."""
+    return [sys.executable, "-m", "fmdiff", *map(str, words)]
+
+
+def concluded(visit: Visit, part: str, code: int | None) -> bool:
+    """Whether the command of a part did all of it. An exit code that says otherwise is noted."""
+    failure = f"it ended with exit code {code}, log.txt says why" if code else None
+    visit.write(part, failure=failure)
+    return code == 0
+
+
+# --- parts: each returns whether it is finished ---------------------------------------------
+
+
+def tests(visit: Visit, seconds: float) -> bool:
+    """The tests that need CUDA, or their forms for a CPU."""
+    words = script("gpu_tests", visit.file("tests"), f"--device={visit.device}")
+    code = run(words, visit.out / "log.txt", seconds)
+    return concluded(visit, "tests", code)
+
+
+def throughput(visit: Visit, seconds: float) -> bool:
+    """Images a second of each network, in a new process after a failure."""
+    end = time.monotonic() + seconds
+    words = script("gpu_throughput", visit.file("throughput"), f"--recipe={visit.recipe}")
+    words += ["--small"] * visit.small
+    while (left := end - time.monotonic()) > GRACE:
+        code = run(words, visit.out / "log.txt", left)
+        content = visit.read("throughput")
+        rows, begun = content.get("cases", {}), content.get("begun")
+        if code in (0, None) or (code != BROKEN and begun in {None, *rows}):
+            return concluded(visit, "throughput", code)
+        if code != BROKEN:
+            rows[begun] = {"missing": f"its process ended with {code}"}
+            visit.write("throughput", cases=rows)
+    return False
+
+
+def training(visit: Visit, seconds: float) -> bool:
+    """CIFAR-10 by the recipe for the time there is, judged, with a grid of samples."""
+    log, judgement = visit.out / "log.txt", SMALL_JUDGEMENT if visit.small else JUDGEMENT
+    for_steps = seconds - judgement
+    if for_steps < (GRACE if visit.small else 2 * START):
+        return False
+    steps = visit.read("training").get("max_steps") or planned(visit, for_steps)
+    folder = visit.work / "training"
+    words = [f"experiment={visit.recipe}", f"out={folder}", f"device={visit.device}"]
+    words += [f"trainer.max_time={for_steps - GRACE:.0f}", "trainer.progress=false"]
+    words += [f"trainer.max_steps={steps}"] * bool(steps) + small_words(visit)
+    begin = time.time()
+    code = run(fmdiff("train", *words, "resume=true", "trainer.logger=csv"), log, for_steps)
+    content = visit.read("training")
+    spent = content.get("seconds_of_training", 0.0) + time.time() - begin
+    done, last = steps_done(folder)
+    visit.write(
+        "training",
+        recipe=visit.recipe,
+        steps=done,
+        max_steps=last,
+        seconds_of_training=round(spent, 1),
+        failure=f"fmdiff train ended with exit code {code}, log.txt says why" if code else None,
+    )
+    return bool(done) and judge(visit, folder) and steps_done(folder) == (last, last)
+
+
+def planned(visit: Visit, seconds: float) -> int | None:
+    """The steps for which there is time, so that the learning rate reaches 0; None if unknown.
+
+    The speed is that of the recipe among the cases of throughput.
+    """
+    if visit.small:
+        return 4
+    rows = visit.read("throughput").get("cases", {}).values()
+    measured = [row for row in rows if "seconds" in row]
+    of_step = [row["seconds"] for row in measured if row["network"] == "the recipe"]
+    if not of_step:
+        return None
+    return max(1, int(PACE * (seconds - START - GRACE) / of_step[0]))
+
+
+def small_words(visit: Visit) -> list[str]:
+    """What makes a recipe small enough for a minute of one core."""
+    if not visit.small:
+        return []
+    network = ["model.channels=8", "model.multipliers=[1,2]", "model.head_channels=8"]
+    every = [f"trainer.{name}_every=2" for name in ("validate", "picture", "checkpoint")]
+    return ["data=digits", "data.batch_size=8", *network, *every, "trainer.warmup=1", "threads=1"]
+
+
+def steps_done(folder: Path) -> tuple[int, int]:
+    """The step of the newest row of a run, and that at which it ends; 0 if nothing is known."""
+    rows, config = folder / "metrics.csv", folder / "config.yaml"
+    if not (rows.exists() and config.exists()):
+        return 0, 0
+    lines = rows.read_text("utf-8").splitlines()
+    done = int(lines[-1].partition(",")[0]) if len(lines) > 1 else 0
+    return done, yaml.safe_load(config.read_text("utf-8"))["trainer"]["max_steps"]
+
+
+def judge(visit: Visit, folder: Path) -> bool:
+    """The distance to real images and a grid of samples, in the time that is left."""
+    log, done = visit.out / "log.txt", True
+    words: list[object] = [f"ckpt={folder}", f"device={visit.device}", "overwrite=true"]
+    words += ["threads=1"] if visit.small else ["precision=bf16"]
+    n, metrics = SMALL_N if visit.small else N, {}
+    features = [[]] + [["features=inception"]] * ("FMDIFF_INCEPTION" in os.environ)
+    for number, choice in enumerate(features):
+        out = visit.work / f"judgement{number}"
+        begin = time.time()
+        more = ["metrics=[fid]", f"n={n}", f"out={out}", *choice]
+        code = run(fmdiff("evaluate", *words, *more), log, visit.left)
+        if code == 0:
+            results = json.loads((out / "results.json").read_text("utf-8"))
+            metrics |= results["metrics"]
+            visit.write(
+                "training",
+                metrics=metrics,
+                steps=results["checkpoint"]["step"],
+                nfe=results["nfe_counted"],
+                judged=n,
+                seconds_of_judgement=round(time.time() - begin, 1),
+            )
+        done = done and code == 0
+    rows = [label for label in range(10) for _ in range(2 if visit.small else 10)]
+    more = [f"classes={rows}".replace(" ", ""), f"n={len(rows)}", f"out={visit.work / 'grid'}"]
+    code = run(fmdiff("sample", *words, *more), log, visit.left)
+    if code == 0:
+        shutil.copy(visit.work / "grid" / "samples.png", visit.out / "grid.png")
+    return done and code == 0
+
+
+# part -> its function, and its share of the visit at most; the last has what is left
+PARTS: dict[str, tuple[Callable[[Visit, float], bool], float]] = {
+    "tests": (tests, 0.25),
+    "throughput": (throughput, 0.45),
+    "training": (training, 1.0),
+}
+
+
+def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
+    """Run the parts that are not finished; the names of those that still are not."""
+    whole, open_parts = visit.left, []
+    for name, (part, share) in (parts or PARTS).items():
+        if name not in names:
+            continue
+        if visit.read(name).get("finished"):
+            print(f"{name}: finished before", flush=True)
+            continue
+        begin = time.time()
+        seconds = min(share * whole, visit.left)
+        print(f"{name}: at most {seconds:.0f} s ...", flush=True)
+        finished = seconds > GRACE and part(visit, seconds)
+        spent = visit.read(name).get("spent", 0.0) + time.time() - begin
+        visit.write(name, finished=finished, spent=round(spent, 1))
+        ending = "finished" if finished else "not finished: the same command goes on with it"
+        print(f"{name}: {ending}, after {spent:.0f} s", flush=True)
+        open_parts += [] if finished else [name]
+        files.write_text(visit.out / "table.md", table(visit.out))
+    return open_parts
+
+
+def main(words: list[str]) -> int:
+    """Run the parts named, or all; 1 if one is not finished or a test failed."""
+    names = words[1:] or list(PARTS)
+    if not words or (unknown := sorted(set(names) - set(PARTS))):
+        which = f"{', '.join(unknown)}: no such part. " if words else ""
+        print(f"{which}gpu.py OUT [PART...], the parts are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    variables = os.environ
+    minutes = float(variables.get("GPU_MINUTES", 13))
+    began = float(variables.get("GPU_BEGAN", time.time()))
+    visit = Visit(
+        Path(words[0]).resolve(),
+        variables.get("GPU_DEVICE", "cuda"),
+        variables.get("GPU_SMALL", "") not in ("", "0"),
+        variables.get("GPU_RECIPE", "cifar10_gpu"),
+        began + 60 * minutes,
+    )
+    visit.work.mkdir(parents=True, exist_ok=True)
+    variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(visit.work / "compiled"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `run` ends its command
+    open_parts = attend(visit, names)
+    print((visit.out / "table.md").read_text("utf-8"))
+    failed = [t for t in visit.read("tests").get("tests", {}).values() if t["outcome"] == "failed"]
+    return int(bool(open_parts or failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
