@@ -21,20 +21,18 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from speedrun_cost import Spent
 
 from fmdiff import files, tables
 from fmdiff.loading import load
@@ -86,68 +84,6 @@ class Entry:
     agreement: float | None = None
 
 
-class Spent:
-    """What one job has cost in all its goes, in FOLDER/spent.json: CPU seconds and the clock's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "spent.json"
-        now = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        if now.get("open"):  # it was killed, and what it had cost is not known: it begins again
-            shutil.rmtree(folder)
-            now = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        self.cpu, self.clock = now.get("cpu", 0.0), now.get("clock", 0.0)
-        self.done = now.get("done", False)
-
-    def run(self, words: list[str], threads: int) -> None:
-        """Run a process and count it. The log goes to FOLDER/log.txt."""
-        if self.done:
-            return
-        print(shlex.join(words), flush=True)
-        folder = self.path.parent
-        self._write(open=True)
-        before, began = usage(), time.perf_counter()
-        try:
-            with (
-                (folder / "log.txt").open("ab") as log,
-                subprocess.Popen(
-                    words, stdout=log, stderr=log, env=limits(threads, folder)
-                ) as process,
-            ):
-                try:
-                    code = process.wait()
-                except BaseException:  # stopped: the training is let write its checkpoint
-                    process.terminate()
-                    raise
-            if code:
-                raise SystemExit(f"exit code {code}: see {folder / 'log.txt'}")
-            self.done = True
-        finally:
-            self.cpu += usage() - before
-            self.clock += time.perf_counter() - began
-            self._write(open=False)
-
-    def _write(self, **state: bool) -> None:
-        now = {"cpu": self.cpu, "clock": self.clock, "done": self.done, **state}
-        files.write_text(self.path, json.dumps(now) + "\n")
-
-
-def usage() -> float:
-    """CPU seconds of all processes that have been run."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def limits(threads: int, folder: Path) -> dict[str, str]:
-    """The environment of a job: threads for every library, and nothing compiled before."""
-    return os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TORCHINDUCTOR_CACHE_DIR": str((folder / "compiled").absolute()),
-        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
-    }
-
-
 @dataclass(frozen=True)
 class Course:
     """The options of the command line: what is run, and where."""
@@ -174,27 +110,21 @@ class Course:
         race = RACES[self.data]
         return [race.cpu if self.device == "cpu" else race.cuda, *self.more]
 
-    def steps(self) -> int | None:
-        """How many steps of the recipe fill the minutes, by three short runs, once for all seeds.
+    def pace(self) -> dict[str, float]:
+        """Seconds that start-up and a step of the recipe take, by three short runs for all seeds.
 
         The first compiles, if the recipe does, and says what start-up costs. The other two find
         its code compiled, and differ by the steps alone.
         """
-        if self.minutes is None:
-            return None
         key = hashlib.sha256(repr((self.recipe(), self.place)).encode()).hexdigest()[:8]
         path = self.out / self.data / f"pace-{key}.json"
         if not path.is_file():
-            cold, warm, longer = (
-                self._probe("0", SHORT),
-                self._probe("1", SHORT),
-                self._probe("2", LONG),
-            )
-            step = (longer - warm) / (LONG - SHORT)
-            pace = {"start": cold - SHORT * step, "step": step, "recipe": self.recipe()}
+            cold, warm = self._probe("0", SHORT), self._probe("1", SHORT)
+            step = (self._probe("2", LONG) - warm) / (LONG - SHORT)
+            pace = {"start": cold - SHORT * step, "step": step}
             files.write_text(path, json.dumps(pace) + "\n")
-        pace = json.loads(path.read_text())
-        return max(1, int((60 * self.minutes - pace["start"]) / pace["step"]))
+        content: dict[str, float] = json.loads(path.read_text())
+        return content
 
     def _probe(self, name: str, steps: int) -> float:
         folder = self.out / self.data / "probe"
@@ -209,10 +139,12 @@ class Course:
 
     def ours(self, folder: Path, seed: int) -> tuple[dict[str, Any], Spent]:
         """fmdiff's training, which goes on if it was interrupted, and what is to be said of it."""
-        steps = self.steps()
-        spent = Spent(folder)
         run, words = folder / "run", [*self.recipe(), *QUIET, f"seed={seed}"]
-        words += [] if steps is None else [f"trainer.max_steps={steps}"]
+        start = 0.0  # seconds; without --minutes it is among those of the steps
+        if self.minutes is not None:
+            start, step = (pace := self.pace())["start"], pace["step"]
+            words.append(f"trainer.max_steps={max(1, int((60 * self.minutes - start) / step))}")
+        spent = Spent(folder)
         if (run / "config.yaml").is_file():
             spent.run(fmdiff("train", f"resume={run}", *self.place), self.threads)
         else:
@@ -224,7 +156,7 @@ class Course:
             "sampler": RACES[self.data].judge,
             "parameters": sum(p.numel() for p in field.net.parameters()),
             "images": config.trainer.max_steps * config.data.batch_size,
-            "ms_per_step": 1000 * self.seconds(spent) / config.trainer.max_steps,
+            "ms_per_step": 1000 * (self.seconds(spent) - start) / config.trainer.max_steps,
             "weights_sha256": field.sha256,
         }, spent
 
@@ -277,7 +209,13 @@ class Course:
             drawing.run([*peer, *self.peer_words(folder, seed)], self.threads)
             words = [f"samples={folder / 'samples.npz'}", f"against={self.data}"]
         judging = Spent(judged)
-        words += ["metrics=[fid,agreement]", *self.place, f"out={judged}", "overwrite=true"]
+        by_class = who == "fmdiff" or self.data == "mnist"  # peers have no classes of CIFAR-10
+        words += [
+            f"metrics=[fid{',agreement' * by_class}]",
+            *self.place,
+            f"out={judged}",
+            "overwrite=true",
+        ]
         judging.run(fmdiff("evaluate", *words), self.threads)
         metrics = json.loads((judged / "results.json").read_text())["metrics"]
         fd = metrics[f"fd_{self.data}"]

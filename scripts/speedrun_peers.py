@@ -366,7 +366,9 @@ def sample(rival: Peer, args: argparse.Namespace, device: torch.device) -> None:
             drawn = fmdiff.Sampler(solver="adams", nfe=10).draw(flow, eps=noise).x
         images.append(to_uint8(drawn).cpu())
         print(f"{sum(map(len, images))} of {args.n} samples", flush=True)
-    arrays = {"arr_0": torch.cat(images).numpy(), "arr_1": labels.cpu().numpy()}
+    arrays = {"arr_0": torch.cat(images).numpy()}
+    if args.data == "mnist":  # on CIFAR-10 the peers have no classes
+        arrays["labels"] = labels.cpu().numpy()
     files.write_npz(args.out / "samples.npz", arrays)
 
 

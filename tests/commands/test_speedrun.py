@@ -71,16 +71,15 @@ def test_a_job_whose_cost_is_not_known_begins_again(tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-def test_the_steps_fill_the_minutes(tmp_path, monkeypatch):
+def test_the_pace_tells_start_up_from_steps(tmp_path, monkeypatch):
     """Start-up of 20 s with code to compile and 8 s without, steps of 0.5 s."""
     costs = {"0": 20 + 0.5 * speedrun.SHORT, "1": 8 + 0.5 * speedrun.SHORT}
     costs["2"] = 8 + 0.5 * speedrun.LONG
     monkeypatch.setattr(speedrun.Course, "_probe", lambda self, name, steps: costs[name])
     (tmp_path / "mnist").mkdir()
-    assert course(tmp_path).steps() == (600 - 20) / 0.5
+    assert course(tmp_path).pace() == {"start": 20.0, "step": 0.5}
     costs.clear()  # measured once for all seeds
-    assert course(tmp_path).steps() == (600 - 20) / 0.5
-    assert course(tmp_path, minutes=None).steps() is None
+    assert course(tmp_path).pace() == {"start": 20.0, "step": 0.5}
 
 
 def test_minutes_are_of_a_thread_on_a_cpu_and_of_the_clock_on_cuda(tmp_path):
