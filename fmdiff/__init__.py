@@ -2,7 +2,7 @@
 
 import fmdiff
 field = fmdiff.load("outputs/...", weights="ema")
-samples = fmdiff.generate(field, n=64, solver="heun", steps=28, seed=0)
+samples = fmdiff.generate(field, n=64, steps=28, seed=0)
 log_p = fmdiff.log_prob(field, samples.x)
 """
 

@@ -360,7 +360,7 @@ def generate(
 ) -> Samples:
     """Draw n samples of a field, by Sampler(**sampler).draw(field, n, seed, ...); see there.
 
-    fmdiff.generate(field, n=64, solver="heun", steps=28, seed=0, guidance=CFG(w=2))
+    fmdiff.generate(field, n=64, steps=28, seed=0, guidance=CFG(w=2))
     """
     return Sampler(**sampler).draw(
         field,

@@ -46,7 +46,7 @@ class Recipe:
 def points(what: str, train: str) -> Recipe:
     """A model of points, small enough for a browser; judged by five seeds of 10,000."""
     words = f"{train} model.hidden=64 trainer.max_steps=24000 optim.lr=2e-3"
-    return Recipe(what, words, POINTS, {"Heun, 28 steps, 5 seeds": "repeats=5"})
+    return Recipe(what, words, POINTS, {"Heun, 28 steps, 5 seeds": "solver=heun repeats=5"})
 
 
 RECIPES = {
@@ -64,8 +64,8 @@ RECIPES = {
         "data=digits model=unet trainer.max_steps=1400 optim.lr=2e-3",
         IMAGES,
         {
-            "w=1, Heun, 10 steps": "n=1000 steps=10",
-            "w=2, Heun, 10 steps": "n=1000 steps=10 guidance=cfg guidance.w=2",
+            "w=1, Heun, 10 steps": "solver=heun n=1000 steps=10",
+            "w=2, Heun, 10 steps": "solver=heun n=1000 steps=10 guidance=cfg guidance.w=2",
         },
         "guidance=cfg guidance.w=2",
     ),
