@@ -6,10 +6,12 @@ OUT holds log.txt, a JSON file per part, table.md and grid.png; OUT/work holds w
 visit needs. A part whose file says "finished" is not run again.
 """
 
+import csv
 import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -104,9 +106,16 @@ def fmdiff(*words: object) -> list[str]:
 
 def concluded(visit: Visit, part: str, code: int | None) -> bool:
     """Whether the command of a part did all of it. An exit code that says otherwise is noted."""
-    failure = f"it ended with exit code {code}, log.txt says why" if code else None
-    visit.write(part, failure=failure)
+    visit.write(part, failure=failure_of(visit, code))
     return code == 0
+
+
+def failure_of(visit: Visit, code: int | None) -> str | None:
+    """What to say of a command that ended with this exit code; None for 0 and if time was over."""
+    if not code:
+        return None
+    lines = (visit.out / "log.txt").read_text("utf-8", "replace").strip().splitlines()
+    return f"exit code {code}, after `{lines[-1][:300]}`"
 
 
 # --- parts: each returns whether it is finished ---------------------------------------------
@@ -145,22 +154,24 @@ def training(visit: Visit, seconds: float) -> bool:
     steps = visit.read("training").get("max_steps") or planned(visit, for_steps)
     folder = visit.work / "training"
     words = [f"experiment={visit.recipe}", f"out={folder}", f"device={visit.device}"]
-    words += [f"trainer.max_time={for_steps - GRACE:.0f}", "trainer.progress=false"]
+    words += [f"trainer.max_time={max(1.0, for_steps - START):.0f}", "trainer.progress=false"]
     words += [f"trainer.max_steps={steps}"] * bool(steps) + small_words(visit)
     begin = time.time()
     code = run(fmdiff("train", *words, "resume=true", "trainer.logger=csv"), log, for_steps)
     content = visit.read("training")
     spent = content.get("seconds_of_training", 0.0) + time.time() - begin
-    done, last = steps_done(folder)
+    done, last = came_to(folder)
+    speeds = [float(row["samples_per_second"]) for row in rows_of(folder)]
     visit.write(
         "training",
         recipe=visit.recipe,
         steps=done,
         max_steps=last,
+        images_per_second=statistics.median(speeds) if speeds else None,
         seconds_of_training=round(spent, 1),
-        failure=f"fmdiff train ended with exit code {code}, log.txt says why" if code else None,
+        failure=failure_of(visit, code),
     )
-    return bool(done) and judge(visit, folder) and steps_done(folder) == (last, last)
+    return bool(done) and conclude(visit, folder) and done == last
 
 
 def planned(visit: Visit, seconds: float) -> int | None:
@@ -187,53 +198,65 @@ def small_words(visit: Visit) -> list[str]:
     return ["data=digits", "data.batch_size=8", *network, *every, "trainer.warmup=1", "threads=1"]
 
 
-def steps_done(folder: Path) -> tuple[int, int]:
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of the metrics.csv of a run; none if there is no run."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def came_to(folder: Path) -> tuple[int, int]:
     """The step of the newest row of a run, and that at which it ends; 0 if nothing is known."""
-    rows, config = folder / "metrics.csv", folder / "config.yaml"
-    if not (rows.exists() and config.exists()):
+    rows, config = rows_of(folder), folder / "config.yaml"
+    if not rows or not config.exists():
         return 0, 0
-    lines = rows.read_text("utf-8").splitlines()
-    done = int(lines[-1].partition(",")[0]) if len(lines) > 1 else 0
-    return done, yaml.safe_load(config.read_text("utf-8"))["trainer"]["max_steps"]
+    last = yaml.safe_load(config.read_text("utf-8"))["trainer"]["max_steps"]
+    return int(rows[-1]["step"]), last
 
 
-def judge(visit: Visit, folder: Path) -> bool:
-    """The distance to real images and a grid of samples, in the time that is left."""
-    log, done = visit.out / "log.txt", True
-    words: list[object] = [f"ckpt={folder}", f"device={visit.device}", "overwrite=true"]
-    words += ["threads=1"] if visit.small else ["precision=bf16"]
-    n, metrics = SMALL_N if visit.small else N, {}
-    features = [[]] + [["features=inception"]] * ("FMDIFF_INCEPTION" in os.environ)
-    for number, choice in enumerate(features):
-        out = visit.work / f"judgement{number}"
-        begin = time.time()
-        more = ["metrics=[fid]", f"n={n}", f"out={out}", *choice]
-        code = run(fmdiff("evaluate", *words, *more), log, visit.left)
-        if code == 0:
-            results = json.loads((out / "results.json").read_text("utf-8"))
-            metrics |= results["metrics"]
-            visit.write(
-                "training",
-                metrics=metrics,
-                steps=results["checkpoint"]["step"],
-                nfe=results["nfe_counted"],
-                judged=n,
-                seconds_of_judgement=round(time.time() - begin, 1),
-            )
-        done = done and code == 0
-    rows = [label for label in range(10) for _ in range(2 if visit.small else 10)]
-    more = [f"classes={rows}".replace(" ", ""), f"n={len(rows)}", f"out={visit.work / 'grid'}"]
-    code = run(fmdiff("sample", *words, *more), log, visit.left)
-    if code == 0:
-        shutil.copy(visit.work / "grid" / "samples.png", visit.out / "grid.png")
-    return done and code == 0
+def conclude(visit: Visit, folder: Path) -> bool:
+    """Draw a grid of samples, and measure their distance to real images, in the time left."""
+    log = visit.out / "log.txt"
+    words = [f"ckpt={folder}", f"device={visit.device}", "overwrite=true"]
+    words += ["threads=1"] if visit.small else ["precision=bf16", "batch_size=1000"]
+    each = 2 if visit.small else 10
+    classes = ",".join(str(label) for label in range(10) for _ in range(each))
+    of_grid = [f"classes=[{classes}]", f"n={10 * each}", f"out={visit.work / 'grid'}"]
+    if code := run(fmdiff("sample", *words, *of_grid), log, visit.left):
+        visit.write("training", failure=failure_of(visit, code))
+    if code != 0:
+        return False
+    shutil.copy(visit.work / "grid" / "samples.png", visit.out / "grid.png")
+    metrics: dict[str, Any] = {}
+    judges = ["", *(["features=inception"] * ("FMDIFF_INCEPTION" in os.environ))]
+    for number, features in enumerate(judges):
+        out, begin = visit.work / f"judgement{number}", time.time()
+        n = SMALL_N if visit.small else N
+        more = ["metrics=[fid]", f"n={n}", f"out={out}", *filter(None, [features])]
+        if code := run(fmdiff("evaluate", *words, *more), log, visit.left):
+            visit.write("training", failure=failure_of(visit, code))
+        if code != 0:
+            return False
+        results = json.loads((out / "results.json").read_text("utf-8"))
+        metrics |= results["metrics"]
+        visit.write(
+            "training",
+            metrics=metrics,
+            steps=results["checkpoint"]["step"],
+            nfe=results["nfe_counted"],
+            judged=n,
+            seconds_of_judgement=round(time.time() - begin, 1),
+        )
+    return True
 
 
-# part -> its function, and its share of the visit at most; the last has what is left
+# part -> its function, and its share of the visit at most; the last of a visit has what is left
 PARTS: dict[str, tuple[Callable[[Visit, float], bool], float]] = {
     "tests": (tests, 0.25),
     "throughput": (throughput, 0.45),
-    "training": (training, 1.0),
+    "training": (training, 0.3),
 }
 
 
@@ -247,7 +270,7 @@ def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
             print(f"{name}: finished before", flush=True)
             continue
         begin = time.time()
-        seconds = min(share * whole, visit.left)
+        seconds = visit.left if name == names[-1] else min(share * whole, visit.left)
         print(f"{name}: at most {seconds:.0f} s ...", flush=True)
         finished = seconds > GRACE and part(visit, seconds)
         spent = visit.read(name).get("spent", 0.0) + time.time() - begin
@@ -261,8 +284,8 @@ def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
 
 def main(words: list[str]) -> int:
     """Run the parts named, or all; 1 if one is not finished or a test failed."""
-    names = words[1:] or list(PARTS)
-    if not words or (unknown := sorted(set(names) - set(PARTS))):
+    names = [name for name in PARTS if name in (words[1:] or PARTS)]
+    if not words or (unknown := sorted(set(words[1:]) - set(PARTS))):
         which = f"{', '.join(unknown)}: no such part. " if words else ""
         print(f"{which}gpu.py OUT [PART...], the parts are {', '.join(PARTS)}", file=sys.stderr)
         return 2

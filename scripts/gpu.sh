@@ -8,7 +8,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export GPU_BEGAN=${GPU_BEGAN:-$(date +%s)}
+GPU_BEGAN=$(date +%s)
+export GPU_BEGAN
 
 usage() {
   sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

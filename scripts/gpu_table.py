@@ -135,6 +135,10 @@ def training(content: Content) -> str:
         return ""
     text = f"`experiment={content['recipe']}`: {of_training(content)}"
     text += f"; {content['seconds_of_training']:.0f} s of training, start and compilation included"
+    if content.get("images_per_second"):
+        text += (
+            f", at {content['images_per_second']:,.4g} images/s (median of the rows of its log)"
+        )
     if "judged" in content:
         text += (
             f". {content['judged']:,} samples of {content['nfe']:g} evaluations were drawn and "

@@ -34,17 +34,21 @@ class Record:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The call of a test, or whatever kept it from being called."""
         if report.when == "call" or not report.passed:
-            if isinstance(report.longrepr, tuple):  # of a skipped test: file, line, reason
-                text = report.longrepr[2].removeprefix("Skipped: ")
-            else:
-                text = report.longreprtext.strip().splitlines()[-1:]
-                text = text[0] if text else ""
             self.content["tests"][report.nodeid] = {
                 "outcome": report.outcome,
                 "seconds": round(report.duration, 2),
-                "text": text[:LONGEST],
+                "text": reason(report)[:LONGEST],
             }
             files.write_json(self.path, self.content)
+
+
+def reason(report: pytest.TestReport) -> str:
+    """Why a test was skipped or failed, in a line; empty if it passed."""
+    if isinstance(report.longrepr, tuple):  # of a skipped test: file, line, reason
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = report.longreprtext if crash is None else crash.message
+    return " ".join(text.split())
 
 
 def main() -> int:
@@ -57,7 +61,12 @@ def main() -> int:
     done = content.setdefault("tests", {})
     content["machine"] = describe(device.pick(options.device))
     on_gpu = options.device != "cpu"
-    words = [str(ROOT / TESTS), f"--rootdir={ROOT}", "-m", "cuda" if on_gpu else "not cuda"]
+    words = [
+        str(ROOT / TESTS),
+        f"--rootdir={ROOT}",
+        "-m",
+        "cuda" if on_gpu else "not cuda and not slow",
+    ]
     words += ["-p", "no:cacheprovider", *(f"--deselect={name}" for name in done)]
     words += ["-n", "4"] if on_gpu and find_spec("xdist") else []
     code = pytest.main(words, plugins=[Record(options.file, content)])

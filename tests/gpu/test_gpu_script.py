@@ -60,8 +60,8 @@ def test_finished_parts_are_not_run_again_and_cut_ones_are(tmp_path, capsys):
     assert gpu.attend(visit(tmp_path), list(parts), parts) == ["throughput"]
     assert calls == [("tests", 25), ("throughput", 50), ("training", 100)]
     assert "| throughput | 0 of 0 cases | cut |" in (tmp_path / "table.md").read_text()
-    assert gpu.attend(visit(tmp_path), list(parts), parts) == []
-    assert [name for name, _ in calls[3:]] == ["throughput"]
+    assert gpu.attend(visit(tmp_path), ["tests", "throughput"], parts) == []
+    assert calls[3:] == [("throughput", 100)]  # the last of a visit has what is left
     assert "cut" not in (tmp_path / "table.md").read_text()
     assert "tests: finished before" in capsys.readouterr().out
 
@@ -143,9 +143,10 @@ def test_a_process_that_crashes_costs_the_throughput_one_case(tmp_path, monkeypa
     monkeypatch.setattr(gpu, "run", run)
     assert gpu.throughput(here, 50.0)
     assert here.read("throughput")["cases"]["a"] == {"missing": "its process ended with -11"}
+    (tmp_path / "log.txt").write_text("first\nno module named x\n")
     codes[:] = [1]  # as from a package that cannot be imported
     assert not gpu.throughput(here, 50.0)
-    assert "exit code 1" in here.read("throughput")["failure"]
+    assert here.read("throughput")["failure"] == "exit code 1, after `no module named x`"
 
 
 def test_the_steps_of_training_follow_from_the_speed(tmp_path):
@@ -233,6 +234,7 @@ CONTENTS = {
         "steps": 3000,
         "max_steps": 3000,
         "seconds_of_training": 290.0,
+        "images_per_second": 5100.0,
         "judged": 10000,
         "nfe": 28.0,
         "seconds_of_judgement": 30.0,
@@ -261,6 +263,7 @@ def test_the_table_says_what_was_measured_and_what_is_missing(tmp_path):
     ):
         assert line in text.splitlines(), line
     assert "runs at 700 TFLOP/s here, and a copy at 4 TB/s" in text
+    assert "included, at 5,100 images/s" in text
     assert "10,000 samples of 28 evaluations were drawn and judged in 30 s" in text
 
 
