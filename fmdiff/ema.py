@@ -10,6 +10,7 @@ from torch import nn
 
 from fmdiff.errors import FmdiffError
 
+SCHEDULE_FREE = "schedule_free"  # the average of optim=schedule_free, in checkpoints and weights=
 POWER = "power:"  # precedes the width in the name of a power average
 STATISTICS = ("running_mean", "running_var")  # what torch's normalisation layers keep of batches
 NARROWEST, WIDEST = 1e-6, 12**-0.5  # relative widths; the widest has gamma = 0, a plain mean

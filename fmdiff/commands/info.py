@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from fmdiff import tables
 from fmdiff.build import named
 from fmdiff.classifier import Classifier
-from fmdiff.ema import POWER, gamma
+from fmdiff.ema import POWER, SCHEDULE_FREE, gamma
 from fmdiff.errors import word
 from fmdiff.field import NetField
 from fmdiff.loading import restore
@@ -62,6 +62,8 @@ def average_rows(content: Checkpoint, run: Path) -> dict[str, str]:
                 f"over steps {centre * step:,.0f} +- {width * step:,.0f}: mean {centre:.1%} and "
                 f"standard deviation {width:.1%} of all, gamma {gamma(width):.4g}"
             )
+        elif name == SCHEDULE_FREE:
+            rows[name] = "the optimiser's own average"
         elif name != "raw":
             steps = math.log(2) / -math.log(float(name))
             samples = f", {steps * size:,.0f} {noun}" if isinstance(size, int) else ""

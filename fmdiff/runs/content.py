@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fmdiff.condition import Form
-from fmdiff.ema import POWER, power
+from fmdiff.ema import POWER, SCHEDULE_FREE, power
 from fmdiff.errors import FmdiffError
 
 FORMAT, VERSION = "fmdiff", 1
@@ -179,9 +179,9 @@ def _is_state(state: Any) -> bool:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether it names weights: raw, a decay, or power:WIDTH."""
+    """Whether it names weights: raw, schedule_free, a decay, or power:WIDTH."""
     try:
-        return name == "raw" or 0 < float(str(name).removeprefix(POWER)) < 1
+        return name in ("raw", SCHEDULE_FREE) or 0 < float(str(name).removeprefix(POWER)) < 1
     except ValueError:
         return False
 

@@ -81,6 +81,12 @@ def _reflows(cfg: Any) -> bool:
     return issubclass(kind_of(cfg, "coupling"), Reflow)
 
 
+def _schedule_free(cfg: Any) -> bool:
+    from fmdiff.optim import ScheduleFree
+
+    return issubclass(kind_of(cfg, "optim"), ScheduleFree)
+
+
 def _classifies(cfg: Any) -> bool:
     from fmdiff.objectives.objective import Objective
 
@@ -184,6 +190,11 @@ TRAIN = (
         lambda c: c.trainer.get("snapshot_every") is not None and not c.trainer.get("power_ema"),
         "trainer.snapshot_every={trainer.snapshot_every} goes with trainer.power_ema=[0.05,0.1], "
         "whose snapshots those are",
+    ),
+    Refusal(
+        lambda c: _schedule_free(c) and c.trainer.get("decay") != "constant",
+        "optim={choices[optim]} averages in place of a falling learning rate: say "
+        "trainer.decay=constant",
     ),
     Refusal(
         lambda c: _reflows(c) and c.coupling.ckpt is None,

@@ -7,6 +7,7 @@ from fmdiff.errors import FmdiffError
 
 # a setting, the module that it imports, the extra of fmdiff that brings it, and what else to do
 NEEDS = (
+    ("optim=schedule_free", "schedulefree", "schedule-free", "optim=adam, adamw or muon"),
     ("trainer.logger=wandb", "wandb", "wandb", "trainer.logger=tensorboard or csv"),
     (
         "features=inception",
@@ -22,7 +23,7 @@ def check(cfg: Any) -> None:
     trainer = cfg.get("trainer") or {}
     settings = {
         f"trainer.logger={trainer.get('logger')}",
-        f"features={cfg.get('choices', {}).get('features')}",
+        *(f"{group}={cfg.get('choices', {}).get(group)}" for group in ("features", "optim")),
     }
     for setting, module, extra, instead in NEEDS:
         if setting in settings and find_spec(module) is None:

@@ -42,7 +42,8 @@ def _is_width(value: Any) -> bool:
 def _is_average(value: Any) -> bool:
     power, colon, width = str(value).partition(":")
     try:
-        return value in ("ema", "raw") or (power + colon == "power:" and _is_width(float(width)))
+        named = ("ema", "raw", "schedule_free")
+        return value in named or (power + colon == "power:" and _is_width(float(width)))
     except ValueError:
         return False
 
@@ -115,7 +116,8 @@ CLASSES = Rule(
 )
 WEIGHTS = Rule(
     lambda v: _is_average(v) or _is_decay(v),
-    "ema, raw or the decay of one average, or power:WIDTH with a width between 0 and 0.2887",
+    "ema, raw or the decay of one average, power:WIDTH with a width between 0 and 0.2887, or "
+    "schedule_free",
 )
 EMA = Rule(
     lambda v: is_list(v, _is_decay) and len(set(v)) == len(v),

@@ -67,7 +67,7 @@ def content(module: Training) -> dict[str, Any]:
         training["pairs"] = module.batches.pairs.teacher
     if module.teacher is not None:
         training["teacher"] = module.teacher.about
-    weights, codec = module.averages.named(module.net), module.objective.codec
+    weights, codec = module.states(), module.objective.codec
     state = None if codec is None else codec.state_dict()
     return Checkpoint(module.step, spec(module), weights, training, state).content()
 
@@ -93,6 +93,7 @@ def resume(module: Training, stored: dict[str, Any], path: Path) -> None:
             f"checkpoint {path} cannot be resumed, it lacks training.{lack[0]}; init= takes "
             "weights"
         )
+    check_optimiser(module, training.get("config") or {}, path)
     check_progress(module, training.get("config") or {})
     module.optimizer_state = training["optimizer"]
     module.scaler_state = training.get("scaler")
@@ -113,6 +114,22 @@ def check_codec(module: Training, stored: Mapping[str, Any]) -> None:
         raise FmdiffError(
             "the autoencoder is another than when this run began, so its latents mean something "
             "else: name a checkpoint file of the old one by data.autoencoder=, or begin a new run"
+        )
+
+
+def check_optimiser(module: Training, saved: Mapping[str, Any], path: Path) -> None:
+    """Raise FmdiffError unless a state is of the optimiser of this run. Adam's are AdamW's too.
+
+    saved: the settings that the run had.
+    """
+    before, now = (
+        str((config.get("optim") or {}).get("_target_", "")).rpartition(".")[2]
+        for config in (saved, module.settings)
+    )
+    if before and before != now and not {before, now} <= {"Adam", "AdamW"}:
+        raise FmdiffError(
+            f"checkpoint {path}: its moments are of {before}, and this run has {now}: choose the "
+            "optimiser that the run began with, or start from its weights, init="
         )
 
 

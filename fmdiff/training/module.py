@@ -13,13 +13,14 @@ from lightning import pytorch as pl
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
-from fmdiff.build import build
-from fmdiff.ema import Averages, buffers, tensors
+from fmdiff.build import kind
+from fmdiff.ema import SCHEDULE_FREE, Averages, buffers, tensors
 from fmdiff.errors import Diverged
 from fmdiff.loading import Teacher
 from fmdiff.machine import cost, precision
 from fmdiff.machine.clock import Clock
 from fmdiff.objectives.objective import Objective
+from fmdiff.optim import ScheduleFree, built
 from fmdiff.randomness import key
 from fmdiff.training.batches import Batches, Terms
 from fmdiff.training.options import TrainerOptions
@@ -61,9 +62,12 @@ class Training(pl.LightningModule):
         self.classifies, self.autoencodes = objective.logits, objective.autoencodes
         self.teacher: Teacher | None = None  # of a flow map
         self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
-        # without averages: what `field` copies the network to; some networks cannot be deep-copied
-        # once they have been called
-        self.twin = None if len(self.averages) else copy.deepcopy(net).eval().requires_grad_(False)
+        # without averages, or with that of the optimiser: what `field` copies weights to; some
+        # networks cannot be deep-copied once they have been called
+        self.schedule_free = issubclass(kind(settings["optim"]["_target_"]), ScheduleFree)
+        self.own_average: Callable[[], list[Tensor]] | None = None
+        alone = len(self.averages) and not self.schedule_free
+        self.twin = None if alone else copy.deepcopy(net).eval().requires_grad_(False)
         self.seed, self.step, self.skips = settings["seed"], 0, 0
         # states of a resumed run, until the optimiser and the scaler exist
         self.optimizer_state: dict | None = None
@@ -84,7 +88,19 @@ class Training(pl.LightningModule):
         if self.twin is None:
             return self.averages[0]
         self.twin.load_state_dict(self.net.state_dict())
+        if self.own_average is not None:
+            for weight, value in zip(self.twin.parameters(), self.own_average(), strict=True):
+                weight.copy_(value)
         return self.twin
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """The state dicts of a checkpoint by name: raw, then all averages.
+
+        The first is the optimiser's own, if it has one.
+        """
+        raw, *others = self.averages.named(self.net).items()
+        own = {SCHEDULE_FREE: dict(self.average().state_dict())} if self.schedule_free else {}
+        return dict([raw]) | own | dict(others)
 
     def field(self) -> Any:
         """The averaged network as a field; as a classifier or a codec if the objective says so."""
@@ -109,7 +125,9 @@ class Training(pl.LightningModule):
         self.batches.device = device
         # looking up the parameters takes as long as their update
         self.weights = list(self.net.parameters())
-        self.optimizer = build(self.settings["optim"], self.weights)
+        self.optimizer = built(self.settings["optim"], self.net)
+        if isinstance(self.optimizer, ScheduleFree):
+            self.own_average = self.optimizer.average
         # torch's fused optimisers can divide the gradients by a number
         self.divides = bool(self.optimizer.defaults.get("fused"))
         self.rate = self.settings["optim"]["lr"]
@@ -196,7 +214,8 @@ class Training(pl.LightningModule):
         clip = self.options.clip or math.inf
         too_long = norm > clip
         if self.divides:  # the optimiser scales them, which saves a pass
-            self.optimizer.grad_scale = length / clip if too_long else None
+            scale = length / clip if too_long else None
+            self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         elif too_long:
             nn.utils.clip_grads_with_norm_(self.weights, clip, length)
         self.optimizer.step()

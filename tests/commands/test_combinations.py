@@ -95,6 +95,13 @@ REFUSED = {
             ),
         ],
         [(("trainer.snapshot_every=10",), "snapshot_every=10 goes with trainer.power_ema")],
+        [
+            (
+                ("optim=schedule_free",),
+                "optim=schedule_free averages in place of a falling learning rate: say "
+                "trainer.decay=constant",
+            )
+        ],
         [(("coupling=reflow",), "coupling=reflow needs coupling.ckpt=RUN")],
         [
             (

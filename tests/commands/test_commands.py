@@ -169,6 +169,9 @@ def in_small(words):
         words = words | AUTOENCODE
     if words.get("source") == "data":
         words = words | {"source.data": "8gaussians"}
+    if words.get("optim") == "schedule_free":
+        pytest.importorskip("schedulefree")
+        words = words | {"trainer.decay": "constant"}
     own = [f"data.root={OWN}", "data.size=8"] if words["data"] == "folder" else []
     small = SMALL[words.get("model", "mlp")]
     size = 8 if small == SMALL["mlp"] else 2

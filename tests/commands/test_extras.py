@@ -14,6 +14,11 @@ CASES = [
     (("train", "trainer.logger=wandb"), "trainer.logger=wandb needs wandb", "wandb"),
     (("train", "-m", "seed=1,2", "trainer.logger=csv,wandb"), "needs wandb", "wandb"),
     (
+        ("train", "optim=schedule_free", "trainer.decay=constant"),
+        "optim=schedule_free needs schedulefree",
+        "schedule-free",
+    ),
+    (
         ("evaluate", "samples=x.npz", "against=mnist", "metrics=[fid]", "features=inception"),
         "features=inception needs torch-fidelity",
         "fid",
@@ -37,7 +42,7 @@ def test_a_missing_package_is_named_before_anything_is_made(
     command, capfd, tmp_path, monkeypatch, words, sentence, extra
 ):
     there = importlib.util.find_spec
-    missing = ("wandb", "torch_fidelity", "submitit")
+    missing = ("wandb", "torch_fidelity", "submitit", "schedulefree")
     monkeypatch.setattr(extras, "find_spec", lambda n: None if n in missing else there(n))
     assert command(*words, "out=run") == 2
     said = capfd.readouterr().err

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fmdiff import generate
+from fmdiff import generate, load
 from fmdiff.build import build, config_folder, named
 from fmdiff.custom import from_spec
 from fmdiff.ema import Averages
@@ -475,3 +475,56 @@ def test_bf16_and_other_loggers(train, tmp_path):
     done = train(tmp_path / "run", *words)
     assert all(value.dtype == torch.float32 for value in done["weights"]["raw"].values())
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+# Optimisers
+
+OPTIMS = {"muon": (), "schedule_free": ("trainer.decay=constant",)}
+
+
+@pytest.mark.parametrize("optim", OPTIMS)
+@pytest.mark.fault
+def test_a_run_of_another_optimiser_goes_on_bit_by_bit(train, tmp_path, monkeypatch, optim):
+    """Stopped by SIGTERM at step 17 of 40."""
+    if optim == "schedule_free":
+        pytest.importorskip("schedulefree")
+    words = (*POINTS, *INTERVALS, "trainer.max_steps=40", "trainer.inner_steps=1")
+    words += (f"optim={optim}", *OPTIMS[optim])
+    whole = train(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 17, lambda: signal.raise_signal(signal.SIGTERM))
+        stopped = train(tmp_path / "run", *words, code=143)
+    assert stopped["step"] == 17
+    resumed = train(tmp_path / "run", *words, "resume=last")
+    assert resumed["step"] == 40 and resumed["checksums"] == whole["checksums"]
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_samples_on_the_way_and_checkpoints_are_of_the_schedule_free_average(train, tmp_path):
+    pytest.importorskip("schedulefree")
+    optim = yaml("optim", "schedule_free")
+    m = module(optim=None, decay="constant", ema=[0.9])
+    m = Training(m.settings | {"optim": optim}, m.options, m.net, m.objective, m.batches)
+    fit(m, 3)
+    wanted = m.optimizer.average()
+    got = list(m.average().parameters())
+    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(wanted, m.net.parameters(), strict=True))
+    assert list(m.states()) == ["raw", "schedule_free", "0.9"]
+    words = (*POINTS, "optim=schedule_free", "trainer.decay=constant", "trainer.max_steps=3")
+    stored = train(tmp_path / "run", *words)["weights"]
+    first = load(tmp_path / "run").net.state_dict()
+    assert all(torch.equal(first[k], v) for k, v in stored["schedule_free"].items())
+    named = load(tmp_path / "run", weights="schedule_free").net.state_dict()
+    assert all(torch.equal(named[k], v) for k, v in first.items())
+
+
+def test_moments_of_another_optimiser_are_refused(command, train, tmp_path, capfd):
+    words = (*POINTS, "trainer.max_steps=2")
+    train(tmp_path / "run", *words)
+    more = (*PLAIN, *POINTS, "trainer.max_steps=4", "resume=true", f"out={tmp_path / 'run'}")
+    assert command("train", *more, "optim=muon") == 2
+    assert "is a run of other settings: optim._target_" in capfd.readouterr().err
+    assert command("train", *more, "optim=muon", "overwrite=true") == 2
+    assert "its moments are of Adam, and this run has Muon" in capfd.readouterr().err
+    assert command("train", *more, "optim=adamw", "overwrite=true") == 0
