@@ -34,6 +34,7 @@ _MODULES = (
     "exact",
     "field",
     "fitted",
+    "fitted_solver",
     "guidance",
     "integration",
     "inversion",

@@ -134,10 +134,13 @@ def search(model: "Model", training: "Trajectories", trials: list[tuple[float, P
 class Model:
     """A field and its sampler, as a function of the times.
 
-    Raises FmdiffError for a solver without fixed steps, and for fewer than two steps.
+    `what` is fitted, in messages. Raises FmdiffError for a solver without fixed steps, and for
+    fewer than two steps.
     """
 
-    def __init__(self, field: Field, sampler: Sampler, seed: int) -> None:
+    def __init__(
+        self, field: Field, sampler: Sampler, seed: int, what: str = "schedule=fitted"
+    ) -> None:
         solver, nfe = sampler.solver_of(field), sampler.nfe
         if solver.stochastic or solver.adaptive:
             kind = "stochastic" if solver.stochastic else "adaptive"
@@ -152,7 +155,7 @@ class Model:
         self.base = replace(sampler, schedule=Uniform()).plan(self.flow)
         if self.base.steps < 2:
             raise FmdiffError(
-                f"schedule=fitted needs two steps or more, and this is {self.base.steps}"
+                f"{what} needs two steps or more, and this is {self.base.steps}"
             )
         self.lo, self.hi = span(self.flow, solver, sampler.final)
         ends = torch.tensor([self.lo, self.hi], dtype=torch.float64)
@@ -214,7 +217,8 @@ class Trajectories:
         size = default_batch_size(model.field.shape)
         solver = named("solver", "adams")
         fine = replace(model.sampler, solver=solver)
-        layout = plan(model.flow, solver, reference, FIXED["ratio(1.1,1.4)"])
+        final = "solver" if fine.final == "solver" else "auto"
+        layout = plan(model.flow, solver, reference, FIXED["ratio(1.1,1.4)"], final)
         self.parts: list[tuple[Field, range, Tensor]] = []
         for first in range(start, stop, size):
             rows = range(first, min(first + size, stop))
@@ -222,10 +226,16 @@ class Trajectories:
             truth = self._ends(field, fine, layout, rows)
             if not truth.isfinite().all():
                 raise FmdiffError(
-                    f"schedule.reference={reference}: the fine solution is not finite; more steps "
-                    "are needed"
+                    f"reference={reference}: the fine solution is not finite; more steps are needed"
                 )
             self.parts.append((field, rows, truth))
+
+    def start(self, field: Field, rows: range) -> Tensor:
+        """The states (B, *shape) of these samples at the first time."""
+        model, t = self.model, self.model.base.times[0]
+        noise = randomness.noise(rows.start, rows.stop, field.shape, model.seed, "start")
+        noise = noise.to(model.sampler.device, model.sampler.dtype)
+        return field.start(noise, t, rows.start, model.seed)
 
     def _ends(self, field: Field, sampler: Sampler, layout: Plan, rows: range) -> Tensor:
         x = sampler.carry(field, layout, rows, self.model.seed)

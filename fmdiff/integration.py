@@ -1,7 +1,7 @@
 """Integration of a field: the times of the steps, their cost, and the one loop over them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -124,6 +124,8 @@ def plan(
     """
     of_class(solver, Solver)
     need_positive(steps=steps, nfe=nfe)
+    if solver.times is not None:
+        return _own(field, solver, solver.times, (steps, nfe, schedule))
     schedule = law_of(field, solver, schedule)
     if solver.maps:
         need_map(field, "solver=jump")
@@ -236,6 +238,30 @@ def _lay_out(
     if solver.adaptive and len(times) > 1:
         return Plan(times if trajectory else times[[0, -1]], jump, None)
     return Plan(times, jump, _price(field, solver, times, jump))
+
+
+def _own(
+    field: Field,
+    solver: Solver,
+    times: Sequence[float],
+    choice: tuple[int | None, int | None, Law | None],
+) -> Plan:
+    """The plan of a solver that has its own times, which a choice of steps must agree with."""
+    steps, nfe, schedule = choice
+    grid = torch.tensor(times, dtype=torch.float64)
+    lo, hi = field.interval(solver.asks)
+    if times[0] < lo or times[-2] > hi:
+        raise FmdiffError(
+            f"this solver asks at times from {times[0]:.4g} to {times[-2]:.4g}, and the model is "
+            f"solved from {lo:.4g} to {hi:.4g}: choose another solver"
+        )
+    layout = Plan(grid, False, _price(field, solver, grid, False))
+    if schedule is not None or steps not in (None, layout.steps) or nfe not in (None, layout.nfe):
+        raise FmdiffError(
+            f"this solver has its own {layout.steps} steps, of {layout.nfe} evaluations: leave "
+            "schedule, steps and nfe out"
+        )
+    return layout
 
 
 def span(field: Field, solver: Solver, final: str) -> tuple[float, float]:

@@ -95,7 +95,7 @@ class Augmented(Around):
 def need_ode(solver: Solver) -> None:
     """Raises FmdiffError for a solver that cannot run from data to noise."""
     name = type(of_class(solver, Solver)).__name__
-    if solver.maps:
+    if solver.maps or solver.one_way:
         raise FmdiffError(
             f"{name} leads from noise to data alone: choose euler, midpoint, heun, rk4, adams or "
             "dopri5"

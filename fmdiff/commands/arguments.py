@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fmdiff.build import build
-from fmdiff.commands.schedules import with_times
+from fmdiff.commands.fits import with_fits
 from fmdiff.commands.stage import Stage
 from fmdiff.custom import from_spec
 from fmdiff.errors import FmdiffError
@@ -24,8 +24,8 @@ COMPILED = 5000  # from so many samples on, compiling is worth its minute on CUD
 def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
     """The sampler that settings describe for the stage's field.
 
-    Sets how the networks compute. Times that must be fitted are read from beside the checkpoint,
-    or fitted and written there.
+    Sets how the networks compute. What must be fitted, times or a solver, is read from beside the
+    checkpoint, or fitted and written there.
 
     Raises FmdiffError for settings that do not go together.
     """
@@ -56,7 +56,7 @@ def sampler(stage: Stage, settings: dict[str, Any]) -> Sampler:
             w,
         )
     compute(stage, choice.guidance, precision, compiled)
-    return with_times(choice, stage.field, settings, stage.about)
+    return with_fits(choice, stage.field, settings, stage.about)
 
 
 def compute(stage: Stage, leader: Unguided, precision: str, compiled: bool | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmdiff import __version__
 from fmdiff.build import own_modules
-from fmdiff.commands.schedules import checksum
+from fmdiff.commands.fits import checksum
 from fmdiff.commands.stage import Stage
 from fmdiff.exact import RealData
 from fmdiff.guidance import Unguided

@@ -197,6 +197,8 @@ def describe(settings: dict[str, Any], sampler: Sampler, plan: Plan, field: Fiel
     law = law_of(field, solver, sampler.schedule)
     schedule = choices["schedule"] or type(law).__name__.lower()
     kind, last, jump = f"order {solver.order:g}", plan.times[-1].item(), ""
+    if solver.times is not None:
+        kind, schedule = "fitted weights", "of its own"
     if solver.maps:
         kind, last = "of a flow map", 1.0 if plan.jump else last
     elif plan.jump:

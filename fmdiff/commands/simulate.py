@@ -84,6 +84,8 @@ def usable(solver: Solver, name: str, system: System) -> Solver:
                 f"solver.diffusion={solver.diffusion}: this system has its own, system.diffusion"
             )
         return Additive()
+    if solver.one_way:
+        raise FmdiffError(f"solver={name} is fitted to a model, and systems are none; {plain}")
     if solver.maps:
         raise FmdiffError(f"solver={name} needs a flow map, and systems are none; {plain}")
     if system.has_score and solver.stochastic and not isinstance(solver, EulerMaruyama):

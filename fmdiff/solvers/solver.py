@@ -4,7 +4,7 @@ To add one, derive a class from `Solver`, define `step`, override what else diff
 it in configs/solver/NAME.yaml.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +26,9 @@ class Solver(Described):
     that it evaluates, which decides the field's interval. A `stochastic` solver draws noise and
     needs a field with a normal source. An `adaptive` one chooses its own steps between two times.
     An `ancestral` one is by default run at the times of training, if these are finitely many. One
-    of `maps` needs a field of two times. `default_steps` and the `law` of the steps hold where
-    nothing else decides.
+    of `maps` needs a field of two times. One that is `one_way` leads from noise to data alone. Its
+    own `times` take the place of a law of steps. `default_steps` and the `law` of the steps hold
+    where nothing else decides.
     """
 
     order: float = 1
@@ -36,6 +37,8 @@ class Solver(Described):
     adaptive: bool = False
     ancestral: bool = False
     maps: bool = False
+    one_way: bool = False
+    times: Sequence[float] | None = None  # t_0 ... t_S, where the last step lands as a jump would
     default_steps: int = 28
     law: Schedule = UNIFORM
 

@@ -159,6 +159,11 @@ def solver_of(coupling: Reflow) -> Any:
             f"coupling.solver={coupling.solver} is stochastic, and the end of a pair must follow "
             "from its noise: choose a solver of an ODE, like heun, rk4, adams or dopri5"
         )
+    if solver.one_way:
+        raise FmdiffError(
+            f"coupling.solver={coupling.solver} must be fitted first, and so is for fmdiff sample: "
+            "choose heun, rk4, adams or dopri5"
+        )
     if solver.adaptive and coupling.steps is not None:
         raise FmdiffError(
             f"coupling.steps={coupling.steps}: coupling.solver={coupling.solver} chooses its own "

@@ -25,6 +25,7 @@ def choices(group):
 
 PATHS, SOLVERS = choices("path"), choices("solver")
 SOLVERS.remove("jump")  # of maps, in test_jump
+SOLVERS.remove("fitted")  # to a model, in test_fitted_solver
 CHEAP = [pytest.param(path, marks=[pytest.mark.slow] * (path not in SOME)) for path in PATHS]
 CHANGES = {
     "custom": {"alpha": "t^1.5", "beta": "1-t^2"},  # its YAML's formulas are the cosine path

@@ -24,6 +24,7 @@ from fmdiff.sampling import generate, view
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")
 SOLVERS = sorted(file.stem for file in (config_folder() / "solver").glob("*.yaml"))
 SOLVERS.remove("jump")  # of maps, in test_jump
+SOLVERS.remove("fitted")  # to a model, in test_fitted_solver
 STD = 0.6
 Y = torch.tensor([0, 1, 2] * 3)
 

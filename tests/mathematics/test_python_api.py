@@ -69,7 +69,7 @@ def test_sampling_from_python_needs_neither_hydra_nor_lightning():
 # --- names in place of objects --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", sorted({*names("solver")} - {"jump"}))
+@pytest.mark.parametrize("solver", sorted({*names("solver")} - {"jump", "fitted"}))
 def test_solvers_by_name(solver):
     one = fmdiff.generate(mixture(CondOT()), 3, solver=solver, steps=4)
     spec = vars(Sampler(solver=solver))["solver"]

@@ -25,7 +25,7 @@ from fmdiff.solvers.runge_kutta import RK4
 from fmdiff.solvers.stochastic import EulerMaruyama
 from fmdiff.source import Hypersphere
 
-ADAPTIVE = {"dopri5"}
+ADAPTIVE = {"dopri5", "fitted"}  # the latter has no steps of its own
 MAPS = {"jump"}
 SOLVERS = sorted({path.stem for path in (config_folder() / "solver").glob("*.yaml")} - ADAPTIVE)
 PATHS = ("condot", "cosine", "vp", "ve", "polynomial")

@@ -22,6 +22,7 @@ from fmdiff.trajectory import velocities
 
 SOLVERS = sorted(path.stem for path in (config_folder() / "solver").glob("*.yaml"))
 SOLVERS.remove("jump")  # of maps, in test_jump
+SOLVERS.remove("fitted")  # to a model, in test_fitted_solver
 MEANS = torch.tensor([[-2.0, -2], [-2, 2], [2, -2], [2, 2]], dtype=torch.float64)
 VARIANCE = 0.16
 UNGUIDED = Unguided()
