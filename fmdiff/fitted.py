@@ -154,9 +154,7 @@ class Model:
         self.flow = self.of_samples(0, 1)
         self.base = replace(sampler, schedule=Uniform()).plan(self.flow)
         if self.base.steps < 2:
-            raise FmdiffError(
-                f"{what} needs two steps or more, and this is {self.base.steps}"
-            )
+            raise FmdiffError(f"{what} needs two steps or more, and this is {self.base.steps}")
         self.lo, self.hi = span(self.flow, solver, sampler.final)
         ends = torch.tensor([self.lo, self.hi], dtype=torch.float64)
         if nfe is not None and len({self.flow.price(t) for t in [*self.base.times, *ends]}) > 1:
@@ -226,13 +224,13 @@ class Trajectories:
             truth = self._ends(field, fine, layout, rows)
             if not truth.isfinite().all():
                 raise FmdiffError(
-                    f"reference={reference}: the fine solution is not finite; more steps are needed"
+                    f"reference={reference}: the fine solution is not finite; it needs more steps"
                 )
             self.parts.append((field, rows, truth))
 
-    def start(self, field: Field, rows: range) -> Tensor:
-        """The states (B, *shape) of these samples at the first time."""
-        model, t = self.model, self.model.base.times[0]
+    def start(self, field: Field, rows: range, t: Tensor) -> Tensor:
+        """The states (B, *shape) of these samples at the first time t ()."""
+        model = self.model
         noise = randomness.noise(rows.start, rows.stop, field.shape, model.seed, "start")
         noise = noise.to(model.sampler.device, model.sampler.dtype)
         return field.start(noise, t, rows.start, model.seed)

@@ -1,18 +1,18 @@
 r"""solver=fitted: times and weights optimised for one model and one number of steps.
 
-The solver is `Linear`, x_i = a_i x_0 + sum_j b_ij v(x_j, t_j). Its inner times and all its weights,
-S (S + 3) / 2 + S - 1 numbers for S steps, are those of the least error at the end: the RMS distance,
-over some trajectories of the model, to the model's own fine solution from the same noise. So it is a
-Bespoke Non-Stationary solver (Shaul et al. 2024, arXiv:2403.01329; Frankel et al. 2025,
-arXiv:2502.17423, call the idea S4S). They descend the gradient through the network for hours. Here
-it is a nonlinear least-squares problem of few unknowns:
+The solver is `Linear`, x_i = a_i x_0 + sum_j b_ij v(x_j, t_j). Its inner times and its weights,
+S (S + 3) / 2 + S - 1 numbers for S steps, are those of the least error at the end: the RMS
+distance, over some trajectories of the model, to the model's own fine solution from the same
+noise. So it is a Bespoke Non-Stationary solver (Shaul et al. 2024, arXiv:2403.01329; Frankel et
+al. 2025, arXiv:2502.17423, call the idea S4S). These descend the gradient through the network,
+for hours. Here it is a nonlinear least-squares problem of few unknowns:
 
     minimise |r(p)|^2,   (J^T J + lam diag(J^T J)) dp = -J^T r   (Levenberg-Marquardt).
 
-A column of J is a difference quotient. A weight of row i changes x_i alone, so only the evaluations
-after it are run again, and the last row costs none: about S^3 / 6 evaluations for all columns. The
-weights of a row are changed along orthonormal combinations of x_0, v_0, v_1, ..., which differ
-little from each other as they stand.
+A column of J is a difference quotient. A weight of row i changes x_i alone, so only the
+evaluations after it are run again, and the last row costs none: about S^3 / 6 evaluations for all
+columns. The weights of a row are changed along orthonormal combinations of x_0, v_0, v_1, ...,
+which differ little from each other as they stand.
 
 The search starts from the best of some solvers and laws of steps. Every accepted step is judged on
 other noise, which stops the search before it fits the trajectories themselves, and which decides
@@ -131,9 +131,14 @@ class FittedSolver(Solver):
 
 
 def chosen(sampler: Sampler, entry: dict[str, Any]) -> Sampler:
-    """The sampler with the solver that a fit has decided for. `entry` is what `compare` returns."""
+    """The sampler with the solver that a fit has decided for. `entry` is what `compare` returns.
+
+    Raises FmdiffError for an entry that is not like this.
+    """
     if entry["weights"] is None:
-        return replace(sampler, solver=named("solver", entry["of"]))
+        if entry["of"] != USUAL:
+            raise FmdiffError(f"of={entry['of']!r}: a solver without weights is {USUAL}")
+        return replace(sampler, solver=named("solver", USUAL))
     solver = Linear(entry["times"], entry["weights"])
     return replace(sampler, solver=solver, steps=None, nfe=None)
 

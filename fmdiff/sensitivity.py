@@ -1,6 +1,6 @@
 """How the end of a linear solver depends on its numbers, and solvers written as numbers."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from fmdiff.solvers.linear import Basis, Linear, combine
 from fmdiff.solvers.solver import Solver
 
 MOVE, SHIFT = 1e-2, 0.02  # the differences: RMS of a state, and share of a step
+LEAST = 1e-3  # the shortest step
 
 
 def of_jacobian(steps: int) -> int:
@@ -33,22 +34,23 @@ class System(NamedTuple):
     @staticmethod
     def of(trajectories: Trajectories, solver: Linear) -> "System":
         """Compute J and r on these trajectories."""
+        first = torch.tensor(solver.times[0], dtype=torch.float64)
         parts = [
-            Runs(field, trajectories.start(field, rows), truth, solver)
+            Runs(field, trajectories.start(field, rows, first), truth, solver)
             for field, rows, truth in trajectories.parts
         ]
-        moves = directions(sum(part.gram for part in parts), len(solver.weights))  # type: ignore[arg-type]
-        square, slope = 0.0, 0.0
+        moves = directions(torch.stack([part.gram for part in parts]).sum(0), len(solver.weights))
+        square, slope = torch.zeros(()), torch.zeros(())
         for part, (_, rows, _) in zip(parts, trajectories.parts, strict=True):
             columns = part.columns(moves)
             square, slope = square + columns.T @ columns, slope + columns.T @ part.rest
             if trajectories.progress:
-                price = part.field.price(torch.tensor(solver.times[0]))
+                price = part.field.price(first)
                 trajectories.progress(len(rows) * price * of_jacobian(len(solver.weights)))
-        return System(square, slope, moves)  # type: ignore[arg-type]
+        return System(square, slope, moves)
 
     def solution(self, solver: Linear, lam: float, hi: float) -> Linear | None:
-        """The solver after a step of this damping; None if it is none, or asks beyond `hi`."""
+        """The solver after a step of this damping; None if its times are not in order or > hi."""
         size = self.square.diagonal()
         damped = self.square + torch.diag(lam * size + 1e-12 * size.mean())
         if not damped.isfinite().all():
@@ -58,7 +60,8 @@ class System(NamedTuple):
             trial = with_numbers(solver, ahead)
         except FmdiffError:
             return None
-        return trial if trial.times[-2] <= hi else None
+        short = any(s - t < LEAST for t, s in pairwise(trial.times))
+        return None if short or trial.times[-2] > hi else trial
 
 
 class Runs:
@@ -99,7 +102,10 @@ class Runs:
         shift = -SHIFT * (times[k] - times[k - 1])  # to earlier times, where the field is defined
         times[k] += shift
         before = self.basis[: k + 1]
-        return self._far(self.on(times, combine(self.solver.weights[k - 1], before), before)[0]) / shift
+        return (
+            self._far(self.on(times, combine(self.solver.weights[k - 1], before), before)[0])
+            / shift
+        )
 
     def _of_row(self, i: int, move: list[float]) -> Tensor:
         before = self.basis[: i + 2]
@@ -124,7 +130,8 @@ def directions(gram: Tensor, steps: int) -> Tensor:
     for size in range(2, steps + 2):
         part = mean[:size, :size] + 1e-10 * torch.eye(size, dtype=torch.float64)
         blocks.append(torch.linalg.inv(torch.linalg.cholesky(part)).T)
-    return torch.block_diag(*blocks)
+    moves: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return moves
 
 
 def numbers(solver: Linear) -> Tensor:
@@ -136,7 +143,7 @@ def numbers(solver: Linear) -> Tensor:
 def with_numbers(solver: Linear, values: Tensor) -> Linear:
     """The solver with other inner times and weights. Raises FmdiffError if these are none."""
     steps = len(solver.weights)
-    inner, *rows = values.split([steps - 1, *map(len, solver.weights)])
+    inner, *rows = torch.split(values, [steps - 1, *map(len, solver.weights)])
     times = [solver.times[0], *inner.tolist(), solver.times[-1]]
     return Linear(times, [row.tolist() for row in rows])
 

@@ -19,6 +19,8 @@ from fmdiff.fitted import Fitted, Model
 from fmdiff.fitted_solver import FittedSolver, chosen
 from fmdiff.guidance import Unguided
 from fmdiff.machine.progress import Bar
+from fmdiff.runs import zoo
+from fmdiff.runs.folder import OUTPUTS
 from fmdiff.sampling import Sampler
 from fmdiff.schedules import Explicit
 
@@ -64,7 +66,7 @@ def _entry(
         return entry
     key = {name: settings[name] for name in GROUPS} | {"steps": model.base.steps}
     key["weights"] = about["average"]
-    file = Path(about["path"]).parent / f"{kind}s" / _file_name(key)
+    file = _beside(about["path"]) / f"{kind}s" / _file_name(key)
     stored = _stored(file, lambda entry: apply(model.sampler, entry))
     if stored and stored["checksum"] == sums:
         print(f"{kind} fitted: {file}")
@@ -80,6 +82,12 @@ def _entry(
     except OSError as error:
         print(f"not stored: {file} cannot be written ({error.strerror})")
     return entry
+
+
+def _beside(path: str) -> Path:
+    """The folder beside a checkpoint. The package, where the zoo lies, is not written to."""
+    in_zoo = path.startswith(zoo.PREFIX)
+    return OUTPUTS / path.replace(":", "-") if in_zoo else Path(path).parent
 
 
 def fit(kind: str, fitted: FittedSolver | Fitted, model: Model) -> Entry:

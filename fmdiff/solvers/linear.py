@@ -20,8 +20,8 @@ class Linear(Solver):
 
         x_i = a_i x_0 + sum_{j < i} b_ij v(x_j, t_j),   i = 1 ... S.
 
-    times: t_0 ... t_S, increasing in [0, 1]. weights: S rows, of which row i is a_i, b_i0 ...
-    b_i,i-1. The end x_S may stand for a jump to the estimate of x, which is such a sum as well.
+    times: t_0 ... t_S, in [0, 1], which do not decrease. weights: S rows, of which row i is a_i,
+    b_i0 ... b_i,i-1. The end x_S may stand for a jump to the estimate of x, which is such a sum as well.
 
     With a row for each evaluation, every solver whose step is a fixed sum is one of these:
     Runge-Kutta and multistep methods, their correctors, exponential integrators, DDIM (Shaul et
@@ -31,12 +31,13 @@ class Linear(Solver):
     """
 
     one_way = True
+    times: list[float]
 
     def __init__(self, times: list[float], weights: list[list[float]]) -> None:
-        if not (_numbers(times) and 0 <= times[0] and times[-1] <= 1 and len(times) > 1):
+        if not (_numbers(times) and len(times) > 1 and times[0] >= 0 and times[-1] <= 1):
             raise FmdiffError("times must be two numbers or more, from 0 to 1")
-        if not all(t < s for t, s in pairwise(times)):
-            raise FmdiffError("times must increase")
+        if not all(t <= s for t, s in pairwise(times)):
+            raise FmdiffError("times must not decrease")
         rows = isinstance(weights, list) and all(map(_numbers, weights))
         if not rows or [len(row) for row in weights] != list(range(2, len(times) + 1)):
             raise FmdiffError(f"weights must be {len(times) - 1} rows, of 2, 3, ... numbers")
@@ -80,8 +81,11 @@ def bashforth(grid: Tensor, order: int, jump: bool) -> Linear:
     """
     times, steps = grid.tolist(), len(grid) - 1 + jump
     row, rows = np.eye(steps + 1)[0], []
-    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-        nodes, powers = np.array(times[max(0, i + 1 - order) : i + 1]), np.arange(min(order, i + 1))
+    for i, (t, s) in enumerate(pairwise(times)):
+        nodes, powers = (
+            np.array(times[max(0, i + 1 - order) : i + 1]),
+            np.arange(min(order, i + 1)),
+        )
         integrals = (s ** (powers + 1) - t ** (powers + 1)) / (powers + 1)
         row = row.copy()
         row[i + 2 - len(nodes) : i + 2] += np.linalg.solve(nodes ** powers[:, None], integrals)
