@@ -75,6 +75,7 @@ def _entry(
         print(f"{file} is of other weights, those of step {stored['step']}: fitted anew")
     entry = fit(kind, fitted, model) | {"step": about["step"], "checksum": sums, "for": key}
     try:
+        file.parents[1].mkdir(parents=True, exist_ok=True)
         files.make_folder(file.parent)
         with files.whole(file) as part:
             part.write(json.dumps(entry, indent=2).encode() + b"\n")

@@ -21,7 +21,8 @@ class Linear(Solver):
         x_i = a_i x_0 + sum_{j < i} b_ij v(x_j, t_j),   i = 1 ... S.
 
     times: t_0 ... t_S, in [0, 1], which do not decrease. weights: S rows, of which row i is a_i,
-    b_i0 ... b_i,i-1. The end x_S may stand for a jump to the estimate of x, which is such a sum as well.
+    b_i0 ... b_i,i-1. The end x_S may stand for a jump to the estimate of x, which is such a sum,
+    too.
 
     With a row for each evaluation, every solver whose step is a fixed sum is one of these:
     Runge-Kutta and multistep methods, their correctors, exponential integrators, DDIM (Shaul et
@@ -82,10 +83,8 @@ def bashforth(grid: Tensor, order: int, jump: bool) -> Linear:
     times, steps = grid.tolist(), len(grid) - 1 + jump
     row, rows = np.eye(steps + 1)[0], []
     for i, (t, s) in enumerate(pairwise(times)):
-        nodes, powers = (
-            np.array(times[max(0, i + 1 - order) : i + 1]),
-            np.arange(min(order, i + 1)),
-        )
+        nodes = np.array(times[max(0, i + 1 - order) : i + 1])
+        powers = np.arange(len(nodes))
         integrals = (s ** (powers + 1) - t ** (powers + 1)) / (powers + 1)
         row = row.copy()
         row[i + 2 - len(nodes) : i + 2] += np.linalg.solve(nodes ** powers[:, None], integrals)
