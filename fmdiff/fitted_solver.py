@@ -113,7 +113,7 @@ class FittedSolver(Solver):
 
     def trajectories(self, model: Model) -> int:
         """The number of trajectories that the solver is fitted to."""
-        return self.n or max(32, min(1024, 2**12 // torch.Size(model.field.shape).numel()))
+        return self.n or max(32, min(1024, 2**13 // torch.Size(model.field.shape).numel()))
 
     def cost(self, model: Model) -> int:
         """The most evaluations that each of the trajectories takes, about."""
