@@ -161,8 +161,8 @@ def solver_of(coupling: Reflow) -> Any:
         )
     if solver.one_way:
         raise FmdiffError(
-            f"coupling.solver={coupling.solver} must be fitted first, and so is for fmdiff sample: "
-            "choose heun, rk4, adams or dopri5"
+            f"coupling.solver={coupling.solver} must be fitted to a model, which is for "
+            "fmdiff sample: choose heun, rk4, adams or dopri5"
         )
     if solver.adaptive and coupling.steps is not None:
         raise FmdiffError(
