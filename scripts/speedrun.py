@@ -57,7 +57,7 @@ class Race:
 
 
 RACES = {
-    "mnist": Race(0.5, "experiment=mnist_unet", "experiment=mnist_unet"),
+    "mnist": Race(0.5, "experiment=mnist_speedrun", "experiment=mnist_speedrun"),
     "cifar10": Race(11.0, "experiment=cifar10_dit_cpu", "experiment=cifar10_gpu"),
 }
 

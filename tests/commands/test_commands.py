@@ -26,7 +26,7 @@ BRIEF = ("trainer.max_steps=2", "trainer.warmup=0")
 TRANSFORMER = ("model.width=32", "model.depth=2", "model.heads=2", "model.patch=4")
 LABELLED = ("model.label_tokens=2", "model.start=1", "model.bottleneck=8")
 LARGE = [path.stem for path in (config_folder() / "experiment").glob("cifar10_*.yaml")]
-LARGE += ["mnist_unet", "mnist_cond", "mnist_dit", "mnist_jit", "mnist_latent"]
+LARGE += ["mnist_unet", "mnist_cond", "mnist_dit", "mnist_jit", "mnist_latent", "mnist_speedrun"]
 SMALL = {
     "mlp": ("model.hidden=16",),
     "mlp_classifier": ("model.hidden=16",),
