@@ -46,6 +46,20 @@ class Coupling(Described, ABC):
             index[places] = places[pairs.to(x.device)]
         return index
 
+    def block(
+        self, x: Tensor, eps: Tensor, y: Tensor | None, seed: int, steps: range
+    ) -> tuple[Tensor, Tensor]:
+        """The index (K, B) of each of K steps, and (K, 2) its transport cost and that without it.
+
+        x, eps (K B, *shape), y (K B,) or None are the batches of the steps, one after another.
+        """
+        count, index, costs = len(steps), [], []
+        labels = [None] * count if y is None else y.chunk(count)
+        for k, a, b, c in zip(steps, x.chunk(count), eps.chunk(count), labels, strict=True):
+            index.append(self(a, b, c, seed, k))
+            costs += [transport_cost(a, b[index[-1]]), transport_cost(a, b)]
+        return torch.stack(index), torch.stack(costs).view(-1, 2)
+
     def check(self, n: int, shape: tuple[int, ...], memory: int) -> None:
         """Raises FmdiffError if pairing n samples of this shape takes more bytes than `memory`."""
         need = 24 * n * n  # three matrices of float64

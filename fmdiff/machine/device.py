@@ -47,6 +47,13 @@ def enough(where: torch.device, count: int, key: str) -> None:
         )
 
 
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+
+
 def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
     """The number of threads for `threads=null`: one for tiny networks, all cores for others.
 
@@ -56,5 +63,4 @@ def threads(parameters: int, batch_size: int, shape: tuple[int, ...]) -> int:
     pixels = 1
     for size in shape[1:]:
         pixels *= size
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if parameters * batch_size * pixels < ONE_THREAD else cores or 1
+    return 1 if parameters * batch_size * pixels < ONE_THREAD else cores()

@@ -260,7 +260,7 @@ class Others:
                     return signals.SignalEnd(by)
                 if code:
                     self.first_lost = number
-                    what = f"rank {number} {_ending(code)}; {self._log(number)} says more"
+                    what = f"rank {number} {ending(code)}; {self._log(number)} says more"
                     if self.command == "train":
                         what += f"; resume={self.folder} goes on from the last checkpoint"
                     return Died(what)
@@ -306,7 +306,8 @@ def _signal(code: int) -> int | None:
     return number if number in signals.ENDING else None
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """What an exit code of `subprocess` says of the end of a process."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from fmdiff.condition import LABEL, Given, chosen, label, named, null
-from fmdiff.coupling import Coupling, Pairs, transport_cost
+from fmdiff.coupling import Coupling, Pairs
 from fmdiff.data.base import Data, concatenate
 from fmdiff.machine.ahead import Ahead
+from fmdiff.machine.aside import Aside
 from fmdiff.objectives.objective import Objective
 from fmdiff.randomness import generator
 from fmdiff.training.tally import Tally
@@ -17,7 +18,7 @@ from fmdiff.training.tally import Tally
 Terms = tuple[Given | None, ...]  # a micro-batch: the objective's terms, then augmentation labels
 Coupled = tuple[Tensor, Given | None, Tensor, Tensor | None]  # x, y, eps, augmentation
 Draws = tuple[Any, ...]  # x, y, eps, t and what else the objective draws, augmentation
-Match = tuple[list[Tensor], list[list[float]]]  # indices and costs for a block of steps
+Match = tuple[Tensor, list[list[float]]]  # indices and costs for a block of steps
 POINTS_AT_ONCE = 512  # batches of up to so many points are paired in milliseconds
 
 
@@ -28,8 +29,8 @@ class Batches:
     from the data, eps from the source in the order of the coupling, and t from the time law.
     Labels and the other conditions are dropped at the two rates of `dropout`, for classifier-free
     guidance. The coupling does not depend on the weights, so threads compute it in advance, during
-    the steps before. `steps` is the number of steps of the whole training. With `pairs` x, y and
-    eps are theirs.
+    the steps before, or processes in their place. `steps` is the number of steps of the whole
+    training. With `pairs` x, y and eps are theirs.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Batches:
         # fast couplings are computed for as many steps at once as are drawn at once
         points = len(data.shape) == 1
         self.block = 25 if points and data.batch_size <= POINTS_AT_ONCE else 1
-        self.ahead: Ahead[Match] = Ahead(self.match, depth=(50 if points else 4) // self.block)
+        depth = (50 if points else 4) // self.block
+        self.aside = Aside(coupling.block, "pairs noise with data")
+        self.ahead: Ahead[Match] = Ahead(self.match, depth, beside=self.match_aside)
         self.current = -1  # the block that `matched` belongs to
-        self.matched: Match = ([], [])
+        self.matched: Match = (torch.empty(0), [])
         self.cost_step = -1  # the last step whose transport costs were counted
 
     def __call__(self, steps: range, rows: slice) -> list[list[Terms]]:
@@ -131,20 +134,25 @@ class Batches:
 
     def match(self, block: int) -> Match:
         """The pairs of each step of a block, and the transport costs with and without coupling."""
+        index, costs = self.coupling.block(*self.unpaired(block))
+        return index, costs.tolist()
+
+    def match_aside(self, block: int) -> Match:
+        """The same, on the CPU from another process where that pays."""
+        if self.device.type != "cpu":
+            return self.match(block)
+        index, costs = self.aside(*self.unpaired(block))
+        return index, costs.tolist()
+
+    def unpaired(self, block: int) -> tuple[Tensor, Tensor, Tensor | None, int, range]:
+        """x, eps and labels of the steps of a block, one after another, the seed, the steps."""
         steps = range(block * self.block, (block + 1) * self.block)
         x, y, _ = self.data.batches(self.seed, steps, device=self.device)
-        xs = x.split(self.data.batch_size)
-        labels = label(y)
-        ys = [None] * len(xs) if labels is None else labels.split(self.data.batch_size)
-        index, costs = [], []
-        for k, x, y in zip(steps, xs, ys, strict=True):
-            eps = self.noise(k)
-            index.append(self.coupling(x, eps, y, self.seed, k))
-            costs += [transport_cost(x, eps[index[-1]]), transport_cost(x, eps)]
-        return index, torch.stack(costs).view(-1, 2).tolist()
+        return x, concatenate([self.noise(k) for k in steps]), label(y), self.seed, steps
 
     def close(self) -> None:
-        """End the threads of the coupling and of the data."""
+        """End the threads and processes of the coupling, and the threads of the data."""
+        self.aside.close()
         self.ahead.close()
         if self.data.shards is not None:
             self.data.shards.close()

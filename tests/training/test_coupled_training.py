@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 from fmdiff import generate, load
 from fmdiff.build import build, config_folder, named
 from fmdiff.coupling import transport_cost
+from fmdiff.machine import aside
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.path import CondOT
 from fmdiff.randomness import generator, noise
@@ -129,6 +132,26 @@ def test_pairs_found_ahead_are_those_found_at_once(coupling, source, size):
     ahead.close()
 
 
+@pytest.mark.parametrize(("coupling", "conditional"), [("ot", False), ("sinkhorn", True)])
+def test_pairs_of_another_process_are_those_found_here(monkeypatch, coupling, conditional):
+    monkeypatch.setattr(aside, "START", 0.0)
+    monkeypatch.setattr(aside, "SHARE", 0.0)
+    one = batches(coupling, data={"conditional": conditional})
+    one.match_aside(0)
+    (process,) = one.aside.processes.values()
+    deadline = time.monotonic() + 200
+    while not process.ready():
+        assert time.monotonic() < deadline and not process.refuses
+        time.sleep(0.02)
+    spent = one.aside.spent
+    for block in (7, 0, 3):
+        (index, costs), (here, costs_here) = one.match_aside(block), one.match(block)
+        assert torch.equal(index, here) and costs == costs_here
+    assert one.aside.spent == spent  # nothing was computed here
+    one.close()
+    assert not one.aside.processes
+
+
 # Runs
 
 
@@ -174,6 +197,48 @@ def test_a_resumed_run_is_bit_identical(train, tmp_path, words):
         for name in ("whole", "run")
     ]
     assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_paired_by_a_process_ends_with_it_and_resumes(train, tmp_path, by):
+    """Whatever ends the run, no process is left, and the rest is bit-identical."""
+    words = (*PLAIN, *OT, "trainer.decay=constant", "trainer.checkpoint_every=25")
+    code = (
+        "import sys\n"
+        "from fmdiff.machine import aside\n"
+        "aside.START = aside.SHARE = 0.0\n"
+        "from fmdiff.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", *words, "trainer.max_steps=1000000"]
+    with subprocess.Popen([*command, "out=run"], cwd=tmp_path, start_new_session=True) as run:
+
+        def children():
+            lists = Path(f"/proc/{run.pid}/task").glob("*/children")
+            every = {int(n) for path in lists for n in path.read_text().split()}
+            return [n for n in every if b"serve(" in Path(f"/proc/{n}/cmdline").read_bytes()]
+
+        def busy():
+            """Whether a process has paired for a second, so that it is in use."""
+            return any(time.clock_gettime(~n << 3 | 2) > 4 for n in children())
+
+        deadline = time.monotonic() + 500
+        while not busy():
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        pairing = children()
+        os.killpg(run.pid, by)
+        assert run.wait(100) == (130 if by == signal.SIGINT else -by)
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{n}").exists() for n in pairing):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    step = checkpoint.read(tmp_path / "run" / "last.ckpt")["step"]
+    steps = f"trainer.max_steps={step + 30}"
+    resumed = train(tmp_path / "run", *words, steps, "resume=true")
+    assert resumed["checksums"] == train(tmp_path / "whole", *words, steps)["checksums"]
 
 
 @pytest.mark.slow
