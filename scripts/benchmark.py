@@ -6,6 +6,7 @@ python scripts/benchmark.py frechet [--repeats 3]
 python scripts/benchmark.py training [--rounds 9] [--only toy,mnist,cifar]
 python scripts/benchmark.py solvers [--targets NAME,...] [--nfe 5,10,20,50] [--w 0,1,1.5,3,7]
 python scripts/benchmark.py networks --ckpt RUN,... [--nfe 5,10,20,50] [--w 1,2] [--fd 500]
+python scripts/benchmark.py scaling [--only train,sample] [--axes batch,...] [--repeats 3]
 
 sampling: CPU time of one process with one thread, per evaluation of a field that returns its
 input, float32, 28 uniform steps along CondOT through fmdiff.integration.integrate. The cases take
@@ -18,6 +19,9 @@ training: a training step beside a bare loop, TorchCFM's and flow_matching's: be
 
 solvers: errors on exact fields at equal price, beside other packages: benchmark_solvers.
 networks: the same on trained networks, and their distance to real images: benchmark_networks.
+
+scaling: speed, memory and start-up against batch, resolution, parameters and processes, beside
+what plan=true says, and where they bend and why: benchmark_scaling.
 """
 
 import os
@@ -306,6 +310,16 @@ def networks(ckpt: str, paths: str, nfe: str, w: str, n: int, fd: int, precision
     )
 
 
+def scaling(only: str, axes: str, repeats: int, bends: bool, out: str) -> None:
+    from benchmark_scaling import AXES, COMMANDS, scaling
+
+    chosen = {"--only": only.split(","), "--axes": axes.split(",")}
+    for option, allowed in (("--only", COMMANDS), ("--axes", AXES)):
+        if unknown := sorted(set(chosen[option]) - set(allowed)):
+            raise SystemExit(f"{option} {','.join(unknown)}: choose from {', '.join(allowed)}")
+    scaling(*chosen.values(), repeats, bends, out)
+
+
 def solvers(chosen: str, nfe: str, w: str, n: int) -> None:
     from benchmark_solvers import solvers
     from targets import TARGETS
@@ -347,6 +361,13 @@ def main() -> None:
     command.add_argument("--precision", default="fp32", help="of the network for --fd")
     command.add_argument("--fd", type=int, default=0, help="samples judged; 0: none")
     command.set_defaults(run=networks)
+    command = commands.add_parser("scaling", help="speed, memory and start-up beside plan=true")
+    command.add_argument("--only", default="train,sample")
+    command.add_argument("--axes", default="batch,resolution,parameters,processes")
+    command.add_argument("--repeats", type=int, default=3)
+    command.add_argument("--no-bends", dest="bends", action="store_false", help="the table alone")
+    command.add_argument("--out", default="", help="a .json for the figures")
+    command.set_defaults(run=scaling)
     options = vars(parser.parse_args())
     torch.set_num_threads(1)
     options.pop("run")(**options)
