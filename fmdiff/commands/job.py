@@ -25,7 +25,7 @@ from fmdiff.errors import (
     screens,
     shortage,
 )
-from fmdiff.machine import processes, progress, signals
+from fmdiff.machine import processes, progress, signals, startup
 from fmdiff.settings import help
 
 log = logging.getLogger("fmdiff")
@@ -134,6 +134,7 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
         try:
             schema.check(name, cfg)  # Hydra has composed it anew
             if cfg.get("plan"):
+                processes.settle(cfg)
                 function(cfg, None)
             elif "folder" in inspect.signature(function).parameters:
                 processes.settle(cfg)
@@ -148,6 +149,7 @@ def run(name: str, cfg: Any, overrides: list[str]) -> Outcome:
             outcome.code = _log(name, error, opened)
         finally:
             processes.leave()
+            startup.over()
             if opened is not None:
                 if outcome.code != 1 and not outcome.void and opened.lock is not None:
                     update_report(name, opened.folder)

@@ -2,90 +2,101 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from omegaconf import DictConfig
 
+from fmdiff.commands import forecast
 from fmdiff.commands.train import passes
 from fmdiff.coupling import Reflow
 from fmdiff.data.base import Data
-from fmdiff.machine import cost
+from fmdiff.machine import cost, processes, startup
 from fmdiff.objectives.flow_matching import FlowMatching
 from fmdiff.runs.config import seconds as duration
-from fmdiff.training import reflow
+from fmdiff.training import reflow, trial
 from fmdiff.training.assemble import assemble
 from fmdiff.training.judged import judge_of
 from fmdiff.training.module import Training
 from fmdiff.training.options import TrainerOptions
-from fmdiff.training.trial import steps_per_second
 
-HEAD_ROOM = 1.15  # validation and pictures take a little more than the steps of the trial
+# validation, pictures and files take a little more than the steps of the trial
+HEAD_ROOM, PICTURES = 1.15, 20_000_000
 
 
 def plan(cfg: DictConfig) -> None:
     """Print the cost of training as cfg says, measured in a few steps that are discarded."""
     growth = cost.Growth()
     module, device = assemble(cfg)
-    coupling = module.batches.coupling
     judge_of(module, device)  # raises for metrics that it cannot judge
     options, data, net = module.options, module.data, module.net
-    forms = data.conditions
-    work = cost.operations(net, data.shape, data.classes, forms)
-    micro, half = _micro(options, data), options.precision in ("bf16", "fp16")
-    copies = len(module.averages)
-    needed = cost.memory(net, data.shape, data.classes, micro, copies, half, forms)
-    speed = steps_per_second(module, device)
+    whole, before = options, startup.elapsed()
+    half = options.precision in ("bf16", "fp16")
+    about = data.shape, data.classes, half, data.conditions
+    work, of_step, kept = counted(module), module.operations(), cost.kept(net, *about)
+    needed = cost.memory(net, *about[:2], _micro(options, data), len(module.averages), *about[2:])
+    counting = [b - a for a, b in zip(before, startup.elapsed(), strict=True)]
+    with forecast.together("train", cfg, options.devices, device):
+        pace = trial.pace(module, device, of_step, kept)
+    if processes.rank():
+        return
+    module.options = whole
+    begun = max(0.0, pace.startup[0] - counting[0]), max(0.0, pace.startup[1] - counting[1])
     with torch.no_grad():  # as many at once as validation and pictures take
         at_once = 2000 if len(data.shape) == 1 else 100
-        module.average()(*cost.example(data.shape, data.classes, at_once, device, forms))
+        at_once = min(at_once, pace.samples) if pace.absent else at_once
+        module.average()(*cost.example(data.shape, data.classes, at_once, device, data.conditions))
     if module.teacher is not None and module.teacher.field.net is not None:
         needed += sum(4 * p.numel() for p in module.teacher.field.net.parameters())
-    needed += _size(data)
-    trial = growth(device) if options.devices == 1 else None  # the trial is of one device
-    rows = table(module, options, device, work, _memory(needed, trial), speed)
+    rows = table(module, device, (work, of_step), pace)
+    rows["start-up"] = forecast.begun(begun)
+    rows["memory"] = _memory(needed + _size(data), growth, pace.absent, device)
+    coupling = module.batches.coupling
     if isinstance(coupling, Reflow):
         source = module.objective.source
         rows["pairs"] = reflow.plan(*reflow.parts(module.settings, coupling, data, source, device))
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        if value:
-            print(f"{name:<{width}}  {value}")
-    for slip in slips(module, options, options.max_steps / speed):
-        print(f"{'note':<{width}}  {slip}")
+    seconds = options.max_steps * pace.seconds
+    notes = chain(forecast.busy(device, pace.seconds, pace.cpu), slips(module, options, seconds))
+    forecast.show(rows, notes)
+
+
+def counted(module: Training) -> int:
+    """The operations of one sample's forward pass."""
+    data = module.data
+    return cost.operations(module.net, data.shape, data.classes, data.conditions)
 
 
 def table(
-    module: Training,
-    options: TrainerOptions,
-    device: torch.device,
-    work: int,
-    memory: str,
-    speed: float,
+    module: Training, device: torch.device, work: tuple[int, int], pace: trial.Pace
 ) -> dict[str, str]:
     """The lines of a plan by their first word. Empty lines are not shown.
 
-    work: operations of one sample's forward pass. speed: steps a second.
+    work: operations of one sample's forward pass and of a step for it.
     """
-    data, net, devices = module.data, module.net, options.devices
-    batch, steps, noun = data.batch_size, options.max_steps, _noun(data.shape)
+    data, net, options = module.data, module.net, module.options
+    batch, steps, noun = data.batch_size, options.max_steps, forecast.noun(data.shape)
+    devices, speed = options.devices, 1 / pace.seconds
     parameters = sum(p.numel() for p in net.parameters())
-    parts = ", ".join(f"{name} {ms:.3g}" for name, ms in module.clock.take().items())
+    parts = ", ".join(f"{name} {ms:.3g}" for name, ms in pace.parts.items())
     rate = cost.peak(device, options.precision)
-    of_step = module.operations()
-    used = "" if rate is None else f"{of_step * batch * speed / rate:.1%} of the device's peak"
+    used = "" if rate is None else f"{work[1] * batch * speed / rate / devices:.1%} of the peak"
+    fewer = "" if pace.samples == batch else f"; tried with {pace.samples} {noun}s and scaled"
+    forward, of_step = map(forecast.engineering, work)
     return {
         "model": f"{module.settings['choices']['model']}, {parameters:,} parameters, "
-        f"{_engineering(work)}FLOP forward and {_engineering(of_step)}FLOP a step per {noun}",
+        f"{forward}FLOP forward and {of_step}FLOP a step per {noun}",
         "passes": passes(module),
         "batch": f"{batch} {noun}s a step: {devices} device{'s' * (devices > 1)} x "
         f"{options.accumulate} x {_micro(options, data)}",
         "length": f"{steps:,} steps from the start, {steps * batch:,} {noun}s"
         + _epochs(data, steps * batch),
-        "memory": memory,
-        "speed": f"{speed * batch:,.4g} {noun}s/s on {_place(device)} ({speed:.3g} steps/s; "
-        f"ms a step: {parts})" + ("" if devices == 1 else "; tried on one device"),
+        "memory": "",
+        "start-up": "",
+        "speed": f"{speed * batch:,.4g} {noun}s/s on {forecast.place(device, devices)} "
+        f"({speed:.3g} steps/s; ms a step: {parts}; {1e3 * pace.cpu:.3g} of CPU{fewer})",
         "used": used,
-        "time": f"{_clock(steps / speed)} to finish, and pictures, validation, checkpoints",
+        "time": f"{forecast.clock(steps / speed)} to finish, and pictures, validation, "
+        "checkpoints",
         **_averages(options, batch),
     }
 
@@ -185,17 +196,22 @@ def _epochs(data: Data, samples: int) -> str:
     return f" = {samples / size:,.3g} epochs of {size:,}" if size else ", each drawn anew"
 
 
-def _noun(shape: tuple[int, ...]) -> str:
-    return {1: "point", 3: "image"}.get(len(shape), "sample")
+def _memory(estimate: int, growth: cost.Growth, absent: int, where: torch.device) -> str:
+    """The line about memory: that of the trial with head-room, or else the estimate.
 
-
-def _memory(estimate: int, trial: int | None) -> str:
-    """The memory of a device: that of the trial with head-room, or else the estimate."""
+    absent: bytes that a step of the run takes beyond one of the trial.
+    """
     what = "weights, gradients, moments, averages, activations, data and workspace"
-    origin = "estimated"
+    trial, host = growth(where), growth(torch.device("cpu"))
+    share, origin = estimate, "estimated"
     if trial is not None:
-        estimate, origin = int(HEAD_ROOM * trial), f"{_engineering(trial)}B in the trial"
-    return f"about {_engineering(estimate)}B a device ({origin}): {what}; Python itself on top"
+        share = int(HEAD_ROOM * (trial + absent)) + PICTURES
+        origin = f"{forecast.engineering(trial)}B in the trial"
+    main = None
+    if growth.before is not None and host is not None:
+        own = share if where.type == "cpu" else int(HEAD_ROOM * host) + PICTURES
+        main = growth.before + own
+    return forecast.memory(where, share, main, origin, what)
 
 
 def _size(data: Data) -> int:
@@ -204,25 +220,3 @@ def _size(data: Data) -> int:
         v for value in vars(data).values() for v in (value if type(value) is tuple else [value])
     ]
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
-
-
-def _place(where: torch.device) -> str:
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    return f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
-
-
-def _engineering(value: float) -> str:
-    """Format a number like 1.23 M, to be followed by a unit."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes:02d} min"

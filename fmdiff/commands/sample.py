@@ -48,27 +48,10 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     results.json.
     """
     settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    devices, judge = settings["devices"], None
-    if all(settings[name] is None for name in ("solver", "schedule", "steps", "nfe")):
-        settings["steps"] = zoo.steps(settings["ckpt"] or "")
-    where = place(settings, "trajectory=true is drawn by" if settings["trajectory"] else None)
-    with processes.after_rank_0():
-        needed = bool(settings["metrics"])
-        stage = set_up(settings, where, POINTS, IMAGES, data=needed, series=SERIES)
-        processes.divisible(stage.n, stage.size, devices)
-        arguments.use_threads(stage, devices)
-        sampler = arguments.sampler(stage, settings)
-        if settings["metrics"]:
-            from fmdiff.metrics import judge as judges
-
-            about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
-            paired = stage.real is not None
-            judge = judges.judge(settings, *about, where, True, paired, stage.kind)
-            judge.check(stage.n)
-    y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
-    view = sampler.seen(stage.field, y)
-    layout = sampler.plan(view, settings["trajectory"])
-    with processes.group("sample", folder, devices, where):
+    stage, sampler, judge = ready(settings)
+    view, layout = laid_out(stage, sampler)
+    where = stage.where
+    with processes.group("sample", folder, settings["devices"], where):
         if processes.rank() == 0:
             plan = describe(settings, sampler, layout, view)
             print(f"{stage.n} samples on {where}, {plan}")
@@ -95,6 +78,39 @@ def sample(cfg: DictConfig, folder: Path) -> None:
     files.write_json(folder / "sample.json", report(stage, output))
     for name in [*names, "sample.json"]:
         print(f"  {folder / name}")
+
+
+def ready(settings: dict[str, Any], judged: bool = True) -> tuple[Stage, Sampler, "Judge | None"]:
+    """The stage, the sampler and the judge of `metrics=` that settings describe.
+
+    judged: False leaves the judge out. Fills in the defaults of settings that depend on the field.
+    """
+    devices, judge = settings["devices"], None
+    if all(settings[name] is None for name in ("solver", "schedule", "steps", "nfe")):
+        settings["steps"] = zoo.steps(settings["ckpt"] or "")
+    where = place(settings, "trajectory=true is drawn by" if settings["trajectory"] else None)
+    with processes.after_rank_0():
+        needed = bool(settings["metrics"])
+        stage = set_up(settings, where, POINTS, IMAGES, data=needed, series=SERIES)
+        processes.divisible(stage.n, stage.size, devices)
+        arguments.use_threads(stage, devices)
+        sampler = arguments.sampler(stage, settings)
+        if needed and judged:
+            from fmdiff.metrics import judge as judges
+
+            about = stage.data, stage.field.outer, stage.field.classes, settings["seed"]
+            paired = stage.real is not None
+            judge = judges.judge(settings, *about, where, True, paired, stage.kind)
+            judge.check(stage.n)
+    return stage, sampler, judge
+
+
+def laid_out(stage: Stage, sampler: Sampler) -> tuple[Field, Plan]:
+    """The field as the solver sees it, and the steps of the solver."""
+    settings = stage.settings
+    y = sampler.guidance.labels(stage.field, settings["classes"], 0, 1, settings["seed"])
+    view = sampler.seen(stage.field, y)
+    return view, sampler.plan(view, settings["trajectory"])
 
 
 class Batches:

@@ -29,7 +29,7 @@ def train(cfg: Any, folder: Path | None) -> None:
     fmdiff train experiment=cifar10_cfm plan=true
     fmdiff train -m data=moons,rings optim.lr=1e-3,3e-4
     """
-    if folder is None:
+    if folder is None or cfg.plan:  # a further process of a plan has a folder
         from fmdiff.commands.plan import plan
 
         plan(cfg)
@@ -40,17 +40,23 @@ def train(cfg: Any, folder: Path | None) -> None:
 
 
 @command
-def sample(cfg: Any, folder: Path) -> None:
+def sample(cfg: Any, folder: Path | None) -> None:
     """Points or images from a checkpoint or from an exact field.
 
     fmdiff sample ckpt=last
     fmdiff sample ckpt=zoo:mnist
     fmdiff sample ckpt=outputs/mnist classes=[3,7] guidance=cfg guidance.w=2 n=100
     fmdiff sample model=exact data=gmm4 solver=euler steps=10
+    fmdiff sample ckpt=last n=50000 plan=true
     """
-    from fmdiff.commands.sample import sample
+    if folder is None or cfg.plan:  # a further process of a plan has a folder
+        from fmdiff.commands.plan_sampling import plan
 
-    sample(cfg, folder)
+        plan(cfg)
+    else:
+        from fmdiff.commands.sample import sample
+
+        sample(cfg, folder)
 
 
 @command

@@ -99,6 +99,21 @@ def activations(
     return sizes(2) - sizes(1)
 
 
+def kept(
+    net: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    half: bool,
+    conditions: Forms = None,
+) -> int:
+    """The bytes of `activations` in the precision of training.
+
+    In a 16-bit precision (`half`) they take about 0.6 of float32's.
+    """
+    whole = activations(net, shape, classes, conditions)
+    return whole * 6 // 10 if half else whole
+
+
 def memory(
     net: nn.Module,
     shape: tuple[int, ...],
@@ -111,14 +126,12 @@ def memory(
     """The estimated bytes of a training step, without the data, Python and its packages.
 
     The sum of weights, gradients, Adam's two moments, `copies` averaged networks (one is kept in
-    any case, to sample from), activations of `samples` at a time, and workspace. In a 16-bit
-    precision (`half`) activations take about 0.6 of float32's. The workspace holds gradients of
-    activations and copies in other layouts. It took up to 0.4 of the activations of MLPs and
-    U-Nets on a CPU, less of transformers', and 30 MB.
+    any case, to sample from), activations of `samples` at a time, and workspace. The workspace
+    holds gradients of activations and copies in other layouts. It took up to 0.4 of the
+    activations of MLPs and U-Nets on a CPU, less of transformers', and 30 MB.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
-    inner = activations(net, shape, classes, conditions) * samples
-    inner = inner * 6 // 10 if half else inner
+    inner = kept(net, shape, classes, half, conditions) * samples
     return weights * (4 + max(1, copies)) + inner * 3 // 2 + WORKSPACE
 
 
@@ -134,8 +147,13 @@ class Growth:
         """The bytes, on a CUDA device with what its allocator reserves; None if unknown."""
         if device.type == "cuda":
             return torch.cuda.max_memory_reserved(device)
-        most = _resident("VmHWM")
-        return None if most is None or self.before is None else most - self.before
+        largest = most()
+        return None if largest is None or self.before is None else largest - self.before
+
+
+def most() -> int | None:
+    """The most memory that this process has had at once, in bytes; None if unknown."""
+    return _resident("VmHWM")
 
 
 def _resident(name: str) -> int | None:

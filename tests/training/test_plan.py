@@ -2,7 +2,9 @@
 
 import multiprocessing
 import re
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fmdiff import cli
 from fmdiff.build import named
 from fmdiff.machine import cost, precision
 from fmdiff.training import trial
+from fmdiff.training.module import Training
 
 
 @pytest.mark.parametrize(
@@ -116,15 +119,104 @@ def test_a_plan_of_images(planned, tmp_path):
     # 0.99^68.97 = 1/2
     assert said["half-life"].startswith("0.99: 69 steps = 552 samples")
     speed = float(re.search(r"\(([\d.]+) steps/s", said["speed"])[1])
-    seconds = float(re.match(r"(\d+) s", said["time"])[1])
-    assert seconds == pytest.approx(300 / speed, rel=0.05, abs=0.6)
-    assert said["note"] == "" and not list(tmp_path.iterdir())  # nothing is left behind
+    hours, minutes, seconds = (
+        float(number[1]) if (number := re.search(rf"(\d+) {unit}\b", said["time"])) else 0
+        for unit in ("h", "min", "s")
+    )
+    whole = 3600 * hours + 60 * minutes + seconds
+    assert whole == pytest.approx(300 / speed, rel=0.05, abs=0.6 if seconds else 31)
+    assert "busy" in said["note"] or said["note"] == ""
+    assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
 def test_a_plan_of_points(planned):
     said = planned(*POINTS, "trainer.max_steps=50")
     assert said["length"] == "50 steps from the start, 3,200 points, each drawn anew"
-    assert said["note"] == "" or "checkpoint_every" in said["note"]
+    assert "checkpoint_every is beyond the end" in said["note"]
+
+
+def test_a_step_that_is_slow_is_tried_with_fewer_samples(planned, monkeypatch):
+    """Forward and backward cost what the samples cost, the update of the weights what it costs."""
+    pace = trial.Pace(0.5, 0.4, {"forward": 150, "backward": 250, "optimiser": 100}, 8, (1, 1))
+    whole = pace.of(64)
+    assert whole.seconds == pytest.approx(8 * 0.4 + 0.1)
+    assert whole.cpu == pytest.approx(whole.seconds * 0.8)
+    assert whole.parts == {"forward": 1200, "backward": 2000, "optimiser": 100}
+    assert trial._absent(8, 64, 10_000, None) == 56 * 12_500
+    monkeypatch.setattr(trial, "HEAVY", 0)
+    monkeypatch.setattr(trial, "SLOW", 1e-9)
+    said = planned(*IMAGES, "data.batch_size=16", "trainer.accumulate=2")
+    assert said["batch"] == "16 images a step: 1 device x 2 x 8"
+    assert "; tried with 2 images and scaled)" in said["speed"]
+
+
+def cpu_of_steps(monkeypatch):
+    """The seconds of CPU of the steps of a run, after the first ones."""
+    marks, step = [], Training.training_step
+
+    def marked(self, batch, index):
+        marks.append((batch[0], time.process_time()))
+        step(self, batch, index)
+
+    monkeypatch.setattr(Training, "training_step", marked)
+    return lambda: (marks[-1][1] - marks[2][1]) / (marks[-1][0] - marks[2][0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=moons", "model.hidden=256", "data.batch_size=512", "trainer.max_steps=300"),
+        pytest.param(
+            (*IMAGES, "data.batch_size=64", "model.channels=16", "trainer.max_steps=20"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["points", "images"],
+)
+def test_a_plan_tells_the_time_of_a_step(planned, train, monkeypatch, tmp_path, words):
+    """Within 15 % of a real run by CPU time, the best of three: others share the caches."""
+    monkeypatch.setattr(trial, "SECONDS", 1.0)
+    off = []
+    for i in range(3):
+        plan = float(re.search(r"([\d.e+]+) of CPU", planned(*words)["speed"])[1]) / 1e3
+        with monkeypatch.context() as patch:
+            cpu = cpu_of_steps(patch)
+            train(tmp_path / str(i), *words, "trainer.checkpoint_every=1000")
+            off.append(abs(plan / cpu() - 1))
+        if off[-1] <= 0.15:
+            return
+    raise AssertionError(off)
+
+
+@pytest.mark.slow
+def test_a_plan_of_two_processes_tries_both(tmp_path):
+    words = (*IMAGES, "trainer.devices=2", "trainer.max_steps=300")
+    code = subprocess.run(
+        [sys.executable, "-m", "fmdiff", "train", *PLAIN, *words, "plan=true"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert code.returncode == 0, code.stderr
+    rows = dict(line.split(maxsplit=1) for line in code.stdout.splitlines())
+    assert rows["batch"] == "8 images a step: 2 devices x 1 x 4"
+    assert "on 2 processes of 1 CPU thread" in rows["speed"]
+    assert code.stdout.count("parameters") == 1 and not list(tmp_path.iterdir())
+
+
+def test_the_start_of_a_command_is_that_of_its_process():
+    """Against the clock around the process; a second command begins where the first one ended."""
+    code = (
+        "import time; time.sleep(0.3)\n"
+        "from fmdiff.machine import startup\n"
+        "a = startup.elapsed(); startup.over(); print(*a, *startup.elapsed())"
+    )
+    begin = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    whole = time.monotonic() - begin
+    clock, cpu, again, cpu_again = map(float, said.stdout.split())
+    assert 0.3 <= clock <= whole + 0.02 and 0 < cpu < whole
+    assert 0 <= again < clock - 0.2 and 0 <= cpu_again < 0.1
 
 
 def test_a_sweep_of_plans_leaves_nothing(command, capfd, monkeypatch, tmp_path):
