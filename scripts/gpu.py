@@ -9,12 +9,14 @@ visit needs. A part whose file says "finished" is not run again.
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,10 +32,13 @@ SCRIPTS = Path(__file__).resolve().parent
 BROKEN = 3  # the exit code of gpu_throughput.py after a failure that may have left harm
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: a training saves in these
 # seconds of each visit that are kept for what comes after training: its judgement and the grid
-JUDGEMENT, SMALL_JUDGEMENT = 100.0, 30.0
+JUDGEMENT, SMALL_JUDGEMENT = 120.0, 30.0
 START = 45.0  # seconds of a training before its first step of full speed
 PACE = 0.93  # the speed of training, with validation, pictures and checkpoints, over that of steps
-N, SMALL_N = 10_000, 32  # samples judged
+RECIPE = "experiment=cifar10_gpu"  # as in scripts/speedrun.py on CUDA
+# words of `fmdiff evaluate`: as the speedrun judges, and with more samples and evaluations
+JUDGES = (("n=2000", "solver=adams", "nfe=10"), ("n=10000",))
+SMALL_JUDGES = (("n=32", "nfe=4"),)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def training(visit: Visit, seconds: float) -> bool:
         return False
     steps = visit.read("training").get("max_steps") or planned(visit, for_steps)
     folder = visit.work / "training"
-    words = [f"experiment={visit.recipe}", f"out={folder}", f"device={visit.device}"]
+    words = [*shlex.split(visit.recipe), f"out={folder}", f"device={visit.device}"]
     words += [f"trainer.max_time={max(1.0, for_steps - START):.0f}", "trainer.progress=false"]
     words += [f"trainer.max_steps={steps}"] * bool(steps) + small_words(visit)
     begin = time.time()
@@ -228,27 +233,29 @@ def conclude(visit: Visit, folder: Path) -> bool:
         visit.write("training", failure=failure_of(visit, code))
     if code != 0:
         return False
-    shutil.copy(visit.work / "grid" / "samples.png", visit.out / "grid.png")
-    metrics: dict[str, Any] = {}
-    judges = ["", *(["features=inception"] * ("FMDIFF_INCEPTION" in os.environ))]
-    for number, features in enumerate(judges):
+    shutil.copy(visit.work / "grid" / "grid.png", visit.out / "grid.png")
+    judges = SMALL_JUDGES if visit.small else JUDGES
+    if "FMDIFF_INCEPTION" in os.environ:
+        judges += ((*judges[-1], "features=inception"),)
+    judgements: list[dict[str, Any]] = []
+    for number, more in enumerate(judges):
         out, begin = visit.work / f"judgement{number}", time.time()
-        n = SMALL_N if visit.small else N
-        more = ["metrics=[fid]", f"n={n}", f"out={out}", *filter(None, [features])]
-        if code := run(fmdiff("evaluate", *words, *more), log, visit.left):
+        of_judge = [*more, "metrics=[fid]", f"out={out}"]
+        if code := run(fmdiff("evaluate", *words, *of_judge), log, visit.left):
             visit.write("training", failure=failure_of(visit, code))
         if code != 0:
             return False
         results = json.loads((out / "results.json").read_text("utf-8"))
-        metrics |= results["metrics"]
-        visit.write(
-            "training",
-            metrics=metrics,
-            steps=results["checkpoint"]["step"],
-            nfe=results["nfe_counted"],
-            judged=n,
-            seconds_of_judgement=round(time.time() - begin, 1),
+        judgements.append(
+            {
+                "metrics": {name: metric["value"] for name, metric in results["metrics"].items()},
+                "n": results["config"]["n"],
+                "nfe": results["nfe_counted"],
+                "seconds": round(time.time() - begin, 1),
+            }
         )
+        step = results["checkpoint"]["step"]
+        visit.write("training", judgements=judgements, steps=step)
     return True
 
 
@@ -258,6 +265,17 @@ PARTS: dict[str, tuple[Callable[[Visit, float], bool], float]] = {
     "throughput": (throughput, 0.45),
     "training": (training, 0.3),
 }
+
+
+def attempt(part: Callable[[Visit, float], bool], visit: Visit, name: str, seconds: float) -> bool:
+    """Whether a part is finished. An error in it is noted, and is not the end of the others."""
+    try:
+        return part(visit, seconds)
+    except Exception as error:
+        with (visit.out / "log.txt").open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        visit.write(name, failure=f"{type(error).__name__}: {error}")
+        return False
 
 
 def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
@@ -272,7 +290,7 @@ def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
         begin = time.time()
         seconds = visit.left if name == names[-1] else min(share * whole, visit.left)
         print(f"{name}: at most {seconds:.0f} s ...", flush=True)
-        finished = seconds > GRACE and part(visit, seconds)
+        finished = seconds > GRACE and attempt(part, visit, name, seconds)
         spent = visit.read(name).get("spent", 0.0) + time.time() - begin
         visit.write(name, finished=finished, spent=round(spent, 1))
         ending = "finished" if finished else "not finished: the same command goes on with it"
@@ -296,7 +314,7 @@ def main(words: list[str]) -> int:
         Path(words[0]).resolve(),
         variables.get("GPU_DEVICE", "cuda"),
         variables.get("GPU_SMALL", "") not in ("", "0"),
-        variables.get("GPU_RECIPE", "cifar10_gpu"),
+        variables.get("GPU_RECIPE", RECIPE),
         began + 60 * minutes,
     )
     visit.work.mkdir(parents=True, exist_ok=True)

@@ -68,9 +68,9 @@ def of_training(content: Content) -> str:
     if not content.get("steps"):
         return "no step"
     words = [f"{content['steps']:,} of {content['max_steps']:,} steps"]
-    words += [
-        f"{name} {metric['value']:.4g}" for name, metric in content.get("metrics", {}).items()
-    ]
+    for judgement in content.get("judgements", []):
+        values = [f"{name} {value:.4g}" for name, value in judgement["metrics"].items()]
+        words += [f"{', '.join(values)} ({judgement['n']:,} samples)"]
     return ", ".join(words)
 
 
@@ -133,18 +133,19 @@ def training(content: Content) -> str:
     """How long, and how good."""
     if not content.get("steps"):
         return ""
-    text = f"`experiment={content['recipe']}`: {of_training(content)}"
-    text += f"; {content['seconds_of_training']:.0f} s of training, start and compilation included"
+    lines = [
+        f"`{content['recipe']}`: {content['steps']:,} of {content['max_steps']:,} steps in "
+        f"{content['seconds_of_training']:.0f} s, start and compilation included"
+    ]
     if content.get("images_per_second"):
-        text += (
-            f", at {content['images_per_second']:,.4g} images/s (median of the rows of its log)"
+        lines[0] += f", at {content['images_per_second']:,.4g} images/s (median of its log)"
+    for judgement in content.get("judgements", []):
+        values = [f"{name} {value:.4g}" for name, value in judgement["metrics"].items()]
+        lines.append(
+            f"{', '.join(values)} from {judgement['n']:,} samples of {judgement['nfe']:g} "
+            f"evaluations, drawn and judged in {judgement['seconds']:.0f} s, start included"
         )
-    if "judged" in content:
-        text += (
-            f". {content['judged']:,} samples of {content['nfe']:g} evaluations were drawn and "
-            f"judged in {content['seconds_of_judgement']:.0f} s"
-        )
-    return f"{text}."
+    return "\n".join(f"- {line}." for line in lines)
 
 
 def missing(contents: Mapping[str, Content]) -> list[str]:

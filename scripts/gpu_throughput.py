@@ -16,6 +16,7 @@ may have broken the device's state: start it again for the remaining cases.
 import argparse
 import gc
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import BROKEN
+from gpu import BROKEN, RECIPE
 from gpu_machine import ceilings, describe
 from lightning import pytorch as pl
 from torch import Tensor
@@ -100,7 +101,7 @@ def cases(recipe: str) -> list[Case]:
 
     small_recipe = ("model.channels=8", "model.multipliers=[1,2]", "model.head_channels=8")
     return [
-        Case("the recipe", "fmdiff", "", 0, (f"experiment={recipe}",), small=small_recipe),
+        Case("the recipe", "fmdiff", "", 0, tuple(shlex.split(recipe)), small=small_recipe),
         unet("bf16", False),
         script(OWN),
         transformer("DiT-B/2", ("model=dit_b",), SMALL_DIT),
@@ -262,7 +263,7 @@ def main() -> int:
     """Measure the cases that the file lacks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--recipe", default="cifar10_gpu")
+    parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     where = device.pick("auto")

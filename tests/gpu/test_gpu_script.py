@@ -20,7 +20,7 @@ from gpu_table import table  # noqa: E402
 
 
 def visit(folder, seconds=100.0, **more):
-    made = gpu.Visit(folder, "cpu", True, "cifar10_gpu", time.time() + seconds, **more)
+    made = gpu.Visit(folder, "cpu", True, gpu.RECIPE, time.time() + seconds, **more)
     made.work.mkdir(parents=True, exist_ok=True)
     return made
 
@@ -66,6 +66,16 @@ def test_finished_parts_are_not_run_again_and_cut_ones_are(tmp_path, capsys):
     assert "tests: finished before" in capsys.readouterr().out
 
 
+def test_an_error_in_one_part_is_not_the_end_of_the_others(tmp_path):
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    parts = {"tests": (broken, 0.25), "training": (lambda *_: True, 1.0)}
+    assert gpu.attend(visit(tmp_path), ["tests", "training"], parts) == ["tests"]
+    assert "- tests: OSError: the disk is full." in (tmp_path / "table.md").read_text()
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
 def test_without_time_no_part_begins(tmp_path):
     parts = {"tests": (lambda *_: pytest.fail("it began"), 0.25)}
     assert gpu.attend(visit(tmp_path, seconds=5.0), ["tests"], parts) == ["tests"]
@@ -88,7 +98,7 @@ import signal, sys, time
 from pathlib import Path
 import gpu
 out = Path(sys.argv[1])
-visit = gpu.Visit(out, "cpu", True, "cifar10_gpu", time.time() + 100)
+visit = gpu.Visit(out, "cpu", True, gpu.RECIPE, time.time() + 100)
 
 def first(visit, seconds):
     with (out / "calls").open("a") as file:
@@ -150,7 +160,7 @@ def test_a_process_that_crashes_costs_the_throughput_one_case(tmp_path, monkeypa
 
 
 def test_the_steps_of_training_follow_from_the_speed(tmp_path):
-    here = gpu.Visit(tmp_path, "cuda", False, "cifar10_gpu", time.time() + 400)
+    here = gpu.Visit(tmp_path, "cuda", False, gpu.RECIPE, time.time() + 400)
     assert gpu.planned(here, 360.0) is None
     rows = {"a": {"network": "the recipe", "missing": "x"}, "b": {"network": "y", "seconds": 9}}
     here.write("throughput", cases=rows)
@@ -164,7 +174,7 @@ def test_the_steps_of_training_follow_from_the_speed(tmp_path):
 
 
 def test_cases_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
-    names = [case.name for case in gpu_throughput.cases("cifar10_gpu")]
+    names = [case.name for case in gpu_throughput.cases(gpu.RECIPE)]
     assert len(set(names)) == len(names)
     file, asked = tmp_path / "throughput.json", []
     file.write_text(json.dumps({"cases": {names[0]: {"seconds": 1.0}}}))
@@ -235,10 +245,9 @@ CONTENTS = {
         "max_steps": 3000,
         "seconds_of_training": 290.0,
         "images_per_second": 5100.0,
-        "judged": 10000,
-        "nfe": 28.0,
-        "seconds_of_judgement": 30.0,
-        "metrics": {"fd_cifar10": {"value": 5.4321}},
+        "judgements": [
+            {"metrics": {"fd_cifar10": 5.4321}, "n": 2000, "nfe": 10.0, "seconds": 30.0}
+        ],
     },
 }
 
@@ -252,7 +261,7 @@ def test_the_table_says_what_was_measured_and_what_is_missing(tmp_path):
         "## NVIDIA X, 128 GiB, 16 cores, torch 2.11, Python 3.12",
         "| tests | 1 passed, 1 failed, 0 skipped | finished | 90 |",
         "| throughput | 2 of 4 cases | cut | 300 |",
-        "| training | 3,000 of 3,000 steps, fd_cifar10 5.432 | finished | 400 |",
+        "| training | 3,000 of 3,000 steps, fd_cifar10 5.432 (2,000 samples) | finished | 400 |",
         # 200 images/s of 10^12 operations: 200 TFLOP/s, a fifth of 1000; the script has 50
         "| N | 7 | fmdiff | bf16 | 100 | 200 | 500 | 200 | 20.0% | 3 | 20 | 4.00 |",
         "| N | 7 | L | bf16 | 100 | 50 | 2000 | 50 | 10.0% | 3 | 20 | 1.00 |",
@@ -264,7 +273,9 @@ def test_the_table_says_what_was_measured_and_what_is_missing(tmp_path):
         assert line in text.splitlines(), line
     assert "runs at 700 TFLOP/s here, and a copy at 4 TB/s" in text
     assert "included, at 5,100 images/s" in text
-    assert "10,000 samples of 28 evaluations were drawn and judged in 30 s" in text
+    assert (
+        "- fd_cifar10 5.432 from 2,000 samples of 10 evaluations, drawn and judged in 30 s" in text
+    )
 
 
 # the shell
