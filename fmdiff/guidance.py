@@ -11,13 +11,12 @@ grad log (p(x_t | y) / p(x_t)) = grad log p(y | x_t). If the guide is the same n
 branches are computed in one batch. Each counts as an evaluation, and so does a classifier.
 """
 
-import copy
+import math
 from numbers import Real
 
 import torch
-from torch import Tensor
 
-from fmdiff.along import Around, along, of_estimate
+from fmdiff.along import along
 from fmdiff.build import Described, of_class
 from fmdiff.classifier import Classifier, Tilted
 from fmdiff.condition import (
@@ -28,19 +27,14 @@ from fmdiff.condition import (
     classes_in_turn,
     described,
     given,
-    join,
     label,
     named,
-    null,
-    within,
 )
 from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, NetField
-from fmdiff.path import Kind, expand
+from fmdiff.guided import Guided, Late, Projected, Rescaled, Scaled
 from fmdiff.source import need_gaussian
-
-FLAT = 1e-5  # an image whose std is a smaller share of its size is constant up to rounding
 
 
 class Unguided(Described):
@@ -69,25 +63,25 @@ class Unguided(Described):
         return field if y is None else field.bind(y)
 
 
-class CFG(Unguided):
-    """guidance=cfg, interval and rescale: the guide is the null label's branch (see Guided).
+class ClassifierFree(Unguided):
+    """Guidance whose guide is the null label's branch (see fmdiff.guided.Guided).
 
     The guide knows nothing of y or, with `on`, all but the conditions of these names, among which
-    `label` is the class. A constant w alone is an input of a network that was trained with such
-    scales, at one branch.
+    `label` is the class. w = 1 is the conditional branch alone.
 
     Raises FmdiffError for an option out of range and, when called, for a model without classes and
-    conditions or without those of `on`, and for a w that its network was not trained with.
+    conditions or without those of `on`.
     """
+
+    choice = "cfg"  # the name on the command line
 
     def __init__(
         self,
         w: float | str,
         interval: list[float] | None = None,
-        phi: float = 0.0,
         on: list[str] | None = None,
     ) -> None:
-        self.w, self.interval, self.phi, self.on = Strength(w), interval, phi, on
+        self.w, self.interval, self.on = Strength(w), interval, on
         if interval is not None and not (
             len(interval) == 2
             and all(isinstance(r, Real) for r in interval)
@@ -96,8 +90,6 @@ class CFG(Unguided):
             raise FmdiffError(
                 f"guidance.interval={interval}: [lo,hi] with 0 <= lo < hi <= 1 is needed"
             )
-        if not 0 <= phi <= 1:
-            raise FmdiffError(f"guidance.phi={phi}: a number from 0 to 1 is needed")
         if on is not None and not (
             isinstance(on, list) and on and all(isinstance(name, str) for name in on)
         ):
@@ -108,13 +100,9 @@ class CFG(Unguided):
     def __call__(self, field: Field, y: Given | None) -> Field:
         if y is None:
             raise FmdiffError(
-                "guidance=cfg needs a model trained with classes or conditions, and this one was "
-                "trained without; choose guidance=none, or train with data.conditional=true"
-            )
-        if self.phi and len(field.shape) != 3:
-            raise FmdiffError(
-                f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
-                "its pixels, and these data are no images; choose guidance=cfg or interval"
+                f"guidance={self.choice} needs a model trained with classes or conditions, and "
+                "this one was trained without; choose guidance=none, or train with "
+                "data.conditional=true"
             )
         names = [LABEL] * (label(y) is not None) + [*named(y)]
         if self.on is not None and not {*self.on} <= {*names}:
@@ -122,10 +110,47 @@ class CFG(Unguided):
                 f"guidance.on=[{','.join(self.on)}]: the conditions of this model are "
                 f"{', '.join(names)}"
             )
+        return field.bind(y) if self.w == 1 else self.guided(field, y)
+
+    def guided(self, field: Field, y: Given) -> Field:
+        """The guided field for w other than 1."""
+        return Guided(field, y, self.w, self.interval, on=self.on)
+
+
+class CFG(ClassifierFree):
+    """guidance=cfg, interval and rescale: the linear rule, and the std of images kept by phi.
+
+    A constant w alone is an input of a network that was trained with such scales, at one branch.
+
+    Raises FmdiffError as ClassifierFree does, for phi without images, and for a w that the network
+    was not trained with.
+    """
+
+    def __init__(
+        self,
+        w: float | str,
+        interval: list[float] | None = None,
+        phi: float = 0.0,
+        on: list[str] | None = None,
+    ) -> None:
+        super().__init__(w, interval, on)
+        self.phi = phi
+        if not 0 <= phi <= 1:
+            raise FmdiffError(f"guidance.phi={phi}: a number from 0 to 1 is needed")
+
+    def __call__(self, field: Field, y: Given | None) -> Field:
+        if self.phi and len(field.shape) != 3 and y is not None:
+            raise FmdiffError(
+                f"guidance.phi={self.phi}: rescaling keeps the contrast of an image, the std of "
+                "its pixels, and these data are no images; choose guidance=cfg or interval"
+            )
+        return super().__call__(field, y)
+
+    def guided(self, field: Field, y: Given) -> Field:
+        if self.phi:
+            return Rescaled(field, y, self.w, self.phi, self.interval, self.on)
         w = self.w.value
-        if w == 1:
-            return field.bind(y)
-        alone = self.interval is None and not self.phi and self.on is None
+        alone = self.interval is None and self.on is None
         if alone and isinstance(w, float) and isinstance(field, NetField) and field.scales:
             lo, hi = field.scales
             if not lo <= w <= hi:
@@ -134,7 +159,75 @@ class CFG(Unguided):
                     f"w from {lo:g} to {hi:g}"
                 )
             return field.bind(y).at_scale(torch.tensor(w))
-        return Guided(field, y, self.w, self.interval, self.phi, on=self.on)
+        return super().guided(field, y)
+
+
+class APG(ClassifierFree):
+    """guidance=apg: adaptive projected guidance (see fmdiff.guided.Projected).
+
+    `eta` is the share of what changes along the estimate of x, `threshold` the largest norm of the
+    change of x, and `momentum` the share of the changes before, which depends on the steps.
+
+    Raises FmdiffError as ClassifierFree does.
+    """
+
+    choice = "apg"
+
+    def __init__(
+        self,
+        w: float | str,
+        eta: float = 0.0,
+        threshold: float | None = None,
+        momentum: float = 0.0,
+        interval: list[float] | None = None,
+        on: list[str] | None = None,
+    ) -> None:
+        super().__init__(w, interval, on)
+        self.eta, self.threshold, self.momentum = eta, threshold, momentum
+        if not (isinstance(eta, Real) and math.isfinite(eta)):
+            raise FmdiffError(f"guidance.eta={eta}: a finite number is needed")
+        if threshold is not None and not (isinstance(threshold, Real) and threshold > 0):
+            raise FmdiffError(f"guidance.threshold={threshold}: a number > 0 or null is needed")
+        if not (isinstance(momentum, Real) and -1 < momentum < 1):
+            raise FmdiffError(f"guidance.momentum={momentum}: a number between -1 and 1 is needed")
+
+    def guided(self, field: Field, y: Given) -> Field:
+        parts = self.eta, self.threshold, self.momentum
+        return Projected(field, y, self.w, *parts, self.interval, self.on)
+
+
+class CFGZero(ClassifierFree):
+    """guidance=cfg_zero: CFG-Zero* (see fmdiff.guided.Scaled).
+
+    The guide is scaled to come nearest to the conditional branch. Up to the straight time `zero`
+    samples stand still (zero-init), so the solver begins there.
+
+    Raises FmdiffError as ClassifierFree does.
+    """
+
+    choice = "cfg_zero"
+
+    def __init__(
+        self,
+        w: float | str,
+        zero: float = 0.0,
+        interval: list[float] | None = None,
+        on: list[str] | None = None,
+    ) -> None:
+        super().__init__(w, interval, on)
+        self.zero = zero
+        if not (isinstance(zero, Real) and 0 <= zero < 1):
+            raise FmdiffError(f"guidance.zero={zero}: a number from 0 to below 1 is needed")
+
+    def need_maps(self) -> None:
+        raise FmdiffError(
+            "guidance=cfg_zero scales a velocity at one time, and a jump of a flow map has none: "
+            "choose solver=adams, or guidance=cfg"
+        )
+
+    def guided(self, field: Field, y: Given) -> Field:
+        guided = Scaled(field, y, self.w, self.interval, on=self.on)
+        return Late(guided, self.zero) if self.zero else guided
 
 
 class Autoguidance(Unguided):
@@ -232,125 +325,3 @@ def _place(field: Field) -> tuple[torch.device | str, torch.dtype]:
     """The device and dtype of a field's network, or the CPU and float32 without a network."""
     parameter = None if field.net is None else next(field.net.parameters(), None)
     return ("cpu", torch.float32) if parameter is None else (parameter.device, parameter.dtype)
-
-
-class Guided(Around):
-    """The guided field guide + w (v(x_t, y) - guide).
-
-    The guide is another field or, in classifier-free guidance (Ho & Salimans 2022,
-    arXiv:2207.12598), the same field without the label and conditions of y, or without those of
-    `on`. If r lies outside `interval` = [lo, hi], only the conditional branch is computed
-    (Kynkaanniemi et al. 2024, arXiv:2404.07724; their noise levels are (1 - r) / r). With phi > 0
-    the estimate of x becomes phi x std(conditional) / std(x) + (1 - phi) x, where std is taken
-    over each sample (Lin et al. 2023, arXiv:2305.08891, section 3.4).
-    """
-
-    evaluations = 0  # rows evaluated by either network
-
-    def __init__(
-        self,
-        field: Field,
-        y: Given | None,
-        w: Strength,
-        interval: list[float] | None = None,
-        phi: float = 0.0,
-        guide: Field | None = None,
-        on: list[str] | None = None,
-    ) -> None:
-        super().__init__(field)
-        self.branches, self.y, self.w, self.guide, self.on = 2, y, w, guide, on
-        self.gaussian = field.gaussian and (guide is None or guide.gaussian)
-        self.ends, self.phi = interval, phi
-
-    def reset(self) -> None:
-        self.evaluations = 0
-
-    def select(self, rows: Tensor) -> "Guided":
-        part = copy.copy(self)
-        part.y = None if self.y is None else self.y[rows]
-        return part
-
-    def prior(self, z: Tensor, t: Tensor) -> Tensor:
-        return self._branch().prior(z, t)
-
-    def inside(self, t: Tensor) -> Tensor:
-        """Whether there is guidance at t: bool, shaped like t."""
-        if self.ends is None:
-            return torch.ones_like(t, dtype=torch.bool)
-        r = self.path.r(t)
-        return (self.ends[0] <= r) & (r <= self.ends[1])
-
-    def price(self, t: Tensor) -> int:
-        return 2 if self.inside(t) else 1
-
-    def predict(self, x_t: Tensor, t: Tensor, kind: Kind, s: Tensor | None = None) -> Tensor:
-        inside = self.inside(t)
-        answered: Kind = "x" if self.phi else kind
-        if inside.all():
-            value = self._guided(x_t, t, self.y, answered, s)
-        elif not inside.any():
-            value = self._ask(self.field, x_t, t, self.y, kind, s)
-            answered = kind
-        else:  # an adaptive solver's rows, each at its own time
-            rows = inside.to(x_t.device)
-            value = torch.empty_like(x_t)
-            for some, answer in ((rows, self._guided), (~rows, self._conditional)):
-                y = None if self.y is None else self.y[some]
-                end = s if s is None or not s.ndim else s[some.to(s.device)]
-                value[some] = answer(x_t[some], t[some.to(t.device)], y, answered, end)
-        return self.path.convert(value, x_t, t, answered, kind)
-
-    def _guided(
-        self, x_t: Tensor, t: Tensor, y: Given | None, kind: Kind, s: Tensor | None
-    ) -> Tensor:
-        if self.guide is None:
-            assert y is not None
-            twice, ends = (torch.cat([a, a]) if a is not None and a.ndim else a for a in (t, s))
-            assert twice is not None
-            both = join([null(y, self.classes, self.on), y])
-            answer = self._ask(self.field, torch.cat([x_t, x_t]), twice, both, kind, ends)
-            guide, conditional = answer.chunk(2)
-        else:
-            guide = self._ask(
-                self.guide, x_t, t, within(y, self.guide.classes, self.guide.conditions), kind, s
-            )
-            conditional = self._conditional(x_t, t, y, kind, s)
-        value = torch.lerp(guide, conditional, self.w(self.path, x_t, t))
-        if self.phi:
-            usual, std = (v.flatten(1).std(1) for v in (conditional, value))
-            least = FLAT * value.flatten(1).square().mean(1).sqrt()
-            ratio = torch.where(std > least, usual / std, 1)  # a constant image stays as it is
-            value = value * expand(self.phi * ratio + 1 - self.phi, value)
-        return value
-
-    def _conditional(
-        self, x_t: Tensor, t: Tensor, y: Given | None, kind: Kind, s: Tensor | None
-    ) -> Tensor:
-        return self._ask(self.field, x_t, t, y, kind, s)
-
-    def _ask(
-        self,
-        field: Field,
-        x_t: Tensor,
-        t: Tensor,
-        y: Given | None,
-        kind: Kind,
-        s: Tensor | None,
-    ) -> Tensor:
-        branch = field if y is None else field.bind(y)
-        before = branch.evaluations
-        answer = branch.predict(x_t, t, kind, s)
-        self.evaluations += branch.evaluations - before
-        return answer
-
-    def interval(self, kind: Kind = "v") -> tuple[float, float]:
-        ends = [f.interval(kind) for f in (self.field, self.guide) if f]
-        if self.phi:
-            ends.append(of_estimate(self.field, kind))
-        return max(lo for lo, _ in ends), min(hi for _, hi in ends)
-
-    def start(self, eps: Tensor, t: Tensor, first: int, seed: int) -> Tensor:
-        return self._branch().start(eps, t, first, seed)
-
-    def _branch(self) -> Field:
-        return self.field if self.y is None else self.field.bind(self.y)

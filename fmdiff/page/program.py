@@ -229,9 +229,9 @@ def _strength(sampler: Sampler) -> float | None:
         raise FmdiffError(f"clip={sampler.clip}: a page cannot clip estimates; choose clip=none")
     if type(guidance) is Unguided:
         return None
-    if isinstance(guidance, CFG) and guidance.interval is None and not guidance.phi:
-        w = guidance.w.value
-        if isinstance(w, float):
+    if isinstance(guidance, CFG) and not guidance.phi:
+        w, parts = guidance.w.value, (guidance.interval, guidance.on)
+        if isinstance(w, float) and parts == (None, None):
             return w
     raise FmdiffError(
         f"guidance={type(guidance).__name__}: a page guides by guidance=none or by cfg with a "

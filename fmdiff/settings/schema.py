@@ -113,6 +113,10 @@ RULES: dict[str, Rule] = {
     "optim.lr": number(above=0),
     "guidance.w": Rule(is_w, "a number or a formula"),
     "guidance.phi": FRACTION,
+    "guidance.eta": number(),
+    "guidance.threshold": or_null(number(above=0)),
+    "guidance.momentum": Rule(lambda v: is_number(v) and -1 < v < 1, "a number between -1 and 1"),
+    "guidance.zero": Rule(lambda v: is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "guidance.interval": or_null(
         Rule(
             lambda v: is_list(v, FRACTION.passes) and len(v) == 2 and v[0] < v[1],

@@ -8,10 +8,12 @@ from conftest import MEANS, PATHS, SOME, WEIGHTS, every_path
 from torch import nn
 
 from fmdiff.along import Along, Straight
+from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
-from fmdiff.guidance import CFG, Guided, Strength, Unguided
+from fmdiff.guidance import CFG, Unguided
+from fmdiff.guided import Guided
 from fmdiff.path import VE, VP, CondOT, Cosine, LinearVP, Polynomial
 
 KINDS = ("x", "eps", "v", "score", "v_sh", "straight")

@@ -10,10 +10,12 @@ from torch import nn
 from fmdiff import load
 from fmdiff.along import Along, Clipped, Straight, in_range
 from fmdiff.build import config_folder, named
+from fmdiff.custom import Strength
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
 from fmdiff.field import NetField
-from fmdiff.guidance import CFG, Autoguidance, Guided, Strength, Unguided
+from fmdiff.guidance import CFG, Autoguidance, Unguided
+from fmdiff.guided import Guided, Rescaled
 from fmdiff.integration import plan
 from fmdiff.loading import guidance
 from fmdiff.path import VP, CondOT, Cosine
@@ -83,7 +85,9 @@ def images(n=6, shape=(1, 4, 4)):
 
 def by_formula(field, y, w, interval=None, phi=0.0):
     """The guided field of points too, which CFG refuses to rescale."""
-    return Guided(field, y, Strength(w), interval, phi)
+    if phi:
+        return Rescaled(field, y, Strength(w), phi, interval)
+    return Guided(field, y, Strength(w), interval)
 
 
 # --- classifier-free guidance ---------------------------------------------------------------

@@ -179,6 +179,8 @@ def test_a_start_that_is_more_than_noise_has_no_scale():
         ({"solver": Dopri5(1e-5, 1e-5, 100)}, "Dopri5 takes steps that depend on the samples"),
         ({"solver": "adams", "steps": 9}, "solver.limit=null"),
         ({"guidance": "rescale"}, "guidance=CFG: a page guides by"),
+        ({"guidance": CFG(2.0, on=["label"])}, "guidance=CFG: a page guides by"),
+        ({"guidance": "apg"}, "guidance=APG: a page guides by"),
         ({"guidance": CFG("2*t")}, "with a number for w"),
         ({"guidance": CFG(2.0, interval=[0.2, 0.8])}, "with a number for w"),
         ({"clip": "data"}, "a page cannot clip"),
