@@ -216,9 +216,7 @@ class Projected(Guided):
         x = self.path.convert(conditional, x_t, t, "straight", "x")
         axis = F.normalize(x.flatten(1), dim=1).view_as(x)
         parallel = expand((change * axis).flatten(1).sum(1), x) * axis
-        return conditional + (self.w(self.path, x_t, t) - 1) * (
-            change - (1 - self.eta) * parallel
-        )
+        return conditional + (self.w(self.path, x_t, t) - 1) * (change - (1 - self.eta) * parallel)
 
     def _sum(self, change: Tensor, t: Tensor) -> Tensor:
         """The sum of the changes (B, *shape) of x up to time t ()."""
