@@ -13,7 +13,8 @@ without it fmdiff trains its recipe to the end. --n 0 judges nothing, where a pe
 would take hours.
 
 What was trained or judged before in --out is not repeated, so the same command goes on after an
-interruption. OUT/DATA/WHO-SEED holds a run with its log, OUT/DATA/results.json and table.md all.
+interruption. OUT/DATA/10min/WHO-SEED holds a run with its log (DATA/recipe without --minutes), and
+results.json and table.md beside it hold all that have run.
 """
 
 import argparse
@@ -99,6 +100,11 @@ class Course:
     more: tuple[str, ...]  # words for fmdiff train
 
     @property
+    def folder(self) -> Path:
+        length = "recipe" if self.minutes is None else f"{self.minutes:g}min"
+        return self.out / self.data / length
+
+    @property
     def place(self) -> tuple[str, ...]:
         return f"device={self.device}", f"threads={self.threads}"
 
@@ -117,7 +123,7 @@ class Course:
         its code compiled, and differ by the steps alone.
         """
         key = hashlib.sha256(repr((self.recipe(), self.place)).encode()).hexdigest()[:8]
-        path = self.out / self.data / f"pace-{key}.json"
+        path = self.folder / f"pace-{key}.json"
         if not path.is_file():
             cold, warm = self._probe("0", SHORT), self._probe("1", SHORT)
             step = (self._probe("2", LONG) - warm) / (LONG - SHORT)
@@ -127,7 +133,7 @@ class Course:
         return content
 
     def _probe(self, name: str, steps: int) -> float:
-        folder = self.out / self.data / "probe"
+        folder = self.folder / "probe"
         if name == "0":
             shutil.rmtree(folder, ignore_errors=True)
         spent = Spent(folder)
@@ -184,10 +190,14 @@ class Course:
 
     def entry(self, who: str, seed: int) -> Entry:
         """One training and its judgement; what was done before is taken as it is."""
-        folder = self.out / self.data / f"{who}-{seed}"
+        folder = self.folder / f"{who}-{seed}"
         path = folder / "entry.json"
         if path.is_file():
-            return Entry(**json.loads(path.read_text()))
+            entry = Entry(**json.loads(path.read_text()))
+            words = shlex.join(["fmdiff", "train", *self.recipe()])
+            if who == "fmdiff" and not entry.recipe.startswith(words):
+                raise SystemExit(f"{folder} holds {entry.recipe}: choose another --out")
+            return entry
         about, spent = (
             self.ours(folder, seed) if who == "fmdiff" else self.theirs(who, folder, seed)
         )
@@ -313,19 +323,25 @@ def arguments() -> tuple[Course, list[str], list[int]]:
     return Course(*options, args.solver, more), who, seeds
 
 
+def everything(course: Course) -> list[Entry]:
+    """All that has been judged for this data and these minutes; fmdiff first."""
+    paths = course.folder.glob("*/entry.json")
+    entries = [Entry(**json.loads(path.read_text())) for path in paths]
+    return sorted(entries, key=lambda entry: (NAMES.index(entry.who), entry.seed))
+
+
 def main() -> None:
     course, who, seeds = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    entries = []
     machine = hardware(course.device, course.threads)
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     for name in who:
         for seed in seeds:
-            entries.append(course.entry(name, seed))
+            course.entry(name, seed)
+            entries = everything(course)
             content = machine | {"entries": [asdict(entry) for entry in entries]}
-            folder = course.out / course.data
-            files.write_text(folder / "results.json", json.dumps(content, indent=2) + "\n")
-            files.write_text(folder / "table.md", table(entries, course.data))
+            files.write_json(course.folder / "results.json", content)
+            files.write_text(course.folder / "table.md", table(entries, course.data))
     print(table(entries, course.data), end="")
     distances = [entry.fd for entry in entries if entry.who == "fmdiff" and entry.fd is not None]
     if distances:

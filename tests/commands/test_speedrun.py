@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def test_the_pace_tells_start_up_from_steps(tmp_path, monkeypatch):
     costs = {"0": 20 + 0.5 * speedrun.SHORT, "1": 8 + 0.5 * speedrun.SHORT}
     costs["2"] = 8 + 0.5 * speedrun.LONG
     monkeypatch.setattr(speedrun.Course, "_probe", lambda self, name, steps: costs[name])
-    (tmp_path / "mnist").mkdir()
+    course(tmp_path).folder.mkdir(parents=True)
     assert course(tmp_path).pace() == {"start": 20.0, "step": 0.5}
     costs.clear()  # measured once for all seeds
     assert course(tmp_path).pace() == {"start": 20.0, "step": 0.5}
@@ -96,6 +96,22 @@ def test_the_table_has_medians_over_seeds():
     _, _, ours, theirs = speedrun.table([*entries, peer], "mnist").strip().splitlines()
     assert "0.600 (0.400 to 0.900) | 90.0% (90.0% to 90.0%) | 3 |" in ours
     assert theirs.startswith("| torchcfm |") and theirs.endswith("| - | - | 1 |")
+
+
+def test_the_table_has_all_that_has_run_of_one_recipe(tmp_path):
+    for entry in (replace(ENTRY, who="torchcfm"), replace(ENTRY, seed=1), ENTRY):
+        folder = course(tmp_path).folder / f"{entry.who}-{entry.seed}"
+        folder.mkdir(parents=True)
+        (folder / "entry.json").write_text(json.dumps(asdict(entry)))
+    all_three = speedrun.everything(course(tmp_path))
+    assert [(entry.who, entry.seed) for entry in all_three] == [
+        ("fmdiff", 0),
+        ("fmdiff", 1),
+        ("torchcfm", 0),
+    ]
+    assert course(tmp_path).entry("torchcfm", 0) == all_three[2]  # it is not trained again
+    with pytest.raises(SystemExit, match="choose another --out"):
+        course(tmp_path).entry("fmdiff", 0)
 
 
 def test_a_peer_sees_each_image_once_an_epoch(monkeypatch):
