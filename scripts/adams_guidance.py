@@ -28,7 +28,7 @@ def asked(w: float) -> tuple[int, ...]:
 
 def cell(case: targets.Case, questions: int) -> dict[str, float]:
     solvers = {name: named("solver", name) for name in (*OTHERS, "adams")}
-    solvers["classical"] = named("solver", "adams", limit=None)
+    solvers["classical"] = named("solver", "adams", weigh=False)
     return {name: targets.error(case, solver, questions) for name, solver in solvers.items()}
 
 

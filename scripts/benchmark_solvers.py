@@ -51,10 +51,10 @@ RATIO = named("schedule", "ratio")  # with adams the recommended setting, chosen
 OURS: dict[str, tuple] = {
     **{name: (named("solver", name), UNIFORM) for name in PLAIN[:5]},
     FIXED: (named("solver", "adams"), RATIO),
-    "adams limit=null, ratio": (named("solver", "adams", limit=None), RATIO),
+    "adams weigh=false, ratio": (named("solver", "adams", weigh=False), RATIO),
     "adams order=2, ratio": (named("solver", "adams", order=2), RATIO),
     "adams order=3 corrector=false": (
-        named("solver", "adams", order=3, corrector=False, limit=None),
+        named("solver", "adams", order=3, corrector=False, weigh=False),
         UNIFORM,
     ),
     **{name: (named("solver", name), UNIFORM) for name in PLAIN[5:]},
@@ -367,7 +367,7 @@ def agreement() -> None:
     print("|---" * 7 + "|")
     for name, peer, path, tolerance in (pair for pair in PAIRS if pair[1] in peers()):
         kind, _, order = name.partition(" ")
-        plain = {"corrector": False, "limit": None, "order": int(order)} if order else {}
+        plain = {"corrector": False, "weigh": False, "order": int(order)} if order else {}
         solver, off = named("solver", kind, **plain), []
         for target in ("eight_gaussians", "mixture64_1"):
             ask = Ask(case := targets.case(target, path, 3.0, 16), path)

@@ -130,7 +130,7 @@ def _file_name(key: dict[str, Any]) -> str:
 
 
 def _words(spec: dict[str, Any]) -> list[str]:
-    """Name a class and its options: Adams order=4 corrector limit=0.25."""
+    """Name a class and its options: Adams order=5 corrector weigh."""
     keys = {k: v for k, v in spec.items() if v not in (None, False, []) and k != "_target_"}
     name = str(spec.get("_target_", "")).rpartition(".")[2]
     options = [k if v is True else f"{k}={v}" for k, v in keys.items() if type(v) is not dict]

@@ -242,7 +242,7 @@ def _strength(sampler: Sampler) -> float | None:
 def _refusal(solver: Solver) -> str:
     return (
         f"{type(solver).__name__} takes steps that depend on the samples, and a page plays fixed "
-        "steps: choose another solver, like heun, or solver.limit=null for adams"
+        "steps: choose another solver, like heun, or solver.weigh=false for adams"
     )
 
 

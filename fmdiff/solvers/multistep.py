@@ -9,7 +9,6 @@ from torch import Tensor
 from fmdiff.build import build
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.path import expand
 from fmdiff.schedules import Ratio
 from fmdiff.solvers.runge_kutta import RungeKutta
 from fmdiff.solvers.solver import Noise, Solver, Step
@@ -29,52 +28,63 @@ def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.nda
     return [(s - t) / 2 * (b @ w) for b in basis]
 
 
-MANY = 13  # the limit is relaxed beyond this many steps
-
-
 class Row(NamedTuple):
-    """The part of the grid that one step needs."""
+    """The part of the grid that one step needs, for N_0, N_1, ... (see Adams)."""
 
-    gaps: list[float]  # t minus each earlier node, the last one first
-    ahead: list[float]  # the predictor's integrals over [t, s], by order
-    behind: list[float]  # the corrector's over the last step
+    ratios: list[float]  # N_{k+1}(t) = N_k(t) - ratios[k] N_k(t')
+    ahead: list[float]  # D_k / N_k of the predictor, over [t, s]
+    behind: list[float]  # of the corrector, over the last step
+    order: int  # the largest one allowed
 
 
 class State(NamedTuple):
     """The memory from one step to the next."""
 
     rows: list[Row]  # of this step and those to come
-    limit: float | None
-    differences: tuple[Tensor, ...] = ()  # v_t, v[t, t'], v[t, t', t''], ... of the last step
-    last: tuple[Tensor, Tensor, Tensor | None] | None = None  # its x_t, slope, and slope's size
+    differences: tuple[Tensor, ...] = ()  # N_0, N_1, ... of the last step
+    errors: Tensor | None = None  # its e_j^2 (m, B), the highest degree first
+    before: Tensor | None = None  # the state at its beginning
 
 
 class Adams(Solver):
     r"""Adams-Bashforth predictor with an Adams-Moulton corrector that costs no evaluation.
 
-    x_s = x_t + integral over [t, s] of the polynomial through the last `order` slopes, in
-    Newton's form with divided differences v[...]:
+    x_s is x_t plus the integral over [t, s] of the polynomial through the last slopes. In Newton's
+    form a polynomial of degree j is a sum of terms k = 0 to j,
 
-        x_s = x_t + sum_k D_k,   D_k = v[t, t', ..., t^(k-1)] \int (u - t) ... (u - t^(k-2)) du.
+        x_s = x_t + sum_k D_k,   D_k = v[t, t', ..., t^(k)] \int (u - t) ... (u - t^(k-1)) du.
 
     The next step evaluates the slope at the predicted x_s. It redoes the last step with it (the
     polynomial through t', t, t'', ...), and predicts from the result. So a step takes one
-    evaluation (PEC mode; Hairer, Norsett & Wanner I, III.1). Until `order` slopes are known, the
-    method runs at lower order (start=null, measured order 3), or the Runge-Kutta solver `start`
-    takes the steps (with RK4 the full order). With lower_order_final the order is at most the
-    number of steps left.
+    evaluation (PEC mode; Hairer, Norsett & Wanner I, III.1). The divided differences v[...] are
+    kept in the form of Shampine & Gordon (1975; ibid., III.5),
 
-    Trained networks are rough and strong guidance changes v fast, which makes high terms blow up.
-    So with `limit` a sample's terms must satisfy |D_k| <= c max(|D_{k-1}|, c |D_{k-2}|, ...). At
-    the first that does not, the predictor stops; the corrector adds its allowed part and stops.
-    c = limit max(1, S / 13) for S steps in all, as many steps resolve more. limit=null is the
-    classical method.
+        N_k = v[t, t', ..., t^(k)] (t - t') ... (t - t^(k)).
+
+    *Which degree.* N_{j+1} is what the polynomial of degree j through the earlier slopes missed
+    the new slope by. On a smooth field these errors fall up to the last; on a rough one they grow
+    from some j on. So each sample weighs the degrees by what they would have done: with E_j the
+    sum of |N_{j+1}|^2 at this step and the one before (a single one may be small by chance),
+
+        w_j ~ E_j^-2,   x_s = x_t + sum_k (sum of w_j over j >= k) D_k.
+
+    Where the field is smooth, e_j = |N_{j+1}| falls like h^(j+1). A lower degree i then adds
+    w_i e_i = e_j (e_j / e_i)^3, so that the order is that of the highest degree j. Where it is
+    rough, degree 0 has most of the weight, and the step is nearly Euler's. The corrector knows all
+    terms of the step that it redoes. An asymptotic series is best cut at its smallest term, so its
+    degrees k >= 1 have the weights |D_k|^-4. No number is tuned, and samples do not influence each
+    other.
+
+    At the beginning degrees grow with the number of slopes (start=null, measured order 3), or the
+    Runge-Kutta solver `start` takes the first order - 1 steps (with RK4 the full order). With
+    lower_order_final the order is at most the number of steps left. weigh=false is the classical
+    method, in which a step has `order` terms whatever they are.
 
     Raises FmdiffError for an option out of range.
     """
 
     order: int
-    law = Ratio(1.1, 1.4)
+    law = Ratio(1.0, 1.4)
 
     def __init__(
         self,
@@ -82,7 +92,7 @@ class Adams(Solver):
         corrector: bool,
         start: RungeKutta | dict[str, Any] | None = None,
         lower_order_final: bool = False,
-        limit: float | None = None,
+        weigh: bool = True,
     ) -> None:
         if order not in range(1, 7):
             raise FmdiffError(f"solver.order={order}: choose 1 to 6")
@@ -91,10 +101,8 @@ class Adams(Solver):
             raise FmdiffError(
                 f"solver.start={type(start).__name__}: choose a Runge-Kutta solver or null"
             )
-        if limit is not None and not 0 <= limit < float("inf"):
-            raise FmdiffError(f"solver.limit={limit}: a number >= 0 or null is needed")
         self.order, self.corrector, self.start = order, corrector, start
-        self.lower_order_final, self.limit = lower_order_final, limit
+        self.lower_order_final, self.weigh = lower_order_final, weigh
 
     def nfe(self, steps: int) -> int:
         first = min(steps, self.order - 1) if self.start else 0
@@ -103,27 +111,25 @@ class Adams(Solver):
     def begin(self, times: Tensor, jump: bool = False) -> State:
         """The rows of all steps along times (S+1,). A jump counts for lower_order_final."""
         grid = times.double().cpu().numpy()
-        steps = len(grid) - 1
+        steps, most = len(grid) - 1, self.order + self.weigh  # slopes in use
         # column j holds t^(j) of every step, and an unused value where there is none yet
-        at = [np.roll(grid[:-1], j) for j in range(self.order)]
-        ahead = np.stack(newton(at[: self.order - 1], grid[:-1], grid[1:]), 1)
-        behind = ahead
-        if self.order > 1:
-            behind = np.stack(newton([at[1], at[0], *at[2:-1]][: self.order - 1], at[1], at[0]), 1)
-        gaps = np.stack([at[0] - node for node in at[1:]], 1) if self.order > 1 else ahead[:, :0]
+        at = [np.roll(grid[:-1], j) for j in range(most + 1)]
+        ahead = np.stack(newton(at[: most - 1], grid[:-1], grid[1:]), 1)
+        behind = np.stack(newton([at[1], at[0], *at[2:]][: most - 1], at[1], at[0]), 1)
         rows = []
         for i in range(steps):
-            available = min(self.order, i + 1)
-            order = min(available, steps + jump - i) if self.lower_order_final else available
+            slopes, left = min(most, i + 1), steps + jump - i
+            spans = _spans(grid[i - slopes + 1 : i + 1])
+            earlier = _spans(grid[i - slopes + 1 : i])
             rows.append(
                 Row(
-                    gaps[i, : available - 1].tolist(),
-                    ahead[i, :order].tolist(),
-                    behind[i, :available].tolist(),
+                    (spans[:-1] / earlier).tolist(),
+                    (ahead[i, :slopes] / spans).tolist(),
+                    (behind[i, :slopes] / spans).tolist(),
+                    min(self.order, left) if self.lower_order_final else self.order,
                 )
             )
-        limit = None if self.limit is None else self.limit * max(1, steps / MANY)
-        return State(rows, limit)
+        return State(rows)
 
     def step(
         self,
@@ -134,59 +140,69 @@ class Adams(Solver):
         state: State | None,
         noise: Noise | None,
     ) -> Step:
-        (row, *rows), limit, old, last = state or self.begin(torch.stack([t, s]))
+        (row, *rows), old, errors, before = state or self.begin(torch.stack([t, s]))
         if self.start and len(old) < self.order - 1:
             first = Recorder(field)
             x, _ = self.start.step(first, x, t, s, None, noise)
-            return x, State(rows, limit, _differences(first.slope, old, row.gaps))
+            return x, State(rows, _differences(first.slope, old, row.ratios))
         v = field(x, t)
-        new = _differences(v, old, row.gaps)
-        sizes = []
-        if limit is not None:
-            sizes = [torch.linalg.vector_norm(d.flatten(1), dim=1) for d in new]
-        if self.corrector and last:
-            before, slope, size = last
-            x = _sum(before, (slope, *new[1:]), row.behind, limit, [size, *sizes[1:]], True)
-        ahead = _sum(x, new, row.ahead, limit, sizes, False)
-        return ahead, State(rows, limit, new, (x, v, sizes[0] if sizes else None))
+        new = _differences(v, old, row.ratios)
+        before = before if self.corrector else None
+        if not self.weigh or len(new) == 1:
+            if before is not None:
+                x = _sum(before, (old[0], *new[1:]), row.behind)
+            return _sum(x, new[: row.order], row.ahead), State(rows, new, None, x)
+        ahead, behind, errors = _weighed(new, row, errors)
+        if before is not None:
+            x = torch.add(before, old[0], alpha=row.behind[0]) + behind
+        return torch.add(x, v, alpha=row.ahead[0]) + ahead, State(rows, new, errors, x)
 
 
-def _differences(v: Tensor, old: tuple[Tensor, ...], gaps: list[float]) -> tuple[Tensor, ...]:
-    """The divided differences that end in the new slope v, from those of the step before."""
+def _spans(nodes: np.ndarray) -> np.ndarray:
+    """1, t - t', (t - t')(t - t''), ... for nodes that end in t, as many as there are nodes."""
+    return np.cumprod([1.0, *(nodes[-1:] - nodes[-2::-1])])[: len(nodes)]
+
+
+def _differences(v: Tensor, old: tuple[Tensor, ...], ratios: list[float]) -> tuple[Tensor, ...]:
+    """N_0, N_1, ... of the new slope v, from those of the step before."""
     new = [v]
-    for difference, gap in zip(old, gaps, strict=False):
-        new.append((new[-1] - difference) / gap)
+    for difference, ratio in zip(old, ratios, strict=False):
+        new.append(torch.sub(new[-1], difference, alpha=ratio))
     return tuple(new)
 
 
-def _sum(
-    x: Tensor,
-    differences: tuple[Tensor, ...],
-    integrals: list[float],
-    limit: float | None,
-    sizes: list[Any],
-    partly: bool,
-) -> Tensor:
-    """x + sum_k D_k. With a limit each sample stops at the first D_k that is too large.
-
-    `sizes` holds the norm (B,) of each difference. With `partly` that D_k's allowed part is added.
-    """
-    x = torch.add(x, differences[0], alpha=integrals[0])
-    terms = list(zip(integrals, differences, strict=False))[1:]
-    if limit is None:
-        for c, d in terms:
-            x = torch.add(x, d, alpha=c)
-        return x
-    allowed, on = sizes[0] * (limit * abs(integrals[0])), None
-    for (c, d), norm in zip(terms, sizes[1:], strict=False):
-        size = norm * abs(c)
-        fits = size <= allowed
-        share = (allowed / size).where(~fits, 1.0) if partly else fits.to(x)
-        share = share if on is None else share * on
-        x = torch.addcmul(x, expand(share, x), d, value=c)
-        on = fits if on is None else on & fits
-        allowed = limit * torch.maximum(size, allowed)
+def _sum(x: Tensor, differences: tuple[Tensor, ...], integrals: list[float]) -> Tensor:
+    """x + D_0 + D_1 + ..."""
+    for n, c in zip(differences, integrals, strict=False):
+        x = torch.add(x, n, alpha=c)
     return x
+
+
+def _weighed(
+    differences: tuple[Tensor, ...], row: Row, old: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of the predictor's and the corrector's terms from D_1 on, and the e_j^2 (m, B).
+
+    A term has the weights of all degrees that have it, so these come from the highest to the
+    lowest: their running sum is what is needed.
+    """
+    high = torch.stack(differences[:0:-1])  # N_m to N_1
+    kind, m = torch.promote_types(high.dtype, torch.float32), len(high)
+    squares = torch.linalg.vector_norm(high.flatten(2), dim=2, dtype=kind).square()
+    ahead, behind = row.ahead[:0:-1], row.behind[:0:-1]
+    numbers = squares.new_tensor([[1.0] * m, [c * c for c in behind], ahead, behind])[..., None]
+    errors = squares * numbers[:2]  # (2, m, B): of the predictor's degrees and the corrector's
+    if old is not None:
+        errors[0, m - len(old) :] += old
+    if m > row.order:
+        errors[0, : m - row.order] = torch.inf
+    least = torch.finfo(kind).tiny
+    weights = torch.softmax(-2 * errors.clamp(min=least).log(), 1)
+    shares = weights.cumsum(1)
+    shares[0] -= weights[0]  # degree j misses N_{j+1}
+    shares = (shares * numbers[2:]).to(high.dtype)
+    forward, back = (shares.reshape(2, m, -1, *[1] * (high.ndim - 2)) * high).sum(1)
+    return forward, back, squares
 
 
 class Recorder(Field):

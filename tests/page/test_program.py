@@ -55,7 +55,7 @@ def network(path, classes=0, maps=False, source=None):
 
 def solver_named(name):
     solver = Sampler(solver=name).solver
-    return Adams(5, True, limit=None) if name == "adams" else solver
+    return Adams(5, True, weigh=False) if name == "adams" else solver
 
 
 def both(sampler, field, classes=None):
@@ -118,7 +118,7 @@ SETTINGS = {
     "no jump": {"final": "solver"},
     "a jump": {"final": "denoise"},
     "evaluations": {"nfe": 9},
-    "a start": {"solver": Adams(5, True, start=RK4())},
+    "a start": {"solver": Adams(5, True, start=RK4(), weigh=False)},
     "noise of jumps": {"solver": Jump(0.6)},
     "a formula": {"solver": EulerMaruyama("sin(pi*t)", until=0.8, last="tweedie")},
 }
@@ -177,7 +177,7 @@ def test_a_start_that_is_more_than_noise_has_no_scale():
     ("options", "says"),
     [
         ({"solver": Dopri5(1e-5, 1e-5, 100)}, "Dopri5 takes steps that depend on the samples"),
-        ({"solver": "adams", "steps": 9}, "solver.limit=null"),
+        ({"solver": "adams", "steps": 9}, "solver.weigh=false"),
         ({"guidance": "rescale"}, "guidance=CFG: a page guides by"),
         ({"guidance": CFG(2.0, on=["label"])}, "guidance=CFG: a page guides by"),
         ({"guidance": "apg"}, "guidance=APG: a page guides by"),
