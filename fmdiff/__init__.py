@@ -34,7 +34,6 @@ _MODULES = (
     "exact",
     "field",
     "fitted",
-    "fitted_solver",
     "guidance",
     "integration",
     "inversion",

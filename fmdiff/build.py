@@ -26,7 +26,7 @@ CONTRACTS = {
     "fmdiff.guidance": "fmdiff.guidance.Unguided",
     "fmdiff.schedules": "fmdiff.schedules.Schedule",
     "fmdiff.fitted": "fmdiff.schedules.Schedule",
-    "fmdiff.fitted_solver": "fmdiff.solvers.solver.Solver",
+    "fmdiff.fitted.solver": "fmdiff.solvers.solver.Solver",
     "fmdiff.optim": "torch.optim.Optimizer",
     "fmdiff.solvers": "fmdiff.solvers.solver.Solver",
     "fmdiff.objectives": "fmdiff.objectives.objective.Objective",

@@ -18,8 +18,8 @@ from dataclasses import replace
 import torch
 
 from fmdiff.build import named
-from fmdiff.fitted import FIXED, Model, Trajectories, compare
-from fmdiff.fitted_solver import FittedSolver, chosen, starts
+from fmdiff.fitted.solver import FittedSolver, chosen, starts
+from fmdiff.fitted.times import FIXED, Model, Trajectories, compare
 from fmdiff.guidance import CFG
 from fmdiff.loading import load
 from fmdiff.machine.progress import Bar

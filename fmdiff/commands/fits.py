@@ -15,8 +15,8 @@ from typing import Any
 from fmdiff import files
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.fitted import Fitted, Model
-from fmdiff.fitted_solver import FittedSolver, chosen
+from fmdiff.fitted.solver import FittedSolver, chosen
+from fmdiff.fitted.times import Fitted, Model
 from fmdiff.guidance import Unguided
 from fmdiff.machine.progress import Bar
 from fmdiff.runs import zoo

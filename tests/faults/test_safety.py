@@ -135,7 +135,7 @@ FOREIGN = [
     ("fmdiff.solvers.exponential.State", {}),
     ("fmdiff.models.mlp.torch.load", {"f": "MARKER"}),
     ("fmdiff.models.mlp.generator", {"seed": 0}),
-    ("fmdiff.fitted.Model", {}),
+    ("fmdiff.fitted.times.Model", {}),
     ("fmdiff.commands.job.run", {"name": "train"}),
     ("fmdiff.commands.python.train", {}),
     ("torch.optim.lr_scheduler.LambdaLR", {}),

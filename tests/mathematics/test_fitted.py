@@ -11,11 +11,11 @@ import torch
 from conftest import PLAIN
 from test_schedules import mixture, network
 
-from fmdiff import fitted
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.fitted import FIXED, Fitted, Model, Trajectories
+from fmdiff.fitted import times as fitted
+from fmdiff.fitted.times import FIXED, Fitted, Model, Trajectories
 from fmdiff.guidance import CFG
 from fmdiff.integration import plan
 from fmdiff.loading import load

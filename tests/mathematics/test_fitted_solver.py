@@ -11,12 +11,14 @@ import torch
 from conftest import PLAIN
 from test_schedules import mixture, network
 
-from fmdiff import fitted_solver, sensitivity
 from fmdiff.along import Straight
 from fmdiff.errors import FmdiffError
 from fmdiff.exact import Mixture
-from fmdiff.fitted import Trajectories
-from fmdiff.fitted_solver import FittedSolver, compare, search
+from fmdiff.fitted import sensitivity
+from fmdiff.fitted import solver as fitted_solver
+from fmdiff.fitted.sensitivity import Runs, directions, linear, numbers, with_numbers
+from fmdiff.fitted.solver import FittedSolver, compare, search
+from fmdiff.fitted.times import Trajectories
 from fmdiff.guidance import CFG
 from fmdiff.page.program import record
 from fmdiff.path import VP, CondOT
@@ -24,7 +26,6 @@ from fmdiff.runs import checkpoint
 from fmdiff.runs.find import find
 from fmdiff.sampling import Sampler, generate
 from fmdiff.schedules import Power, Uniform
-from fmdiff.sensitivity import Runs, directions, linear, numbers, with_numbers
 from fmdiff.solvers.linear import Linear, bashforth
 
 BRIEF = ("n=8", "solver=fitted", "solver.reference=20", "solver.n=16", *PLAIN[:2])

@@ -449,6 +449,7 @@ REFUSED = [
     ),
     (("coupling.ckpt=MOONS", "coupling.w=2"), "coupling.w=2: guidance needs a teacher with"),
     (("coupling.ckpt=MOONS", "coupling.solver=ddpm"), "coupling.solver=ddpm is stochastic"),
+    (("coupling.ckpt=MOONS", "coupling.solver=fitted"), "fitted to a model, which is for fmdiff"),
     (("coupling.ckpt=MOONS", "coupling.solver=hein"), "did you mean 'heun'?"),
     (("coupling.ckpt=MOONS", "coupling.solver=dopri5"), "set coupling.steps=null"),
     (("coupling.ckpt=MOONS", "coupling.n=0"), "coupling.n=0: must be an integer >= 1"),

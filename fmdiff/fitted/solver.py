@@ -30,10 +30,10 @@ from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.fitted import FIXED, Model, Progress, Trajectories
+from fmdiff.fitted.sensitivity import System, linear, of_jacobian
+from fmdiff.fitted.times import FIXED, Model, Progress, Trajectories
 from fmdiff.integration import plan
 from fmdiff.sampling import Sampler
-from fmdiff.sensitivity import System, linear, of_jacobian
 from fmdiff.solvers.linear import Linear, bashforth
 from fmdiff.solvers.runge_kutta import Euler
 from fmdiff.solvers.solver import Noise, Solver, Step

@@ -9,7 +9,7 @@ from torch import Tensor
 from fmdiff.along import Around
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.fitted import Trajectories
+from fmdiff.fitted.times import Trajectories
 from fmdiff.integration import Plan, integrate
 from fmdiff.path import Kind
 from fmdiff.solvers.linear import Basis, Linear, combine
