@@ -170,6 +170,12 @@ def test_the_steps_of_training_follow_from_the_speed(tmp_path):
     assert gpu.planned(here, 360.0) == int(0.93 * 300 / 0.05)
 
 
+def test_the_recipe_and_the_judge_are_those_of_the_speedrun():
+    race = speedrun.RACES["cifar10"]
+    assert race.cuda == gpu.RECIPE
+    assert race.judge.split() == list(gpu.JUDGES[0][1:])
+
+
 # the cases of throughput
 
 
