@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu  # noqa: E402
 import gpu_throughput  # noqa: E402
+import speedrun  # noqa: E402
 from gpu_table import table  # noqa: E402
 
 
