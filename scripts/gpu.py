@@ -9,6 +9,7 @@ visit needs. A part whose file says "finished" is not run again.
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,8 @@ def tests(visit: Visit, seconds: float) -> bool:
 def throughput(visit: Visit, seconds: float) -> bool:
     """Images a second of each network, in a new process after a failure."""
     end = time.monotonic() + seconds
-    words = script("gpu_throughput", visit.file("throughput"), f"--recipe={visit.recipe}")
-    words += ["--small"] * visit.small
+    words = script("gpu_throughput", visit.file("throughput"), f"--device={visit.device}")
+    words += [f"--recipe={visit.recipe}"] + ["--small"] * visit.small
     while (left := end - time.monotonic()) > GRACE:
         code = run(words, visit.out / "log.txt", left)
         content = visit.read("throughput")
@@ -300,6 +301,19 @@ def attend(visit: Visit, names: list[str], parts: Any = None) -> list[str]:
     return open_parts
 
 
+def planned_visit(out: Path, variables: Mapping[str, str]) -> Visit | str:
+    """The visit that the variables of the environment describe, or what is wrong with them."""
+    minutes, device = variables.get("GPU_MINUTES", "13"), variables.get("GPU_DEVICE", "cuda")
+    if not re.fullmatch(r"\d+(\.\d+)?", minutes) or not float(minutes):
+        return f"GPU_MINUTES={minutes}: must be a positive number"
+    if device not in ("cuda", "cpu"):
+        return f"GPU_DEVICE={device}: must be cuda or cpu"
+    small = variables.get("GPU_SMALL", "") not in ("", "0")
+    began = float(variables.get("GPU_BEGAN", time.time()))
+    end = began + 60 * float(minutes)
+    return Visit(out, device, small, variables.get("GPU_RECIPE", RECIPE), end)
+
+
 def main(words: list[str]) -> int:
     """Run the parts named, or all; 1 if one is not finished or a test failed."""
     names = [name for name in PARTS if name in (words[1:] or PARTS)]
@@ -307,18 +321,12 @@ def main(words: list[str]) -> int:
         which = f"{', '.join(unknown)}: no such part. " if words else ""
         print(f"{which}gpu.py OUT [PART...], the parts are {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    variables = os.environ
-    minutes = float(variables.get("GPU_MINUTES", 13))
-    began = float(variables.get("GPU_BEGAN", time.time()))
-    visit = Visit(
-        Path(words[0]).resolve(),
-        variables.get("GPU_DEVICE", "cuda"),
-        variables.get("GPU_SMALL", "") not in ("", "0"),
-        variables.get("GPU_RECIPE", RECIPE),
-        began + 60 * minutes,
-    )
+    visit = planned_visit(Path(words[0]).resolve(), os.environ)
+    if isinstance(visit, str):
+        print(f"gpu.py: {visit}", file=sys.stderr)
+        return 2
     visit.work.mkdir(parents=True, exist_ok=True)
-    variables.setdefault("TORCHINDUCTOR_CACHE_DIR", str(visit.work / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(visit.work / "compiled"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `run` ends its command
     open_parts = attend(visit, names)
     print((visit.out / "table.md").read_text("utf-8"))

@@ -18,6 +18,7 @@ import pytest
 from gpu_machine import describe
 
 from fmdiff import files
+from fmdiff.errors import FmdiffError
 from fmdiff.machine import device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,8 @@ class Record:
 
 def reason(report: pytest.TestReport) -> str:
     """Why a test was skipped or failed, in a line; empty if it passed."""
+    if report.passed:
+        return ""
     if isinstance(report.longrepr, tuple):  # of a skipped test: file, line, reason
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
@@ -59,7 +62,11 @@ def main() -> int:
     options = parser.parse_args()
     content = json.loads(options.file.read_text("utf-8")) if options.file.exists() else {}
     done = content.setdefault("tests", {})
-    content["machine"] = describe(device.pick(options.device))
+    try:
+        content["machine"] = describe(device.pick(options.device))
+    except FmdiffError as error:
+        print(error, file=sys.stderr)
+        return error.code
     on_gpu = options.device != "cpu"
     words = [
         str(ROOT / TESTS),

@@ -1,6 +1,6 @@
 """Throughput, utilisation and memory of training on one device, beside TorchCFM's script.
 
-    python scripts/gpu_throughput.py FILE [--recipe NAME] [--small]
+    python scripts/gpu_throughput.py FILE [--device cuda] [--recipe WORDS] [--small]
 
 FILE is JSON: {"cases": {NAME: {...}}}. It is written after each case, and cases that it holds are
 not measured again. A case of fmdiff is the whole optimiser step of `fmdiff train`, with its log,
@@ -264,9 +264,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--recipe", default=RECIPE)
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    where = device.pick("auto")
+    try:
+        where = device.pick(options.device)
+    except FmdiffError as error:
+        print(error, file=sys.stderr)
+        return error.code
     content = json.loads(options.file.read_text("utf-8")) if options.file.exists() else {}
     rows = content.setdefault("cases", {})
     content["machine"] = describe(where) | ceilings(where)

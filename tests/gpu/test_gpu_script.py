@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import gpu  # noqa: E402
+import gpu_tests  # noqa: E402
 import gpu_throughput  # noqa: E402
 import speedrun  # noqa: E402
 from gpu_table import table  # noqa: E402
@@ -171,6 +172,29 @@ def test_the_steps_of_training_follow_from_the_speed(tmp_path):
     assert gpu.planned(here, 360.0) == int(0.93 * 300 / 0.05)
 
 
+def test_what_is_asked_is_checked(tmp_path, capsys, monkeypatch):
+    for variables, said in (
+        ({"GPU_MINUTES": "soon"}, "GPU_MINUTES=soon: must be a positive number"),
+        ({"GPU_MINUTES": "0"}, "GPU_MINUTES=0: must be a positive number"),
+        ({"GPU_DEVICE": "tpu"}, "GPU_DEVICE=tpu: must be cuda or cpu"),
+    ):
+        assert gpu.planned_visit(tmp_path, variables) == said
+    here = gpu.planned_visit(tmp_path, {"GPU_MINUTES": "2.5", "GPU_BEGAN": "1000"})
+    assert (here.end, here.device, here.small, here.recipe) == (1150.0, "cuda", False, gpu.RECIPE)
+    monkeypatch.setenv("GPU_DEVICE", "tpu")
+    assert gpu.main([str(tmp_path)]) == 2 and gpu.main([str(tmp_path), "test"]) == 2
+    assert "test: no such part" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    for module in (gpu_tests, gpu_throughput):
+        monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "x.json"), "--device=cuda"])
+        assert module.main() == 2
+        assert "this machine has 0 CUDA devices" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_the_recipe_and_the_judge_are_those_of_the_speedrun():
     race = speedrun.RACES["cifar10"]
     assert race.cuda == gpu.RECIPE
@@ -195,7 +219,7 @@ def test_cases_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
         return {"seconds": 2.0}
 
     monkeypatch.setattr(gpu_throughput, "measure", measure)
-    monkeypatch.setattr(sys, "argv", ["gpu_throughput.py", str(file), "--small"])
+    monkeypatch.setattr(sys, "argv", ["script", str(file), "--small", "--device=cpu"])
     with pytest.raises(SystemExit) as ending:
         gpu_throughput.main()
     assert ending.value.code == gpu.BROKEN and asked == names[1:4]
