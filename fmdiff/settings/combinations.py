@@ -197,6 +197,14 @@ TRAIN = (
         "trainer.decay=constant",
     ),
     Refusal(
+        lambda c: (
+            bool(c.trainer.get("power_ema"))
+            and (c.trainer.snapshot_every or c.trainer.checkpoint_every) % c.trainer.ema_every > 0
+        ),
+        "trainer.ema_every={trainer.ema_every} must divide trainer.snapshot_every and "
+        "checkpoint_every, as snapshots of trainer.power_ema hold averages of their step",
+    ),
+    Refusal(
         lambda c: _reflows(c) and c.coupling.ckpt is None,
         "coupling={choices[coupling]} needs coupling.ckpt=RUN, the model whose ODE makes pairs",
     ),

@@ -157,6 +157,7 @@ RULES: dict[str, Rule] = {
     "trainer.ema": EMA,
     "trainer.ema_warmup": FLAG,
     "trainer.power_ema": WIDTHS,
+    "trainer.ema_every": integer(1),
     "trainer.snapshot_every": or_null(integer(1)),
     "trainer.label_dropout": FRACTION,
     "trainer.condition_dropout": FRACTION,

@@ -61,7 +61,8 @@ class Training(pl.LightningModule):
         # neither a classifier nor an autoencoder gives samples
         self.classifies, self.autoencodes = objective.logits, objective.autoencodes
         self.teacher: Teacher | None = None  # of a flow map
-        self.averages = Averages(net, options.ema, options.ema_warmup, options.power_ema)
+        kinds = options.ema, options.ema_warmup, options.power_ema
+        self.averages = Averages(net, *kinds, options.ema_every)
         # without averages, or with that of the optimiser: what `field` copies weights to; some
         # networks cannot be deep-copied once they have been called
         self.schedule_free = issubclass(kind(settings["optim"]["_target_"]), ScheduleFree)

@@ -22,6 +22,7 @@ class TrainerOptions:
     ema: list[float]
     ema_warmup: bool
     power_ema: list[float]
+    ema_every: int
     snapshot_every: int | None
     label_dropout: float
     condition_dropout: float

@@ -102,6 +102,12 @@ REFUSED = {
                 "trainer.decay=constant",
             )
         ],
+        [
+            (
+                ("trainer.power_ema=[0.1]", "trainer.ema_every=7"),
+                "trainer.ema_every=7 must divide trainer.snapshot_every",
+            )
+        ],
         [(("coupling=reflow",), "coupling=reflow needs coupling.ckpt=RUN")],
         [
             (

@@ -110,6 +110,65 @@ def test_decays_come_first_and_are_left_as_they_were():
     assert m.field().net is m.averages[0] and m.averages.gammas[0] == gamma(0.05)
 
 
+# Every nth step
+
+
+def shares_of_steps(t, decay=None, width=None):
+    """What steps 1 ... t weigh in an average of every step, and its start (t + 1,), by hand."""
+    d = np.array(
+        [
+            min(decay, (1 + k) / (10 + k)) if width is None else (1 - 1 / k) ** (gamma(width) + 1)
+            for k in range(1, t + 1)
+        ]
+    )
+    left = np.cumprod(np.append(d, 1.0)[::-1])[::-1]  # what is left of step k - 1 at t
+    return np.concatenate([[left[0]], (1 - d) * left[1:]])
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+@pytest.mark.parametrize("kind", [{"decay": 0.9}, {"decay": 0.5}, {"width": 0.1}])
+def test_a_block_of_steps_weighs_what_its_steps_weigh(kind, every):
+    net, generator, t = Walk(), torch.Generator().manual_seed(0), 61
+    decays, widths = ([kind["decay"]], []) if "decay" in kind else ([], [kind["width"]])
+    averages, seen = Averages(net, decays, True, widths, every), [np.zeros(11)]
+    for k in range(1, t + 1):
+        net.go(generator)
+        averages.update(net.parameters(), k)
+        seen.append(vector(dict(net.named_parameters())).double().detach().numpy())
+    last = t - t % every
+    shares, expected = shares_of_steps(last, **kind), np.zeros(11)
+    for k in range(last + 1):
+        block = k if k < every else min(last, -(-k // every) * every)
+        expected += shares[k] * seen[block]
+    got = vector(dict(averages[0].named_parameters())).double().numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [([0.99], []), ([], [0.1])])
+def test_averages_of_every_nth_step_keep_a_constant(kind):
+    net = nn.Linear(2, 2, bias=False).double()
+    decays, widths = kind
+    averages, constant = Averages(net, decays, True, widths, 5), net.weight.detach().clone()
+    for k in range(1, 101):
+        averages.update(net.parameters(), k)
+    torch.testing.assert_close(averages[0].weight.data, constant, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("every", [2, 10])
+def test_on_a_moving_weight_the_average_is_ahead_by_what_the_docstring_says(every):
+    """Lags behind a weight that moves by 1 a step: d / (1 - d), and n d^n / (1 - d^n)."""
+    net, d, t = nn.Linear(1, 1, bias=False).double(), 0.98, 2000
+    one, other = Averages(net, [d], False), Averages(net, [d], False, None, every)
+    for k in range(1, t + 1):
+        net.weight.data.fill_(k)
+        one.update(net.parameters(), k)
+        other.update(net.parameters(), k)
+    lags = [t - average[0].weight.item() for average in (one, other)]
+    wanted = [d / (1 - d), every * d**every / (1 - d**every)]
+    assert lags == pytest.approx(wanted, abs=1e-9)
+    assert 0 < lags[0] - lags[1] < (every - 1) / 2
+
+
 # Reconstruction
 
 

@@ -479,17 +479,21 @@ def test_bf16_and_other_loggers(train, tmp_path):
 
 # Optimisers
 
-OPTIMS = {"muon": (), "schedule_free": ("trainer.decay=constant",)}
+OTHERS = {
+    "muon": ("optim=muon",),
+    "schedule_free": ("optim=schedule_free", "trainer.decay=constant"),
+    "averages of every third step": ("trainer.ema_every=3",),
+}
 
 
-@pytest.mark.parametrize("optim", OPTIMS)
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.fault
-def test_a_run_of_another_optimiser_goes_on_bit_by_bit(train, tmp_path, monkeypatch, optim):
+def test_a_run_of_another_optimiser_goes_on_bit_by_bit(train, tmp_path, monkeypatch, other):
     """Stopped by SIGTERM at step 17 of 40."""
-    if optim == "schedule_free":
+    if other == "schedule_free":
         pytest.importorskip("schedulefree")
     words = (*POINTS, *INTERVALS, "trainer.max_steps=40", "trainer.inner_steps=1")
-    words += (f"optim={optim}", *OPTIMS[optim])
+    words += OTHERS[other]
     whole = train(tmp_path / "whole", *words)
     with monkeypatch.context() as patch:
         interrupt(patch, 17, lambda: signal.raise_signal(signal.SIGTERM))
