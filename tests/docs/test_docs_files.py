@@ -73,7 +73,8 @@ def test_a_checkpoint(folder):
     text = PAGE.partition("## Checkpoints")[2].partition("## Samples")[0]
     for part in ("spec", "weights", "training"):
         row = next(row for row in text.splitlines() if row.startswith(f"| `{part}`"))
-        assert set(re.findall(r"`([^`]+)`", row)[1:]) == content[part].keys()
+        words = set(re.findall(r"`([^`]+)`", row)[1:])
+        assert words - {"schedule_free"} == content[part].keys()  # of another optimiser
 
 
 def test_samples(folder):
