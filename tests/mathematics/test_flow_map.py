@@ -133,7 +133,7 @@ def test_rows_at_the_ends_and_with_equal_straight_times_are_finite(path):
         error = ((goal - u).abs() / (1 + u.abs())).amax(1)
         error[4] = 0  # the closed form, too, is a ratio of rounding errors there
         # by the processor, float32 leaves 3 to 6 % where s - t = 1e-4
-            assert error.max() < (0.1 if dtype == torch.float32 else 1e-6)
+        assert error.max() < (0.1 if dtype == torch.float32 else 1e-6)
 
 
 def closed_form(objective, field, x_t, w, t, s, progress):
