@@ -1,12 +1,14 @@
 """Where training and sampling bend along an axis, and why: found by experiments on the network.
 
-A cause is found by taking it away. Smaller parts of the same batch leave more of it in the caches,
-and a U-Net without attention has no square of the pixels. What does not depend on the batch is
-split into operators that are started (their number times the time of one on a single number) and
-the update of the weights, beside the bandwidth of a plain copy. Two processes that exchange
-nothing tell what is due to shared memory and cores, and the rest is due to the exchange.
+A cause is found by taking it away. Smaller parts of the same batch leave more of it in the caches;
+where memory that is asked for anew is the reason, it is the system's time that grows. A U-Net
+without attention has no square of the pixels. What does not depend on the batch is split into
+operators that are started (their number times the time of one on a single number) and the update
+of the weights, beside the bandwidth of a plain copy. Two processes that exchange nothing tell what
+is due to shared memory and cores, and the rest is due to the exchange.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +96,23 @@ def operators(case: Callable[[], Any]) -> int:
     return mode.count
 
 
+def start_of_operator() -> float:
+    """The seconds of CPU that it takes to start an operator, by one on a single number."""
+    number = torch.ones(1, device=DEVICE)
+    return min(_cpu(lambda: [number.neg() for _ in range(1000)]) for _ in range(5)) / 1000
+
+
+def system_share(case: Callable[[], Any], repeats: int = 3) -> float:
+    """The share of a case's CPU time that the system takes, on CPUs mostly for fresh pages."""
+    case()
+    before = os.times()
+    for _ in range(repeats):
+        case()
+    after = os.times()
+    user, system = after.user - before.user, after.system - before.system
+    return system / max(user + system, 1e-9)
+
+
 # --- the axes -------------------------------------------------------------------------------
 
 
@@ -114,12 +133,10 @@ def along_batch(train: bool, along: Sequence[Any], speeds: Sequence[float]) -> s
     net = net_of(small.channels, small.size)
     parts = large.batch // 16
     one, whole = (work(net, cell.batch, cell.size, train) for cell in (small, large))
-    cases = {"one": one, "whole": whole, "number": torch.ones(1, device=DEVICE).neg}
     middle = work(net, 16, large.size, train)
-    cases |= {"middle": middle, "parts": work(net, large.batch, large.size, train, parts)}
-    spent = seconds(cases)
-    start = seconds({"start": lambda: [cases["number"]() for _ in range(1000)]})["start"] / 1000
-    count = operators(one)
+    in_parts = work(net, large.batch, large.size, train, parts)
+    spent = seconds({"one": one, "whole": whole, "middle": middle, "parts": in_parts})
+    count, start = operators(one), start_of_operator()
     each = (spent["middle"] - spent["one"]) / 15
     fixed = max(0.0, spent["one"] - each)
     text = (
@@ -131,10 +148,13 @@ def along_batch(train: bool, along: Sequence[Any], speeds: Sequence[float]) -> s
         text += f"; the update of the weights takes {1e3 * update(net)[0]:.3g} more"
     lost = spent["whole"] / parts / spent["middle"] - 1
     saved = 1 - spent["parts"] / spent["whole"]
-    cause = "the caches are why" if lost > LOSS and saved > lost / 2 else "caches cost little"
+    pages = system_share(whole) - system_share(middle)
+    cause = "nothing to explain" if lost < LOSS else "neither pages nor caches are why"
+    if lost > LOSS and max(pages, saved) > lost / 2:
+        cause = "fresh pages are why" if pages > saved / 2 else "the caches are why"
     return text + (
-        f"; a sample of {large.batch} costs {lost:+.0%} beside one of 16, and "
-        f"{saved:.0%} less in {parts} parts: {cause}"
+        f"; a sample of {large.batch} costs {lost:+.0%} beside one of 16, {saved:.0%} less in "
+        f"{parts} parts, and the system's share of the time is {pages:+.0%}: {cause}"
     )
 
 
@@ -167,15 +187,14 @@ def along_resolution(train: bool, along: Sequence[Any], speeds: Sequence[float])
 
 def along_parameters(train: bool, along: Sequence[Any], speeds: Sequence[float]) -> str:
     """Operations a second: starting operators below, the update of the weights above."""
-    rates, shares = [], []
-    start = seconds({"start": lambda: [torch.ones(1, device=DEVICE).neg() for _ in range(500)]})
+    rates, shares, start = [], [], start_of_operator()
     for cell, speed in zip(along, speeds, strict=True):
         net = net_of(cell.channels, cell.size)
         flops = cost.operations(net, (3, cell.size, cell.size), 0) * (3 if train else 1)
         rates.append(flops * speed / 1e9)
         case = work(net, cell.batch, cell.size, train)
         spent = seconds({"step": case}, 2)["step"]
-        shares.append(operators(case) * start["start"] / 1000 / spent)
+        shares.append(operators(case) * start / spent)
     text = (
         f"{bend([c.channels for c in along], rates, 'channels by operations a second')} "
         f"({', '.join(f'{r:.3g}' for r in rates)} GFLOP/s where plan=true counts them); starting "
