@@ -17,11 +17,13 @@ BUSY = 0.8  # the share of a core below which other programs slow a trial down
 @contextlib.contextmanager
 def together(command: str, cfg: DictConfig, count: int, where: torch.device) -> Iterator[None]:
     """Run the block as rank 0 of the processes of a command, which all make the same plan."""
+    if count == 1 or processes.world() > 1:  # nobody is to be started
+        with processes.group(command, Path(), count, where):
+            yield
+        return
     with tempfile.TemporaryDirectory(prefix="fmdiff-plan-") as name:
-        folder = Path(name)
-        if count > 1 and processes.world() == 1:
-            write_config(folder, cfg)
-        with processes.group(command, folder, count, where):
+        write_config(Path(name), cfg)
+        with processes.group(command, Path(name), count, where):
             yield
 
 

@@ -20,8 +20,9 @@ from fmdiff.machine import cost, processes, startup
 from fmdiff.sampling import Sampler
 
 SECONDS = 3.0  # seconds of the timed trial, after the warm-up
-SLOW = 10.0  # seconds of a batch above which it is not drawn, but its evaluations are timed
-LONG = 1.0  # seconds of an evaluation above which it is of fewer samples
+# seconds, without other programs: of a batch above which it is not drawn, but its evaluations are
+# timed, and of an evaluation above which it is of fewer samples
+SLOW, LONG = 5.0, 1.0
 ADAPTIVE = 100  # evaluations of an adaptive solver, as long as they are not counted
 PICTURES = 60_000_000  # bytes of main memory for pictures of the samples
 
@@ -35,6 +36,11 @@ class Trial:
     nfe: float | None  # evaluations per sample; None if unknown
     samples: int  # at a time in the trial
     absent: int = 0  # bytes that a batch takes beyond one of the trial
+
+    @property
+    def alone(self) -> float:
+        """The seconds that it would take without other programs, on CPUs."""
+        return min(self.seconds, self.cpu / torch.get_num_threads())
 
 
 def plan(cfg: DictConfig) -> None:
@@ -91,7 +97,8 @@ def tried(stage: Stage, sampler: Sampler, layout: Plan) -> Trial:
     size = stage.size
     nfe: float | None = layout.nfe
     each = _evaluation(stage, sampler, layout)
-    long = each.seconds * size / each.samples * (nfe or ADAPTIVE) > SLOW
+    one = each.seconds if stage.where.type == "cuda" else each.alone
+    long = one * size / each.samples * (nfe or ADAPTIVE) > SLOW
     if not any(processes.gather(long)):
         return _draws(stage, sampler, size)
     if nfe is None:
@@ -111,10 +118,10 @@ def _evaluation(stage: Stage, sampler: Sampler, layout: Plan) -> Trial:
     rows, smaller = min(size, 64 if stage.kind == "points" else 1), None
     while True:
         each = _evaluations(stage, sampler, layout, rows, 0.0)
-        slope = each.seconds / rows
+        slope = each.alone / rows
         if smaller is not None:  # what does not depend on the number of samples is no part of it
-            slope = (each.seconds - smaller.seconds) / (rows - smaller.samples)
-        more = (LONG - each.seconds) / max(slope, each.seconds / rows / 4)
+            slope = (each.alone - smaller.alone) / (rows - smaller.samples)
+        more = (LONG - each.alone) / max(slope, each.alone / rows / 4)
         more = min(processes.gather(more))
         if rows == size or more < rows:
             return _evaluations(stage, sampler, layout, rows, LONG)

@@ -14,7 +14,8 @@ from fmdiff.training.trainer import Chunks, Hooks, fitter, quiet
 
 SECONDS = 5.0  # seconds of the timed trial, after the warm-up
 WARM = 2  # warm-up steps; one if a step takes longer than SLOW
-SLOW = 5.0  # seconds of a step above which fewer samples are tried, on CPUs
+# seconds of a step above which fewer samples are tried, on CPUs and without other programs
+SLOW = 3.0
 HEAVY = 2e10  # operations of a step that is tried whole without asking how long it takes
 FIXED = ("optimiser", "ema")  # parts of a step that do not depend on the number of samples
 
@@ -40,6 +41,11 @@ class Pace:
         parts = {k: ms if k in FIXED else ms * ratio for k, ms in self.parts.items()}
         cpu = self.cpu * seconds / self.seconds
         return replace(self, seconds=seconds, cpu=cpu, parts=parts)
+
+    @property
+    def alone(self) -> float:
+        """The share of the time of a step that it would take without other programs."""
+        return min(1.0, self.cpu / torch.get_num_threads() / self.seconds)
 
     @property
     def fixed(self) -> float:
@@ -102,7 +108,7 @@ def pace(module: Training, device: torch.device, work: int, kept: int) -> Pace:
     module.batches.accumulate, data.batch_size = 1, 2 * count
     first = _tried(module, device, 1, 0.0, 1)
     before = cost.most()
-    rows = int(2 * (SLOW - first.fixed) / (first.seconds - first.fixed))
+    rows = int(2 * (SLOW / first.alone - first.fixed) / (first.seconds - first.fixed))
     rows = max(2, min(processes.gather(rows)))
     if rows < whole // count:
         data.batch_size = count * min(rows, micro)
