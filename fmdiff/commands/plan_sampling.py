@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fmdiff import randomness
 from fmdiff.commands import forecast
 from fmdiff.commands.sample import describe, laid_out, ready
 from fmdiff.commands.stage import Stage
@@ -50,14 +51,14 @@ def plan(cfg: DictConfig) -> None:
     stage, sampler, _ = ready(settings, judged=False)
     view, layout = laid_out(stage, sampler)
     with forecast.together("sample", cfg, settings["devices"], stage.where):
-        begun = startup.elapsed()
+        begun, loaded = startup.elapsed(), growth(torch.device("cpu"))
         trial = tried(stage, sampler, layout)
     if processes.rank():
         return
     devices = max(settings["devices"], processes.world())
     rows = table(stage, layout, trial, devices, begun)
     rows["solver"] = describe(settings, sampler, layout, view)
-    rows["memory"] = _memory(stage, growth, trial.absent)
+    rows["memory"] = _memory(stage, growth, loaded, trial.absent)
     forecast.show(rows, forecast.busy(stage.where, trial.seconds, trial.cpu))
 
 
@@ -155,7 +156,8 @@ def _evaluations(stage: Stage, sampler: Sampler, layout: Plan, rows: int, limit:
     y = sampler.guidance.labels(field, stage.settings["classes"], 0, rows, 0)
     flow = sampler.seen(field, None if y is None else y.to(sampler.device))
     start, kind = layout.times[0], sampler.solver_of(flow).asks
-    x = sampler.carry(flow, Plan(layout.times[:1], False, 0), range(rows), 0)
+    noise = randomness.noise(0, rows, flow.shape, 0, "start").to(sampler.device, sampler.dtype)
+    x = flow.start(noise, start, 0, 0)
     flow.reset()
     growth, calls = cost.Growth(), [0]
 
@@ -203,10 +205,17 @@ def _file(stage: Stage) -> int:
     return stage.n * each
 
 
-def _memory(stage: Stage, growth: cost.Growth, absent: int) -> str:
-    """The line about memory. absent: bytes that a batch takes beyond one of the trial."""
-    where, host = stage.where, growth(torch.device("cpu"))
-    trial = growth(where)
+def _memory(stage: Stage, growth: cost.Growth, loaded: int | None, absent: int) -> str:
+    """The line about memory.
+
+    loaded: the growth of main memory before the trial, of which the largest is measured anew.
+    absent: bytes that a batch takes beyond one of the trial.
+    """
+    where = stage.where
+    host, trial = growth(torch.device("cpu")), growth(where)
+    if host is not None and loaded is not None:
+        host = max(host, loaded)
+        trial = host if where.type == "cpu" else trial
     # samples are collected, and joined at the end
     collected = 2 * stage.n * math.prod(stage.field.outer) * (1 if stage.images else 4)
     net = stage.field.net
