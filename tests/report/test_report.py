@@ -183,7 +183,7 @@ def test_the_page_of_a_real_run_and_its_samples(command, moons_run, tmp_path, ca
     shown = [int(image["data-step"]) for image, _ in found.pictures() if "data-step" in image]
     assert shown == [60]
     drawn = written(tmp_path / "drawn")
-    assert "20 samples came from the solver heun" in drawn.words
+    assert "20 samples came from the solver adams" in drawn.words
     # scatter.png, and the frames of trajectory, x_hat and field
     assert len(list(drawn.pictures())) == 1 + 3 + 2 + 3
     sliders = [(a["data-unit"], a["data-steps"]) for a in drawn.all("input")]
