@@ -1,4 +1,4 @@
-# On one core beside the step's, a step of ot takes 1.6 times that of independent, TorchCFM's 4.
+# Moons, two cores, if nobody waits: ot takes 1.45 times independent's time, TorchCFM's 4.0.
 """Measure what exact minibatch optimal transport adds to a training step.
 
 python scripts/ot_ahead.py [--rounds 9] [--steps 200]     needs torchcfm for its own loops
