@@ -173,7 +173,7 @@ def test_a_page_tells_what_the_files_hold(tmp_path):
 
 
 def test_the_page_of_a_real_run_and_its_samples(command, moons_run, tmp_path, capsys):
-    words = ("n=20", "steps=2", "trajectory=true", "device=cpu", "threads=1")
+    words = ("n=20", "steps=2", "schedule=uniform", "trajectory=true", "device=cpu", "threads=1")
     assert command("sample", f"ckpt={moons_run}", "out=drawn", *words) == 0
     capsys.readouterr()
     assert command("report", f"runs={moons_run}", "out=page.html") == 0
