@@ -21,6 +21,7 @@ from fmdiff.guided import Scaled
 from fmdiff.integration import plan
 from fmdiff.path import VP, CondOT
 from fmdiff.sampling import generate, view
+from fmdiff.solvers.jump import Jump
 from fmdiff.solvers.runge_kutta import RK4
 
 STD = 0.6
@@ -146,6 +147,20 @@ def test_an_estimate_of_0_has_no_direction():
     x_t, t = torch.ones(1, 2).double(), torch.tensor(0.0).double()
     x = APG(3.0)(field, torch.tensor([1])).predict(x_t, t, "x")
     torch.testing.assert_close(x, torch.tensor([[-2.0, 0.0]]).double())  # 0 + 2 (0 - (1, 0))
+
+
+def test_one_jump_of_a_flow_map_joins_the_ends():
+    """The estimates of x of a jump from noise to data are the ends of the two exact flows."""
+    field, eps = mixture(CondOT()), torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.5, 2.0]]).double()
+    how = {"solver": Jump(noise=0.0), "steps": 1, "guidance": APG(3.0, 0.2, 0.5), **F64}
+    x = generate(field, eps=eps, **how).x
+    zero, one = torch.tensor(0.0).double(), torch.tensor(1.0).double()
+    y = torch.arange(3)
+    ends = [field.bind(each).flow(eps, zero, one).numpy() for each in (torch.full_like(y, 3), y)]
+    wanted = np.stack([projected(*row, 3.0, 0.2, 0.5) for row in zip(*ends, strict=True)])
+    assert x.numpy() == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(FmdiffError, match="guidance=cfg_zero scales a velocity at one time"):
+        generate(field, eps=eps, **how | {"guidance": CFGZero(3.0)})
 
 
 # --- momentum -------------------------------------------------------------------------------
@@ -385,7 +400,6 @@ def test_a_budget_of_evaluations_buys_the_same_steps_as_with_cfg():
         (lambda: APG(2.0, momentum=1), "guidance.momentum=1: a number between -1 and 1"),
         (lambda: CFGZero(2.0, zero=1), "guidance.zero=1: a number from 0 to below 1"),
         (lambda: APG(2.0)(network(), None), "guidance=apg needs a model trained with classes"),
-        (lambda: CFGZero(2.0).need_maps(), "guidance=cfg_zero scales a velocity at one time"),
         (lambda: APG(2.0, on=["c"])(network(), Y), r"guidance.on=\[c\]: the conditions"),
     ],
 )
