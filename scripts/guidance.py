@@ -1,13 +1,14 @@
 """What each guidance does by w: to exact mixtures in the plane, and to MNIST.
 
-    python scripts/guidance.py exact|mnist [OUT] [W ...]
+    python scripts/guidance.py exact|mnist|digits [OUT] [W ...]
 
-It writes OUT/exact.md or OUT/mnist.md (OUT: outputs/guidance), and goes on where it stopped.
+It writes OUT/exact.md, and so on (OUT: outputs/guidance), and goes on where it stopped.
 
 exact: the sliced W2 of 2,000 samples of the guided flow to as many of the tilted density
 p(x | y)^w p(x)^(1 - w), the median over 3 pairs of sets, in noise floors, and the RMS distance of
-10 and 20 evaluations of adams to the fine solution of the same ODE. mnist: fd_mnist and the share
-that shows its class, of 500 samples of zoo:mnist by 10 evaluations of adams in bf16.
+10 and 20 evaluations of adams to the fine solution of the same ODE. mnist, digits: the Frechet
+distance of 500 samples of the zoo's model by 10 evaluations of adams in bf16, and the share that
+shows its class.
 """
 
 import functools
@@ -43,6 +44,7 @@ SIDE, CELLS = 7.0, 400  # of the square on which the tilted density is drawn
 SCALES = (1.5, 2.0, 3.0, 5.0, 7.0)
 Rule = Callable[[float], Unguided]
 RULES: dict[str, Rule] = {
+    "none": lambda w: CFG(1.0),
     "cfg": CFG,
     "interval": lambda w: CFG(w, [0.2, 0.8]),
     "apg": APG,
@@ -145,19 +147,21 @@ def exactly(target: str, name: str, w: float) -> dict[str, str]:
     return {"SW2": f"{far / floor:.1f}", **moments(x), **errors}
 
 
-# --- MNIST ----------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------
 
 
 @functools.lru_cache
-def mnist() -> tuple[Field, Judge]:
-    field, where = fmdiff.load("zoo:mnist"), torch.device("cpu")
+def model(name: str) -> tuple[Field, Judge]:
+    """The zoo's model of a data set, and the judge of its samples."""
+    field, where = fmdiff.load(f"zoo:{name}"), torch.device("cpu")
     hasten(field, "bf16", False, where)
-    words = {"metrics": ["fid", "agreement"], "features": None, "against": None}
-    return field, judge(words, named("data", "mnist"), field.shape, field.classes, 0, where)
+    metrics = ["fid", "agreement"] if name == "mnist" else ["fid"]  # its classifier is the judge
+    words = {"metrics": metrics, "features": None, "against": None}
+    return field, judge(words, named("data", name), field.shape, field.classes, 0, where)
 
 
-def on_mnist(target: str, name: str, w: float) -> dict[str, str]:
-    field, of = mnist()
+def on_images(target: str, name: str, w: float) -> dict[str, str]:
+    field, of = model(target)
     how = {"solver": "adams", "schedule": "uniform", "nfe": 10, "guidance": ON_IMAGES[name](w)}
     samples = fmdiff.generate(field, IMAGES, **how)
     of.clear()
@@ -171,12 +175,12 @@ def on_mnist(target: str, name: str, w: float) -> dict[str, str]:
 
 def cells(out: Path, what: str, scales: list[float]) -> None:
     """The cells of all targets, w and guidances; those in the JSON file are not computed again."""
-    file, compute = out / f"{what}.json", {"exact": exactly, "mnist": on_mnist}[what]
+    file, compute = out / f"{what}.json", exactly if what == "exact" else on_images
     names = ["tilted", *RULES] if what == "exact" else [*ON_IMAGES]
     table: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
     for w in scales:
-        for target in TARGETS if what == "exact" else ["zoo:mnist"]:
-            for name in names if w != 1 else names[-1:]:
+        for target in TARGETS if what == "exact" else [what]:
+            for name in names if w != 1 else ["cfg"]:
                 key = f"{target}; {w:g}; {name}"
                 if key not in table:
                     table[key] = compute(target, name, w)
@@ -192,7 +196,7 @@ def main(words: list[str]) -> None:
     torch.set_num_threads(1)
     scales = [float(word) for word in words if word.replace(".", "").isdigit()]
     names = [word for word in words if not word.replace(".", "").isdigit()]
-    if not names or names[0] not in ("exact", "mnist"):
+    if not names or names[0] not in ("exact", "mnist", "digits"):
         raise SystemExit(__doc__)
     out = Path(names[1] if len(names) > 1 else "outputs/guidance")
     out.mkdir(parents=True, exist_ok=True)
