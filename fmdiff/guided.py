@@ -174,12 +174,12 @@ class Projected(Guided):
     With D the estimates of x of the two branches and d = D(x_t, y) - guide,
 
         d <- d + momentum d of the question before,     d <- d min(1, threshold / |d|),
-        x = D(x_t, y) + (w - 1) (d_orthogonal + eta d_parallel)  in the sense of D(x_t, y).
+        x = D(x_t, y) + (w - 1) (d_orthogonal + eta d_parallel),
 
-    Norms and products are of a whole sample. The parallel part depends on where 0 lies in the
-    space of the data. eta = 1 without threshold and momentum is the linear rule. As all of it is
-    linear in d at one time, it is computed in the straight velocity, d = (1 - r) dv, and nothing
-    is divided by the noise unless there is momentum.
+    where d_parallel is the part of d along D(x_t, y). Norms and products are of a whole sample.
+    The parallel part depends on where 0 lies in the space of the data. eta = 1 without threshold
+    and momentum is the linear rule. The straight velocity v changes with x, d = (1 - r) dv, and
+    the rule is computed in v: nothing is divided by the noise unless there is momentum.
 
     The sum is a memory of the trajectory, so with momentum v is no function of x and t. In the
     limit of many steps it is d / (1 - momentum), a change of w and threshold alone. It needs a
