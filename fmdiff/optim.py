@@ -129,6 +129,19 @@ def built(spec: Mapping[str, Any], net: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+def moments(spec: Mapping[str, Any]) -> int:
+    """How many numbers an optimiser keeps for a weight: Adam 2, Muon 1. One step tells.
+
+    spec: its YAML.
+    """
+    net = nn.Linear(2 * LEAST, 2 * LEAST, bias=False, device="cpu")
+    net.weight.grad = torch.zeros_like(net.weight)
+    optimizer = built(spec, net)
+    optimizer.step()
+    state = optimizer.state[net.weight].values()
+    return sum(v.numel() for v in state if isinstance(v, Tensor)) // net.weight.numel()
+
+
 def parted(net: nn.Module) -> list[dict[str, Any]]:
     """The parameters of a network in two groups: hidden weights, and all others.
 

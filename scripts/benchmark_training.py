@@ -324,6 +324,9 @@ def images(
         cases |= {f"fmdiff, {p}": ours(f"trainer.precision={p}") for p in ("tf32", "bf16")}
     else:
         cases["fmdiff, bf16"] = ours("trainer.precision=bf16")
+    if script:  # ten steps from the tenth on have one update of the average
+        tenth = ours("trainer.ema_every=10", span=(20, 40) if CUDA else (10, 20))
+        cases["fmdiff, average of every tenth step"] = tenth
     cases |= {
         "bare, Adam": loop(bare(net, x, size, lr, False), n),
         "bare, fused Adam": loop(bare(copy.deepcopy(net), x, size, lr, True), n),
@@ -331,6 +334,8 @@ def images(
     }
     # the bare loops compute with torch's defaults, on CUDA those of tf32
     gates = [Gate("fmdiff, tf32" if CUDA else "fmdiff", "bare, fused Adam", 1 / 1.05)]
+    if script and not CUDA:
+        gates.append(Gate("fmdiff, average of every tenth step", "bare, fused Adam", 1 / 1.05))
     return Problem(f"{title}, {counts[0]:,} parameters, batch {size}", threads, cases, gates)
 
 

@@ -13,6 +13,7 @@ from fmdiff.coupling import Reflow
 from fmdiff.data.base import Data
 from fmdiff.machine import cost, processes, startup
 from fmdiff.objectives.flow_matching import FlowMatching
+from fmdiff.optim import moments
 from fmdiff.runs.config import seconds as duration
 from fmdiff.training import reflow, trial
 from fmdiff.training.assemble import assemble
@@ -34,7 +35,9 @@ def plan(cfg: DictConfig) -> None:
     half = options.precision in ("bf16", "fp16")
     about = data.shape, data.classes, half, data.conditions
     work, of_step, kept = counted(module), module.operations(), cost.kept(net, *about)
-    needed = cost.memory(net, *about[:2], _micro(options, data), len(module.averages), *about[2:])
+    sizes = _micro(options, data), module.copies
+    state = moments(module.settings["optim"])
+    needed = cost.memory(net, *about[:2], *sizes, *about[2:], state)
     counting = [b - a for a, b in zip(before, startup.elapsed(), strict=True)]
     with forecast.together("train", cfg, options.devices, device):
         pace = trial.pace(module, device, of_step, kept)

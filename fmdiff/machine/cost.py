@@ -122,17 +122,18 @@ def memory(
     copies: int,
     half: bool,
     conditions: Forms = None,
+    moments: int = 2,
 ) -> int:
     """The estimated bytes of a training step, without the data, Python and its packages.
 
-    The sum of weights, gradients, Adam's two moments, `copies` averaged networks (one is kept in
-    any case, to sample from), activations of `samples` at a time, and workspace. The workspace
-    holds gradients of activations and copies in other layouts. It took up to 0.4 of the
-    activations of MLPs and U-Nets on a CPU, less of transformers', and 30 MB.
+    The sum of weights, gradients, the optimiser's `moments` of each weight, `copies` averaged
+    networks (one is kept in any case, to sample from), activations of `samples` at a time, and
+    workspace. The workspace holds gradients of activations and copies in other layouts. It took
+    up to 0.4 of the activations of MLPs and U-Nets on a CPU, less of transformers', and 30 MB.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     inner = kept(net, shape, classes, half, conditions) * samples
-    return weights * (4 + max(1, copies)) + inner * 3 // 2 + WORKSPACE
+    return weights * (2 + moments + max(1, copies)) + inner * 3 // 2 + WORKSPACE
 
 
 class Growth:

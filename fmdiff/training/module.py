@@ -94,6 +94,11 @@ class Training(pl.LightningModule):
                 weight.copy_(value)
         return self.twin
 
+    @property
+    def copies(self) -> int:
+        """How many networks are kept beside the one that is trained."""
+        return len(self.averages) + (self.twin is not None)
+
     def states(self) -> dict[str, dict[str, Tensor]]:
         """The state dicts of a checkpoint by name: raw, then all averages.
 

@@ -140,6 +140,19 @@ def test_an_optimiser_that_needs_a_closure_is_refused():
         optim.built({"_target_": "torch.optim.LBFGS", "lr": 1.0}, network())
 
 
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        (spec_of("optim", "adam"), 2),
+        (spec_of("optim", "muon"), 1),
+        ({"_target_": "torch.optim.SGD", "lr": 0.1}, 0),
+        ({"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}, 1),
+    ],
+)
+def test_moments_are_counted(spec, wanted):
+    assert optim.moments(spec) == wanted
+
+
 # --- schedule-free -------------------------------------------------------------------------------
 
 
