@@ -23,6 +23,7 @@ class Around(Field):
         self.shape, self.classes, self.only = field.shape, field.classes, field.only
         self.names, self.net = field.names, field.net
         self.gaussian, self.atoms = field.gaussian, field.atoms
+        self.by_estimate = field.by_estimate
         self.two_times, self.scales = field.two_times, field.scales
         self.consistency, self.codec = field.consistency, field.codec
         self.conditions, self.values = field.conditions, field.values

@@ -40,6 +40,7 @@ class Field:
     only: tuple[int, ...] = ()  # the labels the data were restricted to; empty means all
     names: tuple[str, ...] = ()  # the names of the classes, if they have names
     sha256: str = ""  # of a checkpoint's spec and these weights; empty for other fields
+    by_estimate: bool = False  # whether a network predicts x, so that v = (x_hat - x_r) / (1 - r)
     two_times: bool = False  # whether it gives mean velocities, from a time t to a time s
     consistency: bool = False  # whether its jumps are to the data, s = 1, alone
     scales: tuple[float, float] | None = None  # of guidance as an input of the network
@@ -208,6 +209,7 @@ class NetField(Field):
     ) -> None:
         self.data_mean = data_mean
         self.net, self.path, self.prediction = net, path, prediction
+        self.by_estimate = prediction == "x"
         self.data_std, self.t_eps = data_std, t_eps
         self.shape, self.classes, self.y = tuple(shape), classes, y
         self.precondition, self.source = precondition, source or Normal()

@@ -13,7 +13,7 @@ from fmdiff.build import of_class
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field, need_map
 from fmdiff.path import Kind
-from fmdiff.schedules import Explicit, NoiseLevels, Trained
+from fmdiff.schedules import Explicit, NoiseLevels, Schedule, Trained
 from fmdiff.solvers.solver import Noise, Solver, check_step
 from fmdiff.source import need_gaussian
 
@@ -156,7 +156,7 @@ def law_of(field: Field, solver: Solver, schedule: Law | None) -> Law:
     """
     if schedule is not None:
         return schedule
-    return Trained() if solver.ancestral and field.atoms is not None else solver.law
+    return Trained() if solver.ancestral and field.atoms is not None else solver.law_of(field)
 
 
 def _atoms(field: Field, solver: Solver) -> Tensor:
@@ -231,7 +231,8 @@ def _lay_out(
         if isinstance(schedule, NoiseLevels):
             times = schedule.times(u, field.path, lo, hi)
         else:
-            times = lo + (hi - lo) * schedule(u)
+            law = schedule.of(intervals) if isinstance(schedule, Schedule) else schedule
+            times = lo + (hi - lo) * law(u)
         times[0], times[intervals:] = lo, hi if intervals else lo  # exactly
     if jump and not noisy:
         times = times[:-1]

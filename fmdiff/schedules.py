@@ -31,6 +31,10 @@ class Schedule(Described):
         """r (any shape) at u in [0, 1], increasing in u."""
         raise NotImplementedError
 
+    def of(self, steps: int) -> "Schedule":
+        """The law of that many steps, which is the same for most."""
+        return self
+
 
 class Uniform(Schedule):
     """r = u."""
@@ -73,6 +77,25 @@ class Ratio(Schedule):
     def __call__(self, u: Tensor) -> Tensor:
         up = u**self.p
         return up / (up + (1 - u) ** self.q)
+
+
+class Gradual(Schedule):
+    """r = u / (u + (1-u)^q) with q = 1 + (limit-1) S / (S+half) for S steps.
+
+    A few steps are nearly uniform, as what they miss is lost in the middle, where samples choose
+    where to go. Many steps are dense at the data, where the scales of fine detail follow each
+    other and no step comes after the last to correct it.
+    """
+
+    def __init__(self, limit: float, half: float) -> None:
+        self.limit, self.half = _positive("limit", limit), _positive("half", half)
+
+    def of(self, steps: int) -> Schedule:
+        return Ratio(1.0, 1 + (self.limit - 1) * steps / (steps + self.half))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The law of infinitely many steps."""
+        return Ratio(1.0, self.limit)(u)
 
 
 class Cosine(Schedule):

@@ -13,7 +13,18 @@ from contextlib import suppress
 
 import targets
 import torch
-from benchmark_solvers import FIXED, OURS, Ask, Cell, our_errors, peers, table, their_errors
+from benchmark_solvers import (
+    FIXED,
+    OURS,
+    Ask,
+    Cell,
+    Cells,
+    our_errors,
+    peers,
+    summary,
+    table,
+    their_errors,
+)
 from torch import Tensor
 
 from fmdiff.build import named
@@ -25,7 +36,7 @@ from fmdiff.metrics.judge import judge
 
 NEAR = 0.02
 FEW = [4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 40]  # evaluations tried
-JUDGED = ("euler", "midpoint", "heun", "rk4", "adams", "dpmpp_2m", "unipc", "deis", FIXED)
+JUDGED = ("euler", "midpoint", "heun", "rk4", "dpmpp_2m", "unipc", "deis", "adams, uniform", FIXED)
 THEIRS = (
     "torchdiffeq rk4, straight",
     "diffusers DPM++ 2",
@@ -35,7 +46,9 @@ THEIRS = (
 )
 
 
-def distances(ckpt: str, paths: list[str], nfes: list[int], scales: list[float], n: int) -> None:
+def distances(ckpt: str, paths: list[str], nfes: list[int], scales: list[float], n: int) -> Cells:
+    """Print a table a path and scale; return their cells."""
+    cells: Cells = {}
     for path in paths:
         for w in scales:
             case = targets.network(ckpt, path, w, n)
@@ -44,6 +57,8 @@ def distances(ckpt: str, paths: list[str], nfes: list[int], scales: list[float],
             print(f"\n### {ckpt}, {path}, w = {w:g}: RMS distance, {n} samples\n")
             table(ours, theirs)
             sys.stdout.flush()
+            cells |= {(ckpt, path, w, k): (ours[k], theirs[k]) for k in nfes}
+    return cells
 
 
 def frechet(ckpt: str, path: str, w: float, n: int, precision: str) -> None:
@@ -108,9 +123,12 @@ def networks(
 ) -> None:
     warnings.simplefilter("ignore")
     began = time.process_time()
+    cells: Cells = {}
     for ckpt in ckpts:
         if n:
-            distances(ckpt, paths, nfes, scales, n)
+            cells |= distances(ckpt, paths, nfes, scales, n)
         if fd:
             frechet(ckpt, "condot", scales[0], fd, precision)
+    if cells:
+        summary(cells)
     print(f"\n{time.process_time() - began:.0f} CPU s.")

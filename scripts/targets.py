@@ -123,7 +123,7 @@ def case(target: str, path: str, w: float, n: int = 64, tolerance: float = 1e-8)
     field = TARGETS[target](PATHS[path])
     straight = Straight(CFG(w)(field, torch.arange(n) % field.classes) if w else field)
     solver = Dopri5(tolerance, tolerance, 100_000)
-    made = plan(straight, solver)
+    made = plan(straight, solver, schedule=UNIFORM)
     eps = noise(0, n, field.shape, 0, "start").double()
     start = straight.start(eps, made.times[0], 0, 0)
     return Case(straight, eps, start, solve(straight, solver, start, made))
@@ -164,8 +164,11 @@ def solve(field: Field, solver, x: Tensor, made: Plan) -> Tensor:
     return field.predict(x, made.times[-1], "x") if made.jump else x
 
 
-def error(case: Case, solver, asked: int, schedule: Callable = UNIFORM) -> float:
-    """After `asked` questions at most, whatever a question costs; a last jump is compared too."""
+def error(case: Case, solver, asked: int, schedule: Callable | None = UNIFORM) -> float:
+    """After `asked` questions at most, whatever a question costs; a last jump is compared too.
+
+    schedule=None is the solver's own law.
+    """
     made = plan(case.field, solver, nfe=asked * case.field.branches, schedule=schedule)
     start = case.field.start(case.eps, made.times[0], 0, 0)  # a law may begin later
     return distance(case, solve(case.field, solver, start, made))

@@ -9,7 +9,7 @@ from torch import Tensor
 from fmdiff.build import build
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
-from fmdiff.schedules import Ratio
+from fmdiff.schedules import Gradual, Ratio, Schedule
 from fmdiff.solvers.runge_kutta import RungeKutta
 from fmdiff.solvers.solver import Noise, Solver, Step
 
@@ -28,6 +28,10 @@ def newton(nodes: list[np.ndarray], t: np.ndarray, s: np.ndarray) -> list[np.nda
     return [(s - t) / 2 * (b @ w) for b in basis]
 
 
+# where v = (x_hat - x_r) / (1 - r), whose errors grow like 1 / (1 - r): dense at both ends
+ESTIMATES = Ratio(1.5, 2.0)
+
+
 class Row(NamedTuple):
     """The part of the grid that one step needs, for N_0, N_1, ... (see Adams)."""
 
@@ -42,7 +46,7 @@ class State(NamedTuple):
 
     rows: list[Row]  # of this step and those to come
     differences: tuple[Tensor, ...] = ()  # N_0, N_1, ... of the last step
-    errors: Tensor | None = None  # its e_j^2 (m, B), the highest degree first
+    squares: Tensor | None = None  # |N_m|^2, ..., |N_0|^2 (m+1, B)
     before: Tensor | None = None  # the state at its beginning
 
 
@@ -72,19 +76,22 @@ class Adams(Solver):
     w_i e_i = e_j (e_j / e_i)^3, so that the order is that of the highest degree j. Where it is
     rough, degree 0 has most of the weight, and the step is nearly Euler's. The corrector knows all
     terms of the step that it redoes. An asymptotic series is best cut at its smallest term, so its
-    degrees k >= 1 have the weights |D_k|^-4. No number is tuned, and samples do not influence each
-    other.
+    degrees k have the weights |D_k|^-2: from Euler's step (k = 0), where the slope has changed by
+    more than itself, to one degree more than the predictor's. Samples do not influence each other.
 
-    At the beginning degrees grow with the number of slopes (start=null, measured order 3), or the
-    Runge-Kutta solver `start` takes the first order - 1 steps (with RK4 the full order). With
-    lower_order_final the order is at most the number of steps left. weigh=false is the classical
-    method, in which a step has `order` terms whatever they are.
+    With the corrector the measured order is order + 1. At the beginning degrees grow with the
+    number of slopes (start=null, measured order 3), or the Runge-Kutta solver `start` takes the
+    first order - 1 steps (with RK4 the full order). With lower_order_final the order is at most
+    the number of steps left. weigh=false is the classical method, in which a step has `order`
+    terms whatever they are.
+
+    Without a schedule the law of steps is `gradual`, or ratio(1.5, 2) if a network predicts x.
 
     Raises FmdiffError for an option out of range.
     """
 
     order: int
-    law = Ratio(1.0, 1.4)
+    law = Gradual(1.6, 15.0)
 
     def __init__(
         self,
@@ -103,6 +110,9 @@ class Adams(Solver):
             )
         self.order, self.corrector, self.start = order, corrector, start
         self.lower_order_final, self.weigh = lower_order_final, weigh
+
+    def law_of(self, field: Field) -> Schedule:
+        return ESTIMATES if field.by_estimate else self.law
 
     def nfe(self, steps: int) -> int:
         first = min(steps, self.order - 1) if self.start else 0
@@ -140,7 +150,7 @@ class Adams(Solver):
         state: State | None,
         noise: Noise | None,
     ) -> Step:
-        (row, *rows), old, errors, before = state or self.begin(torch.stack([t, s]))
+        (row, *rows), old, squares, before = state or self.begin(torch.stack([t, s]))
         if self.start and len(old) < self.order - 1:
             first = Recorder(field)
             x, _ = self.start.step(first, x, t, s, None, noise)
@@ -148,14 +158,14 @@ class Adams(Solver):
         v = field(x, t)
         new = _differences(v, old, row.ratios)
         before = before if self.corrector else None
-        if not self.weigh or len(new) == 1:
+        if not self.weigh:
             if before is not None:
                 x = _sum(before, (old[0], *new[1:]), row.behind)
             return _sum(x, new[: row.order], row.ahead), State(rows, new, None, x)
-        ahead, behind, errors = _weighed(new, row, errors)
+        ahead, behind, squares = _weighed(new, row, squares)
         if before is not None:
             x = torch.add(before, old[0], alpha=row.behind[0]) + behind
-        return torch.add(x, v, alpha=row.ahead[0]) + ahead, State(rows, new, errors, x)
+        return torch.add(x, v, alpha=row.ahead[0]) + ahead, State(rows, new, squares, x)
 
 
 def _spans(nodes: np.ndarray) -> np.ndarray:
@@ -180,28 +190,34 @@ def _sum(x: Tensor, differences: tuple[Tensor, ...], integrals: list[float]) -> 
 
 def _weighed(
     differences: tuple[Tensor, ...], row: Row, old: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of the predictor's and the corrector's terms from D_1 on, and the e_j^2 (m, B).
+) -> tuple[Tensor | float, Tensor | float, Tensor]:
+    """The sums of the predictor's and the corrector's terms from D_1 on, and |N_k|^2 (m+1, B).
 
     A term has the weights of all degrees that have it, so these come from the highest to the
     lowest: their running sum is what is needed.
     """
-    high = torch.stack(differences[:0:-1])  # N_m to N_1
-    kind, m = torch.promote_types(high.dtype, torch.float32), len(high)
+    high = torch.stack(differences[::-1])  # N_m to N_0
+    kind, m = torch.promote_types(high.dtype, torch.float32), len(high) - 1
     squares = torch.linalg.vector_norm(high.flatten(2), dim=2, dtype=kind).square()
-    ahead, behind = row.ahead[:0:-1], row.behind[:0:-1]
-    numbers = squares.new_tensor([[1.0] * m, [c * c for c in behind], ahead, behind])[..., None]
-    errors = squares * numbers[:2]  # (2, m, B): of the predictor's degrees and the corrector's
+    if not m:
+        return 0.0, 0.0, squares
+    ahead, behind = row.ahead[m::-1], row.behind[m::-1]
+    numbers = squares.new_tensor([[1.0] * (m + 1), [c * c for c in behind], ahead, behind])
+    numbers = numbers[..., None]
+    errors = squares * numbers[:2]  # (2, m+1, B): of the predictor's degrees and the corrector's
     if old is not None:
-        errors[0, m - len(old) :] += old
+        errors[0, m + 1 - len(old) : m] += old[:-1]
+        errors[1, m] = old[-1] * behind[-1] ** 2  # of D_0, which has the slope before
+    errors[0, m] = torch.inf
     if m > row.order:
         errors[0, : m - row.order] = torch.inf
-    least = torch.finfo(kind).tiny
-    weights = torch.softmax(-2 * errors.clamp(min=least).log(), 1)
+    logs = errors.clamp(min=torch.finfo(kind).tiny).log()
+    logs[0] *= 2
+    weights = torch.softmax(-logs, 1)
     shares = weights.cumsum(1)
     shares[0] -= weights[0]  # degree j misses N_{j+1}
-    shares = (shares * numbers[2:]).to(high.dtype)
-    forward, back = (shares.reshape(2, m, -1, *[1] * (high.ndim - 2)) * high).sum(1)
+    shares = (shares * numbers[2:])[:, :m].to(high.dtype)
+    forward, back = (shares.reshape(2, m, -1, *[1] * (high.ndim - 2)) * high[:m]).sum(1)
     return forward, back, squares
 
 

@@ -42,6 +42,10 @@ class Solver(Described):
     default_steps: int = 28
     law: Schedule = UNIFORM
 
+    def law_of(self, field: Field) -> Schedule:
+        """The law of the steps through a field, where no other is chosen."""
+        return self.law
+
     def begin(self, times: Tensor, jump: bool = False) -> Any:
         """The state before the first of the steps along times (S+1,).
 

@@ -90,16 +90,16 @@ def test_the_fine_solution_is_fine():
 def test_the_weights_worked_by_hand():
     """Slopes 1, 2, 4 in steps of 1: N = (2, 1), then (4, 2, 1).
 
-    The first step is Euler's and then the trapezium's. The third slope was missed by 2 (degree 0;
-    by 1 the time before) and by 1 (degree 1), so E = 5 and 1. The corrector of the second step has
-    the terms 1 and -1/12.
+    The corrector of the first step has the terms D = 1 and 1/2, so that Euler's step has a fifth
+    of the weight. The third slope was missed by 2 (degree 0; by 1 the time before) and by 1
+    (degree 1), so E = 5 and 1. The corrector of the second step has the terms 2, 1 and -1/12.
     """
     times = grid(0, 1, 2, 3)
     field = Prescribed(times, [grid(1), grid(2), grid(4)])
     x = torch.zeros(1, 1, dtype=torch.float64)
     assert integrate(WEIGHED, field, x, times[:2]).item() == pytest.approx(1)
-    assert integrate(WEIGHED, field, x, times[:3]).item() == pytest.approx(1.5 + 2, rel=1e-14)
-    second = 1.5 + 2 + 1 - 1 / 12 * 12**4 / (1 + 12**4)
+    assert integrate(WEIGHED, field, x, times[:3]).item() == pytest.approx(1.4 + 2, rel=1e-14)
+    second = 1.4 + 2 + (1 * 145 - 144 / 12) / (1 / 4 + 1 + 144)
     third = second + 4 + 2 / 2 * 5**2 / (1 + 5**2)
     assert integrate(WEIGHED, field, x, times).item() == pytest.approx(third, rel=1e-14)
     plain = integrate(Adams(4, False), field, x, times).item()

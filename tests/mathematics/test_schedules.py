@@ -20,7 +20,7 @@ U = torch.linspace(0, 1, 101, dtype=torch.float64)
 NAMES = sorted(file.stem for file in (config_folder() / "schedule").glob("*.yaml"))
 NAMES.remove("fitted")  # no law: tests/test_fitted.py
 NAMES.remove("trained")  # the times of a model: test_trained.py
-RELATIVE = ("uniform", "quadratic", "power", "ratio", "cosine", "shifted")
+RELATIVE = ("uniform", "quadratic", "power", "ratio", "gradual", "cosine", "shifted")
 # eq. 5 of Karras et al. 2022 in plain Python: 18 levels from 80 to 0.002 with rho 7
 KARRAS_18 = [
     80,
@@ -82,6 +82,7 @@ def test_every_law_increases_within_0_and_1(name):
         ("ratio", {"p": 0.9, "q": 1.3}, {0.5: 1 / (1 + 2**-0.4), 0.2: 0.2389568}),
         ("ratio", {"p": 1, "q": 1}, {0.3: 0.3}),
         ("ratio", {"p": 2, "q": 1}, {0.5: 1 / 3}),
+        ("gradual", {"limit": 2}, {0.5: 2 / 3}),
         ("cosine", {}, {1 / 3: 0.25, 0.5: 0.5}),
         ("shifted", {"shift": 3}, {0.5: 0.25, 0.9: 0.75}),  # Esser et al. 2024: t' = 3t/(1+2t)
         ("logsnr", {"noise_min": 0.01, "noise_max": 100}, {0.5: 0.5, 0.25: 1 / 11}),
@@ -93,6 +94,24 @@ def test_laws_have_their_values(name, keys, at):
     law = named("schedule", name, **keys)
     for u, r in at.items():
         assert law(torch.tensor(u, dtype=torch.float64)).item() == pytest.approx(r, rel=1e-5)
+
+
+def test_gradual_is_nearly_uniform_for_few_steps():
+    """q = 1 + S / (S + 15): 1.25 for 5 steps, 1.5 for 15."""
+    law = named("schedule", "gradual", limit=2.0)
+    for steps, q in ((5, 1.25), (15, 1.5)):
+        made = plan(mixture(CondOT()), Euler(), steps, law)
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        torch.testing.assert_close(made.times, u / (u + (1 - u) ** q))
+
+
+def test_adams_has_other_laws_for_networks_that_predict_x():
+    made = plan(network(CondOT(), "x"), named("solver", "adams"), 5)
+    law = named("schedule", "ratio", p=1.5, q=2.0)
+    assert torch.equal(made.times, plan(network(CondOT(), "x"), Euler(), 5, law).times)
+    made = plan(network(CondOT(), "v"), named("solver", "adams"), 5)
+    law = named("schedule", "gradual")
+    assert torch.equal(made.times, plan(network(CondOT(), "v"), Euler(), 5, law).times)
 
 
 def test_quadratic_is_dense_at_the_end_it_names():
@@ -195,6 +214,7 @@ def test_explicit_times_are_those_given():
         ("power", {"p": 0}, "schedule.p=0"),
         ("ratio", {"q": -1}, "schedule.q=-1"),
         ("ratio", {"p": math.inf}, "schedule.p=inf"),
+        ("gradual", {"half": 0}, "schedule.half=0"),
         ("shifted", {"shift": 0}, "schedule.shift=0"),
         ("karras", {"rho": 0}, "schedule.rho=0"),
         ("karras", {"noise_min": 0}, "schedule.noise_min=0 and schedule.noise_max=80"),
