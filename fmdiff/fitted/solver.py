@@ -41,7 +41,7 @@ from fmdiff.solvers.solver import Noise, Solver, Step
 USUAL = "adams"  # the solver that the fitted one has to beat
 LAWS = ("uniform", "ratio(1.1,1.4)", "logsnr")  # that the search may start from
 MOST = 17  # steps, which have 186 numbers
-BUDGET = 600  # evaluations of a trajectory in all steps of the search, about
+BUDGET = 450  # evaluations of a trajectory in all steps of the search, about
 STEPS = 8  # the most steps of the search
 LAM = 1e-2, 1e-3  # the first and the least damping
 TRIALS = 12  # of larger damping, before the search ends

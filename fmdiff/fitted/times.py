@@ -22,6 +22,7 @@ from fmdiff import randomness
 from fmdiff.build import named
 from fmdiff.errors import FmdiffError
 from fmdiff.field import Field
+from fmdiff.guidance import APG
 from fmdiff.integration import Law, Plan, plan, span
 from fmdiff.sampling import Sampler, default_batch_size
 from fmdiff.schedules import Explicit, Karras, LogSNR, Power, Ratio, Schedule, Uniform
@@ -147,6 +148,11 @@ class Model:
             raise FmdiffError(
                 "schedule=fitted is for solvers whose end follows from their steps, and this one "
                 f"is {kind}: choose euler, heun, adams, dpmpp_2m or another ODE solver"
+            )
+        if isinstance(sampler.guidance, APG) and sampler.guidance.momentum:
+            raise FmdiffError(
+                f"{what} needs a velocity that depends on x and t alone, and guidance.momentum adds "
+                "up what was on the way: choose guidance.momentum=0"
             )
         sampler = replace(sampler, solver=solver)
         self.field = field.to(sampler.device, sampler.dtype)

@@ -19,7 +19,7 @@ from fmdiff.fitted import solver as fitted_solver
 from fmdiff.fitted.sensitivity import Runs, directions, linear, numbers, with_numbers
 from fmdiff.fitted.solver import FittedSolver, compare, search
 from fmdiff.fitted.times import Trajectories
-from fmdiff.guidance import CFG
+from fmdiff.guidance import APG, CFG
 from fmdiff.page.program import record
 from fmdiff.path import VP, CondOT
 from fmdiff.runs import checkpoint
@@ -393,6 +393,14 @@ def test_a_flow_map_is_refused():
     field.two_times = True
     with pytest.raises(FmdiffError, match="this is a flow map, which solver=jump"):
         FittedSolver(None, 50, 0).model(field, Sampler(nfe=4))
+
+
+def test_a_velocity_that_remembers_is_refused():
+    means = torch.tensor([[-1.0, 0.5], [1.0, 0]], dtype=torch.float64)
+    covs = 0.1 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
+    field = Mixture(CondOT(), torch.ones(2).double() / 2, means, covs, torch.arange(2))
+    with pytest.raises(FmdiffError, match="choose guidance.momentum=0"):
+        FittedSolver(None, 50, 0).model(field, Sampler(steps=4, guidance=APG(2.0, momentum=-0.5)))
 
 
 def test_in_python_it_has_to_be_fitted_first():
