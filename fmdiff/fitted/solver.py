@@ -51,7 +51,7 @@ GAIN = 0.995  # the search ends where a step leaves more than this of the error
 class FittedSolver(Solver):
     """The solver that is fitted to a model.
 
-    n trajectories are fitted to, and as many again decide; null takes 32 to 1,024, by their size.
+    n trajectories are fitted to, and as many again decide; null takes 32 to 4,096, by their size.
     The fine solution takes `reference` steps. Noise by `seed` differs from that of all samples.
     """
 
@@ -113,12 +113,12 @@ class FittedSolver(Solver):
 
     def trajectories(self, model: Model) -> int:
         """The number of trajectories that the solver is fitted to."""
-        return self.n or max(32, min(1024, 2**13 // torch.Size(model.field.shape).numel()))
+        return self.n or max(32, min(4096, 2**13 // torch.Size(model.field.shape).numel()))
 
     def cost(self, model: Model) -> int:
         """The most evaluations that each of the trajectories takes, about."""
         steps, price = model.base.steps, (model.base.nfe or 0) // model.base.steps
-        trials = (len(LAWS) * 3 + TRIALS) * steps
+        trials = (len(LAWS) * 4 + TRIALS) * steps
         return price * (trials + rounds(steps) * (of_jacobian(steps) + steps)) + 2 * self.reference
 
     @torch.no_grad()
@@ -203,5 +203,6 @@ def starts(model: Model) -> list[Linear]:
         layout = model.layout(FIXED[name])
         if layout is not None:
             solvers += [bashforth(layout.times, order, layout.jump) for order in (2, 3)]
-            solvers.append(linear(model.flow, named("solver", "dpmpp_2m"), layout))
+            for solver in (named("solver", "dpmpp_2m"), named("solver", USUAL, weigh=False)):
+                solvers.append(linear(model.flow, solver, layout))
     return solvers

@@ -209,7 +209,7 @@ def test_two_normal_coordinates_are_solved_exactly():
 @pytest.mark.parametrize("nfe", [4, 6])
 def test_it_beats_the_default_on_other_noise(nfe):
     field = mixture(CondOT())
-    sampler = FittedSolver(256, 50, 0).fitted_to(field, Sampler(nfe=nfe, **DOUBLE))
+    sampler = FittedSolver(1024, 50, 0).fitted_to(field, Sampler(nfe=nfe, **DOUBLE))
     common = {"n": 500, "seed": 3, **DOUBLE}
     fine = generate(field, solver="dopri5", **common).x
     made = sampler.draw(field, 500, seed=3)
