@@ -151,8 +151,8 @@ class Model:
             )
         if isinstance(sampler.guidance, APG) and sampler.guidance.momentum:
             raise FmdiffError(
-                f"{what} needs a velocity that depends on x and t alone, and guidance.momentum adds "
-                "up what was on the way: choose guidance.momentum=0"
+                f"{what} needs a velocity that depends on x and t alone, and guidance.momentum "
+                "remembers the way: choose guidance.momentum=0"
             )
         sampler = replace(sampler, solver=solver)
         self.field = field.to(sampler.device, sampler.dtype)
