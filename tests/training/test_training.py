@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
@@ -532,3 +533,35 @@ def test_moments_of_another_optimiser_are_refused(command, train, tmp_path, capf
     assert command("train", *more, "optim=muon", "overwrite=true") == 2
     assert "its moments are of Adam, and this run has Muon" in capfd.readouterr().err
     assert command("train", *more, "optim=adamw", "overwrite=true") == 0
+
+
+SPY = """
+import hashlib
+import os
+from pathlib import Path
+
+from fmdiff.optim import Muon
+
+
+class Spy(Muon):
+    def step(self, closure=None):
+        super().step(closure)
+        weights = [p for group in self.param_groups for p in group["params"]]
+        bytes_ = b"".join(p.detach().numpy().tobytes() for p in weights)
+        with Path(f"rank{os.environ.get('RANK', 0)}").open("a") as file:
+            file.write(hashlib.sha256(bytes_).hexdigest() + "\\n")
+"""
+
+
+@pytest.mark.slow
+def test_muon_moves_the_weights_of_all_devices_alike(command, tmp_path):
+    folder = tmp_path / "configs"
+    (folder / "optim").mkdir(parents=True)
+    (folder / "optim" / "spy.yaml").write_text("_target_: spy.Spy\nlr: 1e-3\nmomentum: 0.9\n")
+    (tmp_path / "spy.py").write_text(SPY)
+    words = (*PLAIN, *POINTS, "trainer.max_steps=12", "trainer.warmup=0", "optim=spy")
+    words = ("train", f"--config-dir={folder}", *words)
+    assert command(*words, "trainer.devices=2", "out=two") == 0
+    one, other = (Path(f"rank{k}").read_text().splitlines() for k in (0, 1))
+    assert one == other and len(set(one)) == 12
+    assert command(*words, "trainer.decay=constant", "out=one") == 0
