@@ -388,7 +388,7 @@ def test_a_network_that_is_a_map_jumps_by_default():
     assert generate(field, 3, solver=Heun(), steps=2).nfe_counted == 4
     assert Sampler(steps=2).draw(field, 3).nfe_counted == 2
     assert Sampler().plan(field).nfe == Sampler().plan(view(field, "native")).nfe == 4
-    assert generate(Gaussian(CondOT()), 3).nfe_counted == 56
+    assert generate(Gaussian(CondOT()), 3).nfe_counted == 28
 
 
 def test_a_velocity_alone_does_not_jump():
