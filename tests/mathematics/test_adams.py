@@ -44,10 +44,10 @@ def grid(*times):
 
 
 def check(target, path, w, questions, n=64, tolerance=1e-8):
-    """At 10 questions and more; with fewer Euler and the 2M methods can be ahead."""
+    """At 10 questions (w >= 3: 20) and more; with fewer Euler and the 2M methods can be ahead."""
     case = targets.case(target, path, w, n, tolerance)
     errors = adams_guidance.cell(case, questions)
-    if questions >= (10 if w < 5 else 20):
+    if questions >= (10 if w < 3 else 20):
         best = min(errors["euler"], errors["heun"], errors["dpmpp_2m"])
         assert errors["adams"] <= best, errors
     return errors
