@@ -27,21 +27,26 @@ from fmdiff.runs.find import find
 from fmdiff.runs.rows import Rows
 from fmdiff.training.module import Training
 
-FORK = multiprocessing.get_context("fork")
+# children are forked from a process that has everything imported and has computed nothing
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["fmdiff.commands.train", "torch.utils.tensorboard"])
 EVERY = ("trainer.log_every=50", "trainer.validate_every=1000", "trainer.picture_every=100000")
 
 
 def forked(*words):
     """A command in a child that has everything imported."""
-
-    def run():
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
-            os._exit(cli.main([*map(str, words)]))
-
-    child = FORK.Process(target=run)
+    child = SERVER.Process(target=run, args=(os.getcwd(), dict(os.environ), words))
     child.start()
     return child
+
+
+def run(folder, variables, words):
+    """Run a command in silence, in this folder and environment, and end the process."""
+    os.chdir(folder)
+    os.environ.update(variables)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
+        os._exit(cli.main([*map(str, words)]))
 
 
 def wait(child, seconds=600):
