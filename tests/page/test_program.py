@@ -168,9 +168,9 @@ def test_the_data_hold_the_program():
 
 
 def test_a_start_that_is_more_than_noise_has_no_scale():
-    assert record(Sampler(steps=2), network(CondOT(), source=Hypersphere())).scale is None
-    assert record(Sampler(steps=2), mixture(VP())).scale is None
-    assert record(Sampler(steps=2), mixture(CondOT())).scale == 1.0
+    assert record(Sampler("heun", steps=2), network(CondOT(), source=Hypersphere())).scale is None
+    assert record(Sampler("heun", steps=2), mixture(VP())).scale is None
+    assert record(Sampler("heun", steps=2), mixture(CondOT())).scale == 1.0
 
 
 @pytest.mark.parametrize(
